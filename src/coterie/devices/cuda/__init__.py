@@ -1,4 +1,4 @@
-"""The CUDA device: experts in HBM, programs as Triton kernels; `gpu.py` is the way to one.
+"""The CUDA device: experts in HBM, programs as Triton kernels. `gpu.py` opens one.
 
 Knows nothing about other devices.
 """

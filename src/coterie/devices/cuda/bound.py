@@ -1,13 +1,13 @@
-"""A program's rows on the GPU for steps of one bucket, and what a run puts there: one block down, one block up.
+"""A program's rows on the GPU for steps of one bucket, and what each run copies: one block down, one block up.
 
     packet (pinned)     rows | feed | state | tables | shares | tokens ... ends |     -> copied down -> fixed, inputs
     on the GPU          fixed: rows, feed, state, tables, shares, stops: launches and captures hold their addresses
                         inputs, kept: reached through words of rows and feed, so they may move
     packet (pinned)     state | tokens kept                                            <- copied up
 
-So a switch, another context or another batch rewrites words, and captures nothing; a run that is like the one before
-it writes its inputs alone. A run has its own packet, which the next one cannot overwrite. Used by one thread at a time,
-that which queues on the compute lane, but for packets.
+So a switch, another context or another batch rewrites words, and captures nothing; a run like the previous one writes
+only its inputs. Each run has a packet of its own, which the next run cannot overwrite. Packets apart, all this is used
+by one thread at a time: the one that queues on the compute lane.
 Knows nothing about lanes, gates or files.
 """
 
@@ -36,22 +36,22 @@ from coterie.kernels.triton.tiles import power_of_two
 Array: TypeAlias = npt.NDArray[np.generic]
 
 LEVERS = ("lower --near or --kv", "ask with shorter prompts")
-STATE_WORDS, STOP = 4, 2  # done, ended, stop; and one to keep to 16 bytes
+STATE_WORDS, STOP = 4, 2  # done, ended, stop, and padding to 16 bytes
 
 
 class Grown:
-    """Memory of the GPU that grows by powers of two, and holds nothing from one run to the next."""
+    """GPU memory that grows by powers of two; its contents do not survive from one run to the next."""
 
     def __init__(self, driver: Driver, what: str) -> None:
         self._driver, self._what = driver, what
         self.tensor: torch.Tensor | None = None
 
     def at_least(self, size_bytes: int, stream: Stream) -> torch.Tensor:
-        """With room for so many bytes. Raises CapacityError, and then there is as much as there was."""
+        """Memory of at least this size. Raises CapacityError, and then keeps the size that it had."""
         if self.tensor is None:
             self.tensor = self._take(size_bytes)
         elif self.tensor.numel() < size_bytes:
-            self._driver.wait(self._driver.mark(stream))  # earlier runs use it
+            self._driver.wait(self._driver.mark(stream))  # until then, earlier runs use it
             before, self.tensor = self.tensor.numel(), None
             try:
                 self.tensor = self._take(size_bytes)
@@ -65,27 +65,27 @@ class Grown:
 
 
 class Shared:
-    """What all bounds use in turn: the driver, the kernels, the packets, stored values and scratch."""
+    """What all bounds share: the driver, the kernels, the packets, and memory for stored values and scratch."""
 
     def __init__(self, driver: Driver, kernels: Kernels) -> None:
         self.driver, self.kernels = driver, kernels
-        # What is done with a step's launches when they are found, before the first is launched.
+        # A hook for a step's launches, called when they are found and before the first is launched.
         self.before: Callable[[Sequence[Launch]], None] = lambda launches: None
         self.packets = Packets(driver)
         self.workspace = Grown(driver, "the values of a step")
         self.scratch = Grown(driver, "scratch of kernels")
-        self.uncaptured = ""  # why steps are not captured, when one could not be
-        self.unwalked: dict[str, str] = {}  # steps that are not walked in one launch, and why the first were not
+        self.uncaptured = ""  # why steps are no longer captured, once a capture has failed
+        self.unwalked: dict[str, str] = {}  # kinds of runs that are not walked in one launch -> the first reason
 
 
-# Weights and pages, the layout of inputs, and where inputs, tokens kept and stored values are.
+# Weights and pages, the layout of inputs, and the addresses of inputs, kept tokens and stored values.
 MadeOf: TypeAlias = tuple[Addresses, Inputs, int, int, int]
 Pairs: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @value
 class Ready:
-    """A run for which all is there: what its words are made of, and where its inputs and the tokens kept are."""
+    """A run that is ready to be queued: what its words were made from, and where its inputs and kept tokens are."""
 
     made_of: MadeOf
     inputs: torch.Tensor
@@ -95,7 +95,7 @@ class Ready:
 
 @value
 class _Crossing:
-    """What is copied down, and what up, with a packet."""
+    """The copies down and up for a packet."""
 
     packet: Packet
     made_of: MadeOf
@@ -104,12 +104,12 @@ class _Crossing:
     up: Pairs
 
     def is_for(self, packet: Packet, ready: Ready) -> bool:
-        """True when the same memory takes part."""
+        """Whether these copies use the same memory."""
         return self.packet is packet and self.made_of == ready.made_of and self.kept_bytes == ready.kept_bytes
 
 
 class Bound:
-    """Rows of an executable for steps of a bucket; `mixes`: of steps whose sequences differ in weights."""
+    """Rows of an executable for steps of a bucket; `mixes`: for steps whose sequences differ in weights."""
 
     def __init__(self, exe: LoweredExecutable, bucket: Bucket, shared: Shared, mixes: bool = False) -> None:
         self.exe, self.bucket, self._shared = exe, bucket, shared
@@ -142,7 +142,7 @@ class Bound:
         self._inputs = Grown(shared.driver, "a step's inputs")
         self._kept = Grown(shared.driver, "tokens drawn")
         self._given: Inputs | None = None
-        self._written: MadeOf | None = None  # what the words that are sent were made of,
+        self._written: MadeOf | None = None  # what the words to send were made from,
         self._mixed: tuple[object, ...] = ()  # and those of shares
         self._crosses: _Crossing | None = None
         self._is_new = True
@@ -155,7 +155,7 @@ class Bound:
         self._walks = True
 
     def make_ready(self, run: Run, stream: Stream) -> Ready:
-        """Have memory for a run, its words, and the launches of its bucket, whose kernels may first be compiled."""
+        """Prepare a run: its memory, its words and its bucket's launches, which may first have to be compiled."""
         shared, given = self._shared, self._inputs_of(run)
         kept_bytes = 4 * run.steps * run.drawn
         at = self._inputs.at_least(given.size_bytes, stream)
@@ -171,7 +171,7 @@ class Bound:
         return Ready(made_of, at, kept, kept_bytes)
 
     def put(self, ready: Ready, stream: Stream, stop: bool) -> Packet:
-        """Queue the words of the run made ready last; returns the packet in which its tokens will come back."""
+        """Queue the words of the run made ready last; returns the packet that its tokens will come back in."""
         shared, given, sent_bytes = self._shared, ready.made_of[1], self._sent_bytes
         packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + ready.kept_bytes)
         try:
@@ -187,33 +187,33 @@ class Bound:
         return packet
 
     def launches(self, index: int) -> list[Launch]:
-        """What launches a row."""
+        """Launches of a row."""
         return self._launches[index]
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self._rows)
 
     @property
     def end(self) -> Launch:
-        """What ends a step: tokens are kept and fed back."""
+        """The launch that ends a step: tokens are kept and fed back."""
         return self._step[-1]
 
     @property
     def step(self) -> Sequence[Launch]:
-        """What a whole step launches, once a run was put."""
+        """Launches of a whole step, available after the first `make_ready`."""
         return self._step
 
     @property
     def is_captured(self) -> bool:
-        """Whether steps are queued as they were captured, in microseconds each."""
+        """Whether steps are replayed from a capture, in microseconds each."""
         return self._captured is not None
 
     def queue_steps(self, steps: int, stream: Stream, captured: bool) -> None:
-        """Queue whole steps, launch by launch or as one was captured.
+        """Queue whole steps, launch by launch or by replaying a captured one.
 
-        A step is captured when it has been launched once: kernels are compiled and loaded by their first launch.
+        A step is captured only after it has been launched once, since the first launch compiles and loads kernels.
         """
         driver = self._shared.driver
         if steps and captured and not self.has_run:
@@ -222,7 +222,7 @@ class Bound:
         if steps and captured and self._captured is None and not self._shared.uncaptured:
             try:
                 self._captured = driver.capture(stream, self._step)
-            except Exception as error:  # captured or not, a step gives the same: a remark tells
+            except Exception as error:  # results are the same without a capture; a remark reports it
                 self._shared.uncaptured = first_line(error)
         if steps and captured and self._captured is not None:
             driver.replay(stream, self._captured, steps)
@@ -231,17 +231,17 @@ class Bound:
             driver.launch(stream, self._step)
 
     def queue_walk(self, stream: Stream) -> bool:
-        """Queue what is left of a run as one launch; False where that cannot be, and `Shared.unwalked` says why."""
+        """Queue the rest of a run as one launch; False if that is impossible, for a reason in `Shared.unwalked`."""
         if not self._walks:
             return False
         unwalked, those = self._shared.unwalked, f"up to {self.bucket.tokens} sequences"
         try:
             self._walk = self._walk or self._find_walk(stream)
             self._shared.driver.launch(stream, [self._walk])
-        except CapacityError as error:  # what has no room now may have it at the next run
+        except CapacityError as error:  # the next run may find room
             unwalked.setdefault(f"some runs of {those}", first_line(error))
             return False
-        except Exception as error:  # walked or not, a run gives the same: a remark tells
+        except Exception as error:  # results are the same without a walk; a remark reports it
             self._walks = False
             unwalked.setdefault(those, first_line(error))
         return self._walks
@@ -253,11 +253,11 @@ class Bound:
 
     @property
     def stored(self) -> Mapping[str, int]:
-        """Where in the workspace each stored value begins."""
+        """Offset in the workspace of each stored value."""
         return self._plan
 
     def _inputs_of(self, run: Run) -> Inputs:
-        """The inputs of a run, in the layout of the run before where sizes are the same."""
+        """The inputs of a run, in the previous run's layout if sizes are the same."""
         rows = run.rows
         key = Inputs.key_of(rows, self.exe.program.kv.state_blocks(run.at.block_bytes))
         if self._given is None or self._given.key != key:
@@ -266,7 +266,7 @@ class Bound:
         return self._given
 
     def _crossing(self, packet: Packet, ready: Ready) -> _Crossing:
-        """The pieces of memory between which words are copied: to name one takes longer than to write it."""
+        """The tensor slices to copy between: making one takes longer than writing it."""
         sent_bytes, given_bytes, state_bytes = self._sent_bytes, ready.made_of[1].size_bytes, 4 * STATE_WORDS
         given, kept_bytes = packet.down[sent_bytes : sent_bytes + given_bytes], ready.kept_bytes
         down = [(self._fixed[:sent_bytes], packet.down[:sent_bytes]), (ready.inputs[:given_bytes], given)]
@@ -276,7 +276,7 @@ class Bound:
         return _Crossing(packet, ready.made_of, kept_bytes, down, up)
 
     def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
-        """Write all words of rows and feed that a run gives, but for how many steps it has."""
+        """Write all words of rows and feed that depend on a run, except its number of steps."""
         template = self.exe.template
         named = given.addresses(inputs) | given.named
         named |= {"kv": at.kv, "block_bytes": at.block_bytes}
@@ -290,7 +290,7 @@ class Bound:
             self._feed[FEED[name]] = word
 
     def _put_shares(self, run: Run) -> None:
-        """Let the rows of each share have weights of their own."""
+        """Give the rows of each share the weights of its expert."""
         own, shares, shareable = run.at.own, run.rows.shares, self.exe.shareable
         if own is None or shares is None or shareable is None:
             return
@@ -300,7 +300,7 @@ class Bound:
             self._mixed = mixed
 
     def _prepare(self, stream: Stream) -> None:
-        """Find the launches, when the rows are complete for the first time."""
+        """Find the launches, once the rows are complete for the first time."""
         if not self._is_new:
             return
         shared = self._shared
@@ -316,7 +316,7 @@ class Bound:
         self._is_new = False
 
     def _find_walk(self, stream: Stream) -> Launch:
-        """Put on the GPU what a walk finds there. Raises UnsupportedError, CapacityError."""
+        """Upload the plan of a walk. Raises UnsupportedError, CapacityError."""
         shared = self._shared
         plan = shared.kernels.plan(self._rows, self.rows, self.bucket, shared.scratch.at_least(1, stream))
         self._walked = take(shared.driver, "phases of a program", plan.words.nbytes, LEVERS)
@@ -326,7 +326,7 @@ class Bound:
 
 
 def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, stream: Stream) -> None:
-    """Copy numbers to the GPU and wait for it; for what is written once."""
+    """Copy numbers to the GPU and wait; for data that is written once."""
     if values.nbytes:
         packet = packets.take(values.nbytes, 0)
         try:

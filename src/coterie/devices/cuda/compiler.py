@@ -1,10 +1,10 @@
-"""Triton's compiler in processes of its own, which have no GPU: python -m coterie.devices.cuda.compiler 9.0 16
+"""Triton's compiler in separate processes, without a GPU: python -m coterie.devices.cuda.compiler 9.0 16
 
-    in    a pickled (number, Wanted), and more, until it is closed
-    out   a pickled (number, True: it was compiled | False: it was there | what went wrong), in the order of their ends
+    in    pickled (number, Wanted) pairs, until the stream is closed
+    out   pickled (number, True: compiled | False: existed already | an error's text), in order of completion
 
-This process imports PyTorch and Triton once and then forks, so the others begin to compile at once. It ends when who
-started it does, and takes them with it.
+This process imports PyTorch and Triton once and then forks, so that its children can compile at once. It ends when its
+parent does, together with its children.
 Knows nothing about what is compiled, or why.
 """
 
@@ -26,25 +26,25 @@ from coterie.kernels.triton import compile_ahead
 from coterie.kernels.triton.compile_ahead import Wanted
 
 Answer = bool | str
-LOOK_S = 0.5  # so often a process looks whether the one that forked it is there
+LOOK_S = 0.5  # interval at which a child checks that its parent is alive
 
 
 def compiled(wanted: Wanted) -> Answer:
-    """Compile one kernel, unless it is there."""
+    """Compile one kernel, unless it exists already."""
     try:
         return wanted.compile()
-    except Exception as error:  # of one kernel: whoever launches it meets the same, and says where
+    except Exception as error:  # affects one kernel: its launch will raise the same, and say where
         return f"{wanted.name}: {str(error).strip() or repr(error)}"
 
 
 class _Answers:
-    """Says how each ended, whole answers one after another."""
+    """Writes results, one at a time."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out, self._lock = out, Lock()
 
     def of(self, number: int, future: Future[Answer]) -> None:
-        """That of one kernel; nobody may be there any more to hear it."""
+        """Write one kernel's result; the reader may be gone."""
         if future.cancelled():
             return
         error = future.exception()
@@ -58,7 +58,7 @@ class _Answers:
 
 
 def _end_with(parent: int) -> None:
-    """Let this process end when the one that forked it does, however that ends: nobody waits for what it compiles."""
+    """Make this process end when its parent does, however that ends: nothing waits for what it compiles."""
 
     def look() -> None:
         while os.getppid() == parent:
@@ -69,7 +69,7 @@ def _end_with(parent: int) -> None:
 
 
 def serve(asked: BinaryIO, out: BinaryIO, processes: int) -> None:
-    """Compile what is asked for, in so many processes, until there is no more to be asked."""
+    """Compile what is requested, in this many processes, until the input is closed."""
     answers, context = _Answers(out), multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, context, _end_with, (os.getpid(),)) as pool:
         try:
@@ -79,17 +79,17 @@ def serve(asked: BinaryIO, out: BinaryIO, processes: int) -> None:
         except EOFError:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
-                child.terminate()  # nobody waits for what they compile
+                child.terminate()  # nothing waits for what they compile
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The capability, as 9.0, and how many processes."""
+    """Arguments: the capability, such as 9.0, and the number of processes."""
     capability, processes = arguments
     major, _, minor = capability.partition(".")
-    for told in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C is for whoever started this, and so is a terminal that is gone
+    for told in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a lost terminal concern only the parent
         signal.signal(told, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what compilers print is no answer
+    os.dup2(2, 1)  # compilers' own output must not mix with results
     compile_ahead.settle_keys()
     compile_ahead.compile_for((int(major), int(minor)))
     serve(sys.stdin.buffer, out, int(processes))

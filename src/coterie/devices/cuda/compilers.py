@@ -1,10 +1,10 @@
-"""Many kernels compiled at once, beside whatever else goes on: who waits for a step's comes before what may be needed.
+"""Compiles many kernels at once, in the background; kernels that a step waits for come before those that may be needed.
 
-    ask(wanted)          -> a future each      urgent ones first; no more are given away than there are processes
-    (first miss)         -> starts compiler.py, which compiles into Triton's cache on disk
+    ask(wanted)          -> a future per kernel    urgent ones first; no more in progress than there are processes
+    (first miss)         -> starts compiler.py, which compiles into Triton's disk cache
     (later, the launch)  -> finds them there
 
-Where everything was compiled before, nothing is started. Any thread may ask.
+If everything was compiled before, no process is started. Any thread may ask.
 Knows nothing about launches or steps.
 """
 
@@ -25,20 +25,22 @@ from coterie.devices.cuda.compiler import Answer
 from coterie.kernels.triton.compile_ahead import Wanted, is_kept, wanted_by
 from coterie.spec.this_machine import allowed_cpus
 
-WORTH_IT = 3  # kernels: to start the processes takes as long as to compile two or three
-MAX_S = 180.0  # that a step waits for them
+WORTH_IT = 3  # kernels: starting the processes takes as long as compiling two or three
+MAX_S = 180.0  # that a step waits for its kernels
 ENDED = "the compiler's processes have ended"
 
 
 class AtOnce:
-    """What a step's kernels wait for when it is met first: those that were not compiled are, all at once."""
+    """Called with the launches of a new step: compiles those kernels that are missing, in parallel,
+    and waits for them.
+    """
 
     def __init__(self, compilers: Compilers) -> None:
         self._compilers, self._known = compilers, set[Wanted]()
 
     def __call__(self, launches: Iterable[object]) -> None:
-        """Compile what is not there. Where that cannot be, whoever launches compiles, one kernel after another."""
-        with suppress(Exception):  # it is only about time
+        """Compile missing kernels. If that fails, the launches compile them, one after another."""
+        with suppress(Exception):  # a failure costs only time
             asked = [one for one in wanted_by(launches) if one not in self._known]
             keys = {one.key(self._compilers.capability): one for one in asked}
             missing = [one for key, one in keys.items() if not is_kept(key, one)]
@@ -48,20 +50,20 @@ class AtOnce:
 
 
 class Compilers:
-    """Processes that compile for a GPU of a capability, started when there is something to compile."""
+    """Processes that compile for GPUs of a capability, started when there is something to compile."""
 
     def __init__(self, capability: tuple[int, int], processes: int | None = None) -> None:
         self.capability, self.processes = capability, processes or int(allowed_cpus()[0])
         self._lock = threading.Lock()
         self._asked: dict[Wanted, Future[Answer]] = {}
-        self._waiting: tuple[deque[Wanted], deque[Wanted]] = deque(), deque()  # urgent ones, and others
+        self._waiting: tuple[deque[Wanted], deque[Wanted]] = deque(), deque()  # urgent, and others
         self._under_way: dict[int, Wanted] = {}
         self._number = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
 
     def ask(self, wanted: Iterable[Wanted], urgent: bool = False) -> list[Future[Answer]]:
-        """Futures that say how each ended: True, it was compiled; False, it was there; or what went wrong."""
+        """A future per kernel with its result: True if it was compiled, False if it existed, or what went wrong."""
         found = []
         with self._lock:
             for one in wanted:
@@ -77,7 +79,7 @@ class Compilers:
         return found
 
     def close(self) -> None:
-        """End the processes; who still waits hears that they have ended. May be called again."""
+        """End the processes; pending futures say that they have ended. May be called again."""
         with self._lock:
             self._closed = True
             child = self._child
@@ -85,11 +87,11 @@ class Compilers:
         if child is not None:
             if child.stdin is not None:
                 with suppress(OSError):
-                    child.stdin.close()  # by which it ends, and so does who listens
+                    child.stdin.close()  # this ends it, and then the listening thread
             child.wait()
 
     def _hand_out(self) -> None:
-        """Give away as much as there are processes for."""
+        """Send as many kernels as there are idle processes."""
         while len(self._under_way) < self.processes and any(self._waiting):
             asks = self._started()
             if asks is None:
@@ -105,7 +107,7 @@ class Compilers:
                 self._give_up()
 
     def _started(self) -> IO[bytes] | None:
-        """Where to ask; None where nobody can be asked."""
+        """The stream to send kernels to, starting the processes if need be; None if that is impossible."""
         if self._closed:
             return None
         if self._child is None:
@@ -121,7 +123,7 @@ class Compilers:
         return self._child.stdin
 
     def _listen(self, answers: IO[bytes]) -> None:
-        """Hear how each ended, until there is no more to hear."""
+        """Receive results until the stream ends."""
         with answers, suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 number, answer = pickle.load(answers)
@@ -129,13 +131,13 @@ class Compilers:
                     one = self._under_way.pop(number, None)
                     future = self._asked.get(one) if one is not None else None
                     self._hand_out()
-                    if future is not None and not future.done():  # else whoever gave up has told it
+                    if future is not None and not future.done():  # else _give_up has resolved it
                         future.set_result(answer)
         with self._lock:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Nothing more will be compiled here: whoever launches does it."""
+        """Compile nothing more here: launches will compile."""
         self._closed = True
         for some in self._waiting:
             some.clear()
@@ -146,6 +148,6 @@ class Compilers:
 
 
 def _environment() -> dict[str, str]:
-    """Kernels are compiled there, never interpreted, and no GPU is looked for."""
+    """Without the interpreter, so that kernels are compiled, and with all GPUs hidden."""
     found = {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return {**os.environ, **found}

@@ -1,11 +1,11 @@
 """The CUDA device: arenas in HBM, a pinned pool, files by direct I/O, programs as Triton kernels on a stream.
 
     lane disk->dram   reads file ranges into the pinned pool      lane dram->hbm   a stream that copies them up
-    lane disk->hbm    the same two in one, through staging        lane compute     a stream that runs programs
+    lane disk->hbm    both in one, through staging                lane compute     a stream that runs programs
 
-A run follows its gates on the stream: layer 0 runs while layer 1 arrives, and no thread of the host is in between.
-CI tests it with a driver that is no GPU; docs/cuda.md says on which GPU it has run, and what was not run there.
-Knows nothing about models, requests or why it is asked.
+A run waits for its gates on the stream: layer 0 runs while layer 1 arrives, without a thread of the host in between.
+CI tests it with a fake driver; docs/cuda.md says on which GPUs it has run, and what has not run there.
+Knows nothing about models, requests or callers.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ if TYPE_CHECKING:
     from coterie.devices.cuda.expected import Expected
 
 
-READ_BYTES = 16 * 2**20  # of rows that come up at once; logits of a prompt's tokens are hundreds of megabytes
+READ_BYTES = 16 * 2**20  # of rows copied up at once; logits of a prompt's tokens are hundreds of megabytes
 
 
 class CudaDevice(RealDevice):
     """An NVIDIA GPU and its host.
 
-    `spec`: by default what is free now. `orchestration`: `device` queues whole steps as captured graphs,
-    `persistent` all steps of a run as one launch where sequences are few, `host` starts each kernel by a call.
-    `driver`, `kernels`, `read`, `staging_bytes`: tests give their own.
+    `spec`: by default what is free now. `orchestration`: `device` queues whole steps as captured graphs, `persistent`
+    all steps of a run as one launch if sequences are few, `host` launches each kernel by a call. `driver`, `kernels`,
+    `read`, `staging_bytes`: for tests.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CudaDevice(RealDevice):
         self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
         self._compilers: Compilers | None = None
         self._expected: Expected | None = None
-        if kernels is None and isinstance(self.driver, TorchDriver):  # what stands for a GPU has nothing to compile
+        if kernels is None and isinstance(self.driver, TorchDriver):  # a fake GPU has nothing to compile
             from coterie.devices.cuda.compilers import AtOnce, Compilers
             from coterie.devices.cuda.dry_run import DryRun
             from coterie.devices.cuda.expected import Expected
@@ -100,13 +100,13 @@ class CudaDevice(RealDevice):
 
     @property
     def spec(self) -> MachineSpec:
-        """Tiers nearest first, links, launch costs; frozen, but for notes of what was remarked since."""
+        """Tiers nearest first, links, launch costs; frozen, except for notes, which include the remarks so far."""
         remarks = self.remarks
         return replace(self._spec, notes=(*self._spec.notes, *remarks)) if remarks else self._spec
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What works, but slower than it could, and why."""
+        """What works more slowly than it could, and why."""
         found = []
         if self._memory.unpinned is not None:
             size, reason = self._memory.unpinned
@@ -120,9 +120,9 @@ class CudaDevice(RealDevice):
         return tuple(found)
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
-        """An arena of HBM, aligned to 512 bytes, or the pool of the host: pinned, touched, aligned to 2 MiB.
+        """An arena of HBM, aligned to 512 bytes, or the host's pool: pinned, touched, aligned to 2 MiB.
 
-        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
+        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError if unknown.
         """
         self._check_open()
         size = self._room(tier, size_bytes, f"reserve less in {tier}")
@@ -134,18 +134,18 @@ class CudaDevice(RealDevice):
         return buffer
 
     def give_back(self, buffer: Buffer) -> None:
-        """Let a whole slab go until it is asked for again; of one that is used in part all stays.
+        """Release a whole slab until it is next used; a part of a slab is not released.
 
-        What the GPU or the system does not take stays too: nobody asked for anything that could fail.
+        If the GPU or the system refuses, the memory stays: no caller expects this to fail.
         """
         self._check_open()
         try:
             self._memory.give_back(buffer)
-        except Exception as error:  # if the GPU is gone, this is known from here on
+        except Exception as error:  # records it, if the GPU is lost
             self._health.failure("giving memory back", error)
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """Keep these tensors at multiples of 16 bytes when the buffer is filled from below."""
+        """Put these tensors at multiples of 16 bytes when the buffer is filled from below."""
         self._check_open()
         with self._health.telling("placing tensors"):
             self._memory.place(dst, tensors)
@@ -153,7 +153,7 @@ class CudaDevice(RealDevice):
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Copy up, or within a tier, all or parts. Raises ValueError when sizes differ, or for a way down."""
+        """Copy up or within a tier, all or parts. Raises ValueError for unequal sizes, or for a copy down."""
         self._check_open()
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
@@ -175,17 +175,17 @@ class CudaDevice(RealDevice):
                 self._memory.inherit(dst, src)
             else:
                 pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
-            pinned = self._memory.unpinned is None  # else CUDA keeps who asks for a copy waiting for its end
+            pinned = self._memory.unpinned is None  # else CUDA blocks the calling thread until the copy ends
             return self._lane(lane).submit(label, after, partial(self._copy, pairs), here=pinned)
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
-        """Copy pieces one after the other."""
+        """Copy pieces one after another."""
         copy_pieces(self, dst, src, pieces, issued)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Read a file range into the pool, or through staging into HBM; see read_piece for how it fails."""
+        """Read a file range into the pool, or through staging into HBM; see read_piece for its failures."""
         self._check_open()
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
@@ -201,7 +201,7 @@ class CudaDevice(RealDevice):
         return self._once(program, lambda: self._encode(program))
 
     def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
-        """Compile what most such steps launch and was not compiled before, beside all else."""
+        """Compile, in the background, what most such steps launch and is not compiled yet."""
         if self._expected is not None:
             self._expected(self._own(exe).program, limits, block_bytes, shared)
 
@@ -215,7 +215,7 @@ class CudaDevice(RealDevice):
     ) -> Event:
         """Queue up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit.
 
-        The event fails with DeviceError when logits are not numbers or the GPU fails, CapacityError when it is full.
+        The event fails with DeviceError if logits are not numbers or the GPU fails, CapacityError if the GPU is full.
         """
         self._check_open()
         mine = self._own(exe)
@@ -225,7 +225,7 @@ class CudaDevice(RealDevice):
             run = Run.of(mine, rows, steps, self._places.of(mine, binding))
         except ValueError:
             raise
-        except Exception as error:  # a slab was given back, and others have its memory now, or the GPU gives none
+        except Exception as error:  # a slab that was given back could not be reallocated
             return self._lane(COMPUTE).submit(label, after, partial(fail, error))
 
         def issue(turn: Turn) -> Finish:
@@ -237,13 +237,13 @@ class CudaDevice(RealDevice):
         return event
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Block as every device does; who waits for one event alone sees it end without another thread."""
+        """Block as on every device; a thread that waits for a single event ends it itself, without a hand-over."""
         lane = self._streams.get(events[0].lane) if len(events) == 1 and until is None else None
         if lane is None or not lane.end_here(own(events[0])):
             super().wait_any(events, until)
 
     def interrupt(self) -> None:
-        """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
+        """End the current run, or else the next one, after its current step. Any thread may call this."""
         self._runs.interrupts.interrupt()
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
@@ -264,14 +264,14 @@ class CudaDevice(RealDevice):
         return found
 
     def close(self) -> None:
-        """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        """Stop lanes, fail what has not begun, and release memory. May be called again."""
         self._closed = True
         lanes: list[StagedLane | FetchLane | StreamLane] = [self._staged, self._disk, *self._streams.values()]
         for lane in lanes:
             lane.cancel()
         self._lanes.close()
         if self._compilers is not None:
-            self._compilers.close()  # before lanes are waited for: one may wait for what they compile
+            self._compilers.close()  # before joining lanes, which may wait for a compilation
         for lane in lanes:
             lane.join()
         if self._expected is not None:
@@ -282,12 +282,12 @@ class CudaDevice(RealDevice):
         self._constants.clear()
 
     def _before(self, compile_all: Callable[[Sequence[Launch]], None], launches: Sequence[Launch]) -> None:
-        """Have a step's kernels compiled before its first launch, which would else compile one after another."""
+        """Have a step's kernels compiled before its first launch, which would compile them one after another."""
         compile_all(launches)
-        self._check_open()  # closed meanwhile, so that nobody waits for them any more
+        self._check_open()  # the device may have been closed meanwhile
 
     def _read_rows(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """In pieces: what crosses at once is pinned, and kept for the next."""
+        """In pieces: memory for what is copied at once is pinned, and kept for later reads."""
         at_once = max(READ_BYTES // ran.rows_at[1], 1)
         pieces = [self._read(ran, rows[i : i + at_once]) for i in range(0, max(len(rows), 1), at_once)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -307,7 +307,7 @@ class CudaDevice(RealDevice):
         return read
 
     def memory(self, buffer: Buffer) -> torch.Tensor:
-        """The bytes of a buffer where they lie, for tests and benchmarks."""
+        """The bytes of a buffer, as stored, for tests and benchmarks."""
         self._check_open()
         with self._health.telling("looking at memory"):
             return self._memory.tensor(buffer)
@@ -323,24 +323,24 @@ class CudaDevice(RealDevice):
         return nothing
 
     def _copy_pieces(self, pieces: I64, turn: Turn) -> Finish:
-        """By a kernel: hundreds of rows are one launch, where an engine would take a call for each."""
+        """Copy by a kernel: hundreds of pieces are one launch, where the copy engine would need a call for each."""
         packets = self._shared.packets
         packet = packets.take(pieces.nbytes, 0)
         try:
             packet.put(0, pieces)
             self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
-        except BaseException:  # from outside it may come behind the launch, which reads the packet
+        except BaseException:  # an interrupt may come after the launch, which reads the packet
             packets.abandon(packet, turn.stream)
             raise
         return lambda _passed: packets.give_back(packet)
 
     def _encode(self, program: Program) -> LoweredExecutable:
         exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True, rounds=False)
-        self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
+        self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # raises for unsupported rows
         return exe
 
     def _constant(self, values: F32) -> int:
-        """Put a constant of a program on the GPU and say where."""
+        """Put a constant of a program on the GPU, and return its address."""
         with self._health.telling("loading a program"):
             self._loading = self._loading or self.driver.stream()
             memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))

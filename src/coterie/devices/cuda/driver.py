@@ -1,9 +1,9 @@
-"""What the CUDA device asks of a GPU: the few things that touch one, so that all the rest can be tested without.
+"""What the CUDA device needs from a GPU, as one small interface, so that all else can be tested without a GPU.
 
-    memory, streams, marks on them, copies, launches, captured steps        one implementation is torch's, torch_driver
+    memory, streams, marks on them, copies, launches, captured steps        torch_driver implements it with PyTorch
 
 A mark is a CUDA event: `mark` records one, `follow` makes a stream wait for it, `wait` blocks the host. Work on a
-stream is done in order; streams know of each other by marks alone. Every method may be called by any thread.
+stream runs in order; streams are ordered with each other by marks alone. Any thread may call any method.
 Knows nothing about programs, lanes or files, and needs neither torch nor triton.
 """
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     Tensor: TypeAlias = torch.Tensor
 
-NAME = "cuda"  # what failures call the device
+NAME = "cuda"  # the device's name in errors
 MIN_CAPABILITY = (8, 0)
-WORD_BYTES = 4  # what kernels copy at least
+WORD_BYTES = 4  # the unit in which kernels copy
 
 Launch: TypeAlias = Callable[[], object]
 Stream: TypeAlias = object
@@ -34,12 +34,12 @@ Captured: TypeAlias = object
 
 
 class NoRoomError(Exception):
-    """The GPU has no such piece of memory left, or the system pins no more: nothing was taken."""
+    """The GPU has no piece of memory of this size left, or the system refuses to pin more: nothing was taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a GPU says of itself. `software` names the versions that drive it."""
+    """Properties of a GPU. `software` names the versions of the software that drives it."""
 
     name: str
     total_bytes: int
@@ -49,78 +49,82 @@ class Facts:
 
 
 class Driver(Protocol):
-    """A GPU. Memory is given as tensors of bytes, whose addresses never change; it is free when nobody holds them."""
+    """A GPU. Memory comes as byte tensors, whose addresses never change; it is freed when no tensor refers to it."""
 
     @property
     def facts(self) -> Facts:
-        """What the GPU is."""
+        """Properties of the GPU."""
 
     def free_bytes(self) -> int:
-        """Memory of the GPU that nobody has taken."""
+        """Free memory of the GPU."""
 
     def device_memory(self, size_bytes: int) -> Tensor:
         """Memory of the GPU. Raises NoRoomError."""
 
     def pinned_memory(self, size_bytes: int) -> Tensor:
-        """Memory of the host that a stream may copy from and to without the host. Raises NoRoomError."""
+        """Host memory that a stream can copy from and to without the host. Raises NoRoomError."""
 
     def pin(self, memory: Bytes) -> Tensor:
-        """Make memory that exists such memory; the tensor is the same bytes. Raises NoRoomError."""
+        """Pin existing memory; the tensor refers to the same bytes. Raises NoRoomError."""
 
     def unpin(self, memory: Bytes) -> None:
-        """Undo pin, before the memory goes. Raises where it stays pinned."""
+        """Undo pin, before the memory is freed. Raises if it stays pinned."""
 
     def trim(self) -> None:
-        """Let other programs have what nobody here holds any more."""
+        """Return unused memory to the system, for other programs."""
 
     def stream(self) -> Stream:
         """A new stream."""
 
     def on(self, stream: Stream) -> AbstractContextManager[None]:
-        """In it what this thread queues on the stream takes less of the host's time, as it is not chosen for each."""
+        """A context in which queueing on the stream costs less host time, as the stream is not
+        selected for each call.
+        """
 
     def copy(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
-        """Queue a copy of equal sizes. What is on the host must be pinned, and stay as it is until the copy is done."""
+        """Queue a copy of equal sizes. Host memory must be pinned, and unchanged until the copy is done."""
 
     def copy_words(self, pairs: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> None:
-        """Queue small copies (to, from), in multiples of 4 bytes, that do not wait for copies of other streams.
+        """Queue small copies (to, from), in multiples of 4 bytes, which do not wait for copies on other streams.
 
-        An engine that copies does so in order, whatever the stream: by `copy` they would come behind a whole expert.
+        The copy engine works in order, whatever the stream: with `copy` they could wait for a whole expert.
         """
 
     def copy_pieces(self, pieces: Tensor, stream: Stream) -> None:
-        """Queue copies of many small pieces of pinned memory, which do not wait for copies of other streams either.
+        """Queue copies of many small pieces of pinned memory, which do not wait for copies on other streams either.
 
-        `pieces`, pinned as well: three int64 for each, where to, where from, and bytes, all multiples of 4.
+        `pieces`, also pinned: three int64 per piece (to, from, bytes), all multiples of 4.
         """
 
     def mark(self, stream: Stream, soon: bool = False) -> Mark:
-        """Mark what has been queued on a stream so far. `soon`: who waits for it may keep a core of the host busy."""
+        """Mark what has been queued on a stream so far. `soon`: a wait for it may spin on a core of the host."""
 
     def follow(self, stream: Stream, mark: Mark) -> None:
-        """Let what is queued on a stream from now on wait for a mark."""
+        """Make what is queued on a stream from now on wait for a mark."""
 
     def wait(self, mark: Mark) -> None:
-        """Block until a mark is passed. Raises what went wrong before it."""
+        """Block until a mark is passed. Raises the error of work before it."""
 
     def seconds(self, first: Mark, last: Mark) -> float:
-        """The GPU's own time between two passed marks."""
+        """GPU time between two passed marks."""
 
     def launch(self, stream: Stream, launches: Sequence[Launch]) -> None:
         """Queue kernels."""
 
     def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
-        """Record kernels instead of queueing them. Each must have been launched before: nothing may be compiled."""
+        """Record kernels instead of queueing them. Each must have been launched before, as nothing may be compiled
+        meanwhile.
+        """
 
     def replay(self, stream: Stream, captured: Captured, times: int = 1) -> None:
-        """Queue what was captured, so often."""
+        """Queue captured kernels, `times` times."""
 
     def lost(self) -> str:
         """Why the GPU no longer answers; empty while it does."""
 
 
 class Health:
-    """Turns what a driver raises into failures that can be shown, and knows when the GPU is gone for good."""
+    """Turns a driver's exceptions into errors for users, and remembers when the GPU is lost for good."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -128,12 +132,12 @@ class Health:
 
     @property
     def gone(self) -> DeviceError | None:
-        """The failure of all work, once the GPU no longer answers."""
+        """The failure of all further work, once the GPU no longer answers."""
         return self._gone
 
     @contextmanager
     def telling(self, label: str) -> Iterator[None]:
-        """In it, what a driver raises in the thread of who asked for something is raised as such a failure."""
+        """A context that converts a driver's exceptions, in the calling thread, to such errors."""
         try:
             yield
         except Exception as error:
@@ -143,7 +147,7 @@ class Health:
             raise told from error
 
     def failure(self, label: str, error: Exception) -> Exception:
-        """What who waits for this work is told."""
+        """The error to report to those who wait for this work."""
         if isinstance(error, CoterieError | ValueError):
             return error
         if self._gone is None:
@@ -160,19 +164,19 @@ class Health:
 
 
 def check_capability(where: str, capability: tuple[int, int]) -> None:
-    """Raise UsageError for a GPU that is older than those whose shared memory tiles are made for."""
+    """Raise UsageError for a GPU whose capability is older than what the kernels are made for."""
     if capability < MIN_CAPABILITY:
         fact = f"a GPU of capability {capability[0]}.{capability[1]} is older than kernels are made for"
         raise UsageError(where, fact, "use one of 8.0 (Ampere) or later, or --device cpu")
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in its first line: CUDA's go on with advice for who writes kernels."""
+    """First line of an error's text: CUDA's errors continue with advice for kernel authors."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def take(driver: Driver, what: str, size_bytes: int, levers: Sequence[str]) -> Tensor:
-    """Memory of the GPU. Raises CapacityError naming what it was for, how much it is and how much there was."""
+    """Memory of the GPU. Raises CapacityError naming its purpose, its size and what was free."""
     try:
         return driver.device_memory(size_bytes)
     except NoRoomError as error:

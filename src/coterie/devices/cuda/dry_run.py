@@ -1,9 +1,9 @@
-"""What a step of a bucket launches on a GPU, found on a machine that may have none: the device's own way to it.
+"""What a step of a bucket launches on a GPU, found by the device's own code on a machine that may have none.
 
     program, bucket -> Bound on a driver without a GPU -> rows, as complete as for a run -> launches, never launched
 
-Memory is the host's, and none of it is touched but for a few words. So grids, constants, types and alignments are those
-that the device asks for itself, and what is compiled for them is what it finds.
+Memory is the host's, and hardly any of it is touched. So grids, constants, types and alignments are those that the
+device would ask for, and kernels compiled for them are those that it will find.
 Knows nothing about who compiles them, or where.
 """
 
@@ -37,22 +37,22 @@ from coterie.spec.machine import MachineSpec
 
 __all__ = ["DryRun", "Wanted", "buckets_within", "launches_of", "likely_buckets"]
 
-ROOM = 1 << 50  # bytes of a GPU that is not there: nothing is refused
-WEIGHTS_AT, APART = 1 << 40, 1 << 34  # addresses of weights that nobody reads, each farther off than any is long
+ROOM = 1 << 50  # bytes of the imaginary GPU: nothing is refused
+WEIGHTS_AT, APART = 1 << 40, 1 << 34  # made-up addresses of weights, farther apart than any weight is long
 
 
 class NoDriver:
-    """A driver without a GPU: memory is the host's, and whatever is queued is forgotten."""
+    """A driver without a GPU: memory is the host's, and queued work is dropped."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
 
     def free_bytes(self) -> int:
-        """All of it."""
+        """All of its memory."""
         return self.facts.total_bytes
 
     def device_memory(self, size_bytes: int) -> torch.Tensor:
-        """Memory that is the system's until it is touched."""
+        """Host memory, which the system commits only when it is touched."""
         return torch.empty(size_bytes, dtype=torch.uint8)
 
     def pinned_memory(self, size_bytes: int) -> torch.Tensor:
@@ -60,64 +60,66 @@ class NoDriver:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
     def pin(self, memory: Bytes) -> torch.Tensor:
-        """The memory as it is."""
+        """The memory itself."""
         return torch.from_numpy(memory)
 
     def unpin(self, memory: Bytes) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def trim(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def stream(self) -> Stream:
-        """None."""
+        """No stream."""
         return None
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        """Nothing."""
+        """Does nothing."""
         yield
 
     def copy(self, dst: torch.Tensor, src: torch.Tensor, stream: Stream) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def copy_words(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], stream: Stream) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def copy_pieces(self, pieces: torch.Tensor, stream: Stream) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def mark(self, stream: Stream, soon: bool = False) -> Mark:
-        """Passed."""
+        """A mark that counts as passed."""
         return None
 
     def follow(self, stream: Stream, mark: Mark) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def wait(self, mark: Mark) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def seconds(self, first: Mark, last: Mark) -> float:
         """No time."""
         return 0.0
 
     def launch(self, stream: Stream, launches: Sequence[Launch]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
-        """Nothing."""
+        """Does nothing."""
         return None
 
     def replay(self, stream: Stream, captured: Captured, times: int = 1) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def lost(self) -> str:
-        """It never answered, and nobody asks."""
+        """Never lost."""
         return ""
 
 
 class DryRun:
-    """The kernels of a GPU of a capability, with so many multiprocessors (an H100's), that steps of programs launch."""
+    """The kernels that steps launch on a GPU of this capability; by default it has as many
+    multiprocessors as an H100.
+    """
 
     def __init__(self, capability: tuple[int, int], multiprocessors: int | None = None) -> None:
         self.capability, multiprocessors = capability, multiprocessors or H100.multiprocessors
@@ -126,13 +128,13 @@ class DryRun:
         self._shared = Shared(self._driver, kernels_with(facts, {}))
 
     def with_tiles(self, changes: Mapping[str, Any]) -> DryRun:
-        """The same GPU, whose kernels have other tiles: fields of Tiles."""
+        """The same GPU with other tiles: `changes` are fields of Tiles."""
         other = DryRun(self.capability, self._driver.facts.multiprocessors)
         other._shared = Shared(other._driver, kernels_with(other._driver.facts, changes))
         return other
 
     def spec(self) -> MachineSpec:
-        """The machine that it would be, with room for everything."""
+        """The machine's spec, with room for everything."""
         return gpu_machine(self._driver)
 
     def load(self, program: Program) -> LoweredExecutable:
@@ -142,7 +144,7 @@ class DryRun:
     def wanted(
         self, exe: LoweredExecutable, buckets: Iterable[Bucket], block_bytes: int, shared: Sequence[int] | None = None
     ) -> dict[Wanted, None]:
-        """What steps in these buckets need compiled, each kernel once; `shared` as for `launches_of`."""
+        """Kernels that steps in these buckets need, each once; `shared` as `places` of `launches_of`."""
         found: dict[Wanted, None] = {}
         for bucket in buckets:
             found |= compile_ahead.wanted_by(launches_of(exe, bucket, block_bytes, self._shared, shared))
@@ -151,32 +153,34 @@ class DryRun:
     def of_steps(
         self, exe: LoweredExecutable, steps: Iterable[tuple[Sizes, int]], block_bytes: int
     ) -> dict[Wanted, None]:
-        """What steps of these sizes, each with its longest context, need compiled."""
+        """Kernels that steps of these sizes need, each given with its longest context."""
         return self.wanted(exe, [bucket_of(sizes, context) for sizes, context in steps], block_bytes)
 
     def everything(
         self, exe: LoweredExecutable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
     ) -> dict[Wanted, None]:
-        """What any step within these limits needs. Where steps of several experts cannot be, nothing."""
+        """Kernels that any step within these limits needs. None if steps cannot mix experts that share weights like
+        this.
+        """
         if shared is not None and not exe.mixes(shared):
             return {}
         return self.wanted(exe, buckets_within(limits, exe.program.draws), block_bytes, shared)
 
     def always(self) -> dict[Wanted, None]:
-        """What every run needs, whatever its program: what copies words down and up."""
+        """Kernels that every run needs, whatever its program: those that copy words down and up."""
         return compile_ahead.wanted_by(words.launches())
 
     def compilers(self, processes: int | None = None) -> Compilers:
-        """Processes that compile for it, as many as there are cores where nothing else is said."""
+        """Processes that compile for this GPU, by default one per core."""
         return Compilers(self.capability, processes)
 
     @property
     def folder(self) -> str:
-        """Where Triton keeps what was compiled."""
+        """Folder of Triton's disk cache."""
         return str(compile_ahead.cache_folder())
 
     def kept(self, wanted: Iterable[Wanted]) -> dict[Wanted, bool]:
-        """Of kernels, each once by what Triton calls them, whether they are where it looks."""
+        """Whether each kernel is in Triton's disk cache; kernels with equal keys appear once."""
         named = {one.key(self.capability): one for one in wanted}
         return {one: compile_ahead.is_kept(key, one) for key, one in named.items()}
 
@@ -184,17 +188,17 @@ class DryRun:
 def buckets_within(limits: Limits, draws: bool = True) -> list[Bucket]:
     """Buckets in which steps within the limits launch every kernel that they can.
 
-    Every number of tokens, of sequences and of sampled rows in the shortest context, and the first two in every one: no
-    launch looks at both sampled rows and contexts. A step that draws has no more rows than it may have sequences, also
-    where guesses are checked or a prompt is scored; one that gives vectors may have as many as tokens. A test compares
-    that with all of them.
+    All numbers of tokens, sequences and sampled rows with the shortest context, and of tokens and sequences with every
+    context: no launch depends on both sampled rows and context. A step that samples has at most as many rows as
+    sequences are allowed, also when guesses are checked or a prompt is scored; one that returns vectors may have as
+    many rows as tokens. A test compares this with all buckets.
     """
     shortest, *others = _doubled(SPAN, limits.context)
     sequences = _doubled(1, limits.sequences)
     found = []
     for T in _doubled(1, limits.tokens):
         most = min(T, limits.sequences)
-        decode = [T] if T in sequences else []  # of as many tokens, or a few less
+        decode = [T] if T in sequences else []  # with as many tokens as sequences, or a few fewer
         for B in {*decode, *(min(B, most) for B in (*sequences, max(T - 1, 1)))}:
             found += [bucket_of(Sizes(T, B, min(R, most), 0, 0), shortest) for R in _doubled(1, most)]
             found += [bucket_of(Sizes(T, B, 1, 0, 0), context) for context in others]
@@ -203,7 +207,7 @@ def buckets_within(limits: Limits, draws: bool = True) -> list[Bucket]:
 
 
 def likely_buckets(limits: Limits) -> list[Bucket]:
-    """Decode of one sequence up to the most, prompts of all lengths alone and beside another sequence."""
+    """Decode of one sequence up to the most, and prompts of all lengths, alone and together with another sequence."""
     decodes = [Sizes(B, B, B, 0, 0) for B in _doubled(1, limits.sequences)]
     alone = [Sizes(T, 1, 1, 0, 0) for T in _doubled(2, limits.tokens)]
     beside = [Sizes(T, 2, 2, 0, 0) for T in _doubled(4, limits.tokens)] if limits.sequences > 1 else []
@@ -211,7 +215,7 @@ def likely_buckets(limits: Limits) -> list[Bucket]:
 
 
 def _doubled(first: int, most: int) -> list[int]:
-    """The first, twice that, and so on; the last may serve for what is less than twice as much."""
+    """`first`, twice that, and so on, up to the first value that is not below `most`."""
     found = [first]
     while found[-1] < most:
         found.append(2 * found[-1])
@@ -221,9 +225,10 @@ def _doubled(first: int, most: int) -> list[int]:
 def launches_of(
     exe: LoweredExecutable, bucket: Bucket, block_bytes: int, shared: Shared, places: Sequence[int] | None = None
 ) -> Sequence[Launch]:
-    """What a step in this bucket launches. `places`: of weights that all sequences have, where they differ in others.
+    """The launches of a step in this bucket. `places`: indices of weights that all sequences share, where others
+    differ.
 
-    shared: of a NoDriver. Raises UnsupportedError where no kernel does what a row says.
+    `shared` must be on a NoDriver. Raises UnsupportedError for a row without a kernel.
     """
     run = _run(exe, bucket, block_bytes, places)
     bound = Bound(exe, bucket, shared, run.mixes)
@@ -232,7 +237,7 @@ def launches_of(
 
 
 def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, places: Sequence[int] | None) -> Run:
-    """A step that fills a bucket; what its tokens are, nobody looks at."""
+    """A step that fills a bucket; its tokens do not matter."""
     T, B, R = bucket.tokens, bucket.sequences, bucket.sampled
     sequence_T = np.minimum(np.arange(T, dtype=np.int32), B - 1)
     columns = exe.program.kv.state_blocks(block_bytes) + 1

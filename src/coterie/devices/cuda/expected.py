@@ -1,9 +1,9 @@
-"""Kernels of steps that will come, compiled before they do: a thread finds which, processes compile them.
+"""Compiles kernels of steps that are expected, ahead of time: a thread finds which, processes compile them.
 
-    expect(program, limits)  ->  one bucket after another, decode first  ->  Compilers.ask(what is not there)
+    expect(program, limits)  ->  one bucket after another, decode first  ->  Compilers.ask(what is missing)
 
-A step that is met meanwhile asks for its own as urgent, and so comes first. What goes wrong here only costs time: then
-the step's launch compiles, and says what is wrong. Knows nothing about steps that run.
+A step that comes meanwhile asks for its own as urgent, which go first. A failure here only costs time: the step's
+launch then compiles, and raises what is wrong. Knows nothing about steps that run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coterie.graph.program import Program
 
 @value
 class Expectation:
-    """Steps of a program within limits, on a KV cache of such blocks; `shared` as Device.expect has it."""
+    """Steps of a program within limits, with KV blocks of this size; `shared` as in Device.expect."""
 
     program: Program
     limits: Limits
@@ -31,9 +31,9 @@ class Expectation:
 
 
 class Expected:
-    """Asks for the likely kernels of what is expected, in the order in which it is. Any thread may call it.
+    """Requests the likely kernels of what is expected, in order. Any thread may call it.
 
-    `made`: a GPU like the one that is here, asked for in the thread when it is needed first.
+    `made` returns a dry run of the present GPU; the thread calls it when it is first needed.
     """
 
     def __init__(self, made: Callable[[], DryRun], compilers: Compilers) -> None:
@@ -54,7 +54,7 @@ class Expected:
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop behind the bucket that is looked at. May be called again."""
+        """Stop after the current bucket. May be called again."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -65,7 +65,7 @@ class Expected:
     def _work(self) -> None:
         ahead: DryRun | None = None
         while (one := self._waiting.get()) is not None:
-            with suppress(Exception):  # it is only about time
+            with suppress(Exception):  # a failure costs only time
                 ahead = ahead or self._made()
                 self._ask(ahead, one)
 

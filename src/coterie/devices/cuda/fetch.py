@@ -1,7 +1,7 @@
-"""From a file straight to the GPU: blocks are read into pinned staging memory and copied on from there.
+"""From a file straight to the GPU: blocks are read into pinned staging memory, and copied on from there.
 
-        reads      b0 b1 b2 | b3 b4 ...          the disk lane, several at once, into any block that is free
-        copies         b0 b1 b2 | b3 ...         a stream, in order, each when its block was read; then it is free
+        reads      b0 b1 b2 | b3 b4 ...          the disk lane, several at once, into any free block
+        copies         b0 b1 b2 | b3 ...         a stream, in order, each after its block's read; then it is free
 
 A fetch ends when its last block is on the GPU; fetches end in order, and one that was told to follow an earlier one
 fails with it. Knows nothing about what the bytes mean.
@@ -23,7 +23,7 @@ from coterie.devices.cuda.memory import Memory, Tensor
 from coterie.devices.real.fetch import FetchLane
 from coterie.devices.real.lanes import LaneEvent, Lanes, own
 
-STAGING_BLOCKS, STAGING_BYTES = 16, 8 * 2**20  # a block is what the disk lane reads at once; never timed
+STAGING_BLOCKS, STAGING_BYTES = 16, 8 * 2**20  # a block is one read of the disk lane; never timed
 READS = "disk->staging"
 
 
@@ -41,7 +41,7 @@ class _Fetch:
 
 
 class StagedLane:
-    """The lane from the files to the GPU. `copies` is the stream lane by which blocks go on."""
+    """The lane from files to the GPU. `copies` is the stream lane that moves blocks on."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class StagedLane:
         source: FileRange,
         parts: Sequence[tuple[int, int]] = (),
     ) -> LaneEvent:
-        """Queue a range. Raises DeviceError when staging memory or a thread cannot be had, or the device is closed."""
+        """Queue a range. Raises DeviceError if staging memory or a thread is refused, or the device is closed."""
         awaited = tuple(own(event) for event in after)
         spans = _spans(parts or ((0, source.size_bytes),), self._block_bytes)
         with self._changed:
@@ -81,7 +81,7 @@ class StagedLane:
             if self._thread is None:
                 self._start(lane)
             event = self._lanes.new_event(lane, label)
-            # Earlier fetches of this lane need no waiting: their blocks are copied before ours.
+            # Earlier fetches of this lane need not be awaited: their blocks are copied first.
             self._mine.add(event.event_id)
             self._queue.append(_Fetch(event, awaited, dst, source, spans, len(spans)))
             self._changed.notify_all()
@@ -111,17 +111,17 @@ class StagedLane:
                     return
                 fetch = self._queue.popleft()
             self._read(fetch)
-            del fetch  # keeps nothing of it
+            del fetch  # do not keep it alive while waiting
 
     def _read(self, fetch: _Fetch) -> None:
-        """Start the read of each block and queue its copy."""
+        """Start the read of each block, and queue its copy."""
         try:
             for event in fetch.after:
                 if event.event_id not in self._mine:
                     failure = self._lanes.wait(event)
                     if failure is not None:
                         raise failure
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # reported through the event
             fetch.failure = error
         for start, stop in fetch.spans:
             self._read_block(fetch, start, stop)
@@ -137,15 +137,15 @@ class StagedLane:
             source = replace(fetch.source, offset=fetch.source.offset + start, size_bytes=stop - start)
             read = self._disk.submit(READS, label, (), staged.numpy(), source)
             issue = partial(self._copy, fetch.dst.view(start, stop - start), staged)
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # reported through the event
             issue = partial(fail, error)  # in its turn: fetches end in order
         try:
             copied = self._copies.submit(label, () if read is None else (read,), issue)
-        except Exception as error:  # closed, or no thread: this one goes on to what was asked for next
+        except Exception as error:  # closed, or no thread: this thread continues with the next fetch
             refused = partial(self._block_ended, fetch, block, read, error)
             if read is None:
                 refused()
-            else:  # which writes to the block
+            else:  # until then, the read writes to the block
                 self._lanes.when_ended(read, lambda _passed: refused())
             return
         self._lanes.when_ended(copied, lambda _passed: self._block_ended(fetch, block, read, copied.state.failure))
@@ -184,7 +184,7 @@ class StagedLane:
 
 
 def _spans(parts: Sequence[tuple[int, int]], block_bytes: int) -> list[tuple[int, int]]:
-    """The parts (offset, size), cut into blocks (start, stop); never nothing at all."""
+    """The parts (offset, size) cut into blocks (start, stop); at least one, even if empty."""
     return [
         (at, min(at + block_bytes, offset + size))
         for offset, size in parts

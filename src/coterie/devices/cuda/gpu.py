@@ -1,6 +1,6 @@
-"""The way to a GPU: what `--device cuda` opens, or one sentence about what is missing.
+"""Opens the GPU of `--device cuda`, or says in one sentence what is missing.
 
-PyTorch and Triton are imported when a GPU is asked for, and only then: the base install has neither.
+PyTorch and Triton are imported only when a GPU is asked for: the base install has neither.
 Knows nothing about compositions or what is run.
 """
 
@@ -27,42 +27,42 @@ LIMIT_BYTES = 2**30  # far more than a GPU's caches hold
 
 
 class Gpu:
-    """A GPU that is there. Raises UsageError without PyTorch, without its CUDA build, or without such a GPU."""
+    """An existing GPU. Raises UsageError without PyTorch, without its CUDA build, or if there is no such GPU."""
 
     def __init__(self, index: int = 0) -> None:
         self._driver = open_driver(index)
 
     @property
     def name(self) -> str:
-        """What it is, and the software that drives it."""
+        """The GPU, and the software that drives it."""
         return f"{self._driver.facts.name} ({self._driver.facts.software})"
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """A description in one line."""
         facts, (major, minor) = self._driver.facts, self._driver.facts.capability
         room = f"{format_bytes(self._driver.free_bytes())} free of {format_bytes(facts.total_bytes)}"
         return f"{self.name}, {facts.multiprocessors} multiprocessors of capability {major}.{minor}, {room}"
 
     @property
     def torch_device(self) -> str:
-        """What torch calls it: other engines are told to compute there too."""
+        """torch's name for it: other engines are told to compute there too."""
         return str(self._driver.device_memory(1).device)
 
     def spec(self) -> MachineSpec:
-        """The machine that it and its host are, with what is free now."""
+        """The spec of the GPU and its host, with what is free now."""
         from coterie.devices.cuda.machine import gpu_machine
 
         return gpu_machine(self._driver)
 
     def make(self, orchestration: Orchestration = "device", spec: MachineSpec | None = None) -> CudaDevice:
-        """The CUDA device on it. Raises UsageError without Triton."""
+        """The CUDA device on this GPU. Raises UsageError without Triton."""
         from coterie.devices.cuda.device import CudaDevice
 
         return CudaDevice(spec, orchestration, self._driver)
 
     def make_with(self, changes: Mapping[str, Any]) -> CudaDevice:
-        """The CUDA device on it, with other tiles of its kernels: fields of Tiles."""
+        """The CUDA device on this GPU, with other tiles: `changes` are fields of Tiles."""
         from coterie.devices.cuda.device import CudaDevice
         from coterie.devices.cuda.kernels import kernels_with
 
@@ -76,9 +76,10 @@ class Gpu:
 
 
 def ahead_of(device: str, capability: str, multiprocessors: int | None) -> DryRun:
-    """What a GPU would launch: of that capability, as 9.0, with so many multiprocessors; else the one that is there.
+    """A dry run for a GPU of this capability, such as 9.0, and this many multiprocessors; by default, for the GPU
+    present.
 
-    Raises UsageError without PyTorch or Triton, for what is no capability, and where none is given and no GPU is there.
+    Raises UsageError without PyTorch or Triton, for a malformed capability, and if none is given and there is no GPU.
     """
     for package, name in (("torch", "PyTorch"), ("triton", "Triton")):
         if find_spec(package) is None:
@@ -100,7 +101,7 @@ def ahead_of(device: str, capability: str, multiprocessors: int | None) -> DryRu
 
 
 def gpu_number(device: str) -> int | None:
-    """0 for `cuda`, NUMBER for `cuda:NUMBER`, None for what names no GPU."""
+    """0 for `cuda`, NUMBER for `cuda:NUMBER`, None for other names."""
     kind, colon, number = device.partition(":")
     if kind != PREFIX or (colon and not number.isdecimal()):
         return None
@@ -108,7 +109,7 @@ def gpu_number(device: str) -> int | None:
 
 
 def describe_gpu() -> str:
-    """One line for people: the GPU that `--device cuda` would use, or why there is none."""
+    """One line: the GPU that `--device cuda` would use, or why there is none."""
     try:
         return Gpu().line
     except UsageError as error:

@@ -1,11 +1,11 @@
-"""What a run is, and its inputs as they go down to the GPU, rewritten from one run to the next of equal sizes.
+"""A run, and its inputs as laid out for the copy to the GPU; runs of equal sizes reuse the layout.
 
-    tokens | positions | sequence | block_tables | rows | sampling | ends | first_end      each from a multiple of 16 on
-    and behind these what only some programs read (graph/rows.py)
-    a block table       blocks of recurrent state, padded | blocks of tokens               each from a multiple of 16 on
+    tokens | positions | sequence | block_tables | rows | sampling | ends | first_end      each aligned to 16 bytes
+    then inputs that only some programs read (graph/rows.py)
+    a block table       blocks of recurrent state, padded | blocks of tokens               each aligned to 16 bytes
 
-Runs of a conversation differ in tokens and positions; how rows are sampled and where they end is written when it
-changes.
+Consecutive runs of a conversation differ in tokens and positions; sampling settings and end tokens are rewritten only
+when they change.
 Knows nothing about streams, packets or who asks for a run.
 """
 
@@ -32,21 +32,21 @@ from coterie.kernels.triton.tiles import power_of_two
 
 Key: TypeAlias = tuple[int, ...]
 INT_BYTES, WORD_BYTES = 4, 8
-SPAN = 256  # contexts are rounded to so many positions, doubled: each bucket is compiled once
+SPAN = 256  # contexts are rounded up to this many positions times a power of two: each bucket is compiled once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Own:
-    """Where the weights of all whose sequences share a step are: addresses [whose, weight], and which are the same."""
+    """Weights of a step whose sequences belong to several experts: addresses [expert, weight], and which are shared."""
 
     addresses_GW: I64
     is_shared_W: npt.NDArray[np.bool_]
-    shared: tuple[int, ...]  # their places, which say which instructions take rows in shares
+    shared: tuple[int, ...]  # indices of shared weights: they determine which instructions split their rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addresses:
-    """Where weights and pages are on the GPU, and the bytes of a page; `own` where sequences differ in weights."""
+    """GPU addresses of weights and pages, and the bytes of a page; `own` if sequences differ in weights."""
 
     weights: I64
     kv: int
@@ -66,7 +66,7 @@ class Run:
 
     @staticmethod
     def of(exe: LoweredExecutable, rows: StepRows, steps: int, at: Addresses) -> Run:
-        """In the bucket in which it fits. Raises ValueError for rows whose logits are to be changed."""
+        """A run in the bucket that it fits. Raises ValueError for rows that change logits."""
         if rows.changes:
             raise ValueError("logits are to be changed before tokens are drawn, which this device does not do")
         longest = int(rows.inputs["positions"].max(initial=0)) + steps
@@ -74,32 +74,32 @@ class Run:
 
     @property
     def sizes(self) -> Sizes:
-        """By which its stored values are laid out: those of its bucket."""
+        """The bucket's sizes, which determine the layout of stored values."""
         return Sizes(self.bucket.tokens, self.bucket.sequences, self.bucket.sampled, 0, 0)
 
     @property
     def drawn(self) -> int:
-        """How many tokens a step of it draws."""
+        """Tokens that each step samples."""
         return self.rows.sizes.R if self.exe.drawn else 0
 
     @property
     def decodes(self) -> bool:
-        """True when each sequence has one token."""
+        """Whether each sequence has one token."""
         return self.rows.sizes.T == self.rows.sizes.B
 
     @property
     def mixes(self) -> bool:
-        """True when sequences differ in weights."""
+        """Whether sequences differ in weights."""
         return self.at.own is not None
 
     @property
     def bound_by(self) -> tuple[object, ...]:
-        """Equal for runs whose launches are the same."""
+        """Equal for runs with the same launches."""
         return id(self.exe), self.bucket, self.at.own and self.at.own.shared
 
 
 class Inputs:
-    """The bytes that go down, and where in them each input is."""
+    """The bytes that are copied down, and where each input is in them."""
 
     def __init__(self, key: Key) -> None:
         T, B, R, self._state_blocks, columns, ends, more = key
@@ -115,28 +115,32 @@ class Inputs:
         names = [name for bit, name in enumerate(MORE_ROWS) if more >> bit & 1]
         sizes |= dict.fromkeys(names, INT_BYTES * T)
         self.key = key
-        self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # the numbers that kernels know by these names
+        self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # by the names of the kernels' operands
         self.places, self.size_bytes = places_of(sizes)
         self.bytes: Bytes = np.zeros(self.size_bytes, np.uint8)
         self._views = [(name, self._part(name).view(np.int32)) for name in (*INPUTS, *names) if name != "block_tables"]
         self._tables = self._part("block_tables").view(np.int32).reshape(B, columns)
         self._sampling = self._part("sampling").view(np.int64).reshape(R, SETTING_WORDS)
         self._ends, self._first_end = self._part("ends").view(np.int32), self._part("first_end").view(np.int32)
-        self._has: tuple[object, object] = (None, None)  # the settings and ends that are written, which never change
+        self._has: tuple[object, object] = (
+            None,
+            None,
+        )  # the settings and ends last written; both objects are immutable
 
     @staticmethod
     def key_of(rows: StepRows, state_blocks: int = 0) -> Key:
-        """What decides the layout: T, B, R, the columns of block tables, all rows' ends, and which rows there are more.
+        """What determines the layout: T, B, R, columns of block tables, number of end tokens, and which extra inputs
+        there are.
 
-        A table begins with `state_blocks` columns of recurrent state. A sequence that grows by a block is not laid out
-        anew: of the other columns there are a power of two.
+        A table begins with `state_blocks` columns of recurrent state. The number of other columns is rounded up to a
+        power of two, so that a sequence that grows by a block rarely changes the layout.
         """
         sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1] - state_blocks)
         more = sum([1 << bit for bit, name in enumerate(MORE_ROWS) if name in rows.inputs])
         return sizes.T, sizes.B, sizes.R, state_blocks, columns, sum(map(len, rows.end_ids)), more
 
     def addresses(self, at: int) -> dict[str, int]:
-        """Where each input is in memory at this address, block tables from their first column of tokens on."""
+        """Address of each input, given that of the bytes; block tables from their first column of tokens on."""
         found = {name: at + place.start for name, place in self.places.items()}
         found[STATE_TABLES] = found["block_tables"]
         found["block_tables"] += INT_BYTES * self._first
@@ -166,12 +170,12 @@ class Inputs:
 
 
 def aligned_columns(columns: int) -> int:
-    """So many columns of a block table, padded: what lies behind them is aligned, where the table is."""
+    """Columns of a block table, padded so that what follows is aligned if the table is."""
     return -(-columns * INT_BYTES // ALIGN_BYTES) * ALIGN_BYTES // INT_BYTES
 
 
 def bucket_of(sizes: Sizes, context: int) -> Bucket:
-    """The bucket of a step; only steps of one token a sequence count as decode."""
+    """The bucket of a step; only steps with one token per sequence count as decode."""
     return _bucket(sizes.T, sizes.B, sizes.R, -(-context // SPAN))
 
 

@@ -1,6 +1,6 @@
-"""The kernels that the CUDA device launches: rows of instructions to launches, found once for each bucket.
+"""The kernels that the CUDA device launches: from instruction rows to launches, found once per bucket.
 
-Knows nothing about streams or memory. Triton is imported when the first kernel is made: the base install has none.
+Knows nothing about streams or memory. Triton is imported when kernels are first made: the base install lacks it.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ from coterie.kernels.triton.tiles import H100, Tiles, tiles_for
 
 
 class Plan(Protocol):
-    """How all rows are walked in one launch. `words` must be copied to the GPU before the first walk."""
+    """How to walk all rows in one launch. `words` must be copied to the GPU before the first walk."""
 
     @property
     def words(self) -> I64:
-        """What the walk finds on the GPU, and changes there from one run to the next."""
+        """What the walk reads on the GPU, and updates there from run to run."""
 
     def walk(
         self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
     ) -> Launch:
-        """What does all that is left of a run, on the current stream."""
+        """A launch that does the rest of a run, on the current stream."""
 
 
 class Kernels(Protocol):
-    """What launches rows. `host_rows` give sizes and types, `rows` on the GPU the rest; see triton/launch.py."""
+    """Turns rows into launches. `host_rows` give sizes and types, `rows` on the GPU the rest; see triton/launch.py."""
 
     def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
-        """The most scratch that a row needs. Raises UnsupportedError naming what no kernel does."""
+        """Most scratch that any row needs. Raises UnsupportedError naming what has no kernel."""
 
     def row(
         self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
     ) -> list[Launch]:
-        """What launches one row on the current stream, as long as `rows` and `scratch` stay where they are."""
+        """Launches of one row on the current stream, valid as long as `rows` and `scratch` stay in place."""
 
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
-        """What ends a step; see kernels/triton/feed.py."""
+        """The launch that ends a step; see kernels/triton/feed.py."""
 
     def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
-        """How rows are walked; see kernels/triton/persistent.py. Raises UnsupportedError where only launches do."""
+        """The plan of a walk; see kernels/triton/persistent.py. Raises UnsupportedError for rows that only launch
+        separately.
+        """
 
 
 class TritonKernels:
@@ -64,26 +66,28 @@ class TritonKernels:
         self._descriptors = DescriptorMemory()
 
     def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
-        """The most scratch that a row needs."""
+        """Most scratch that any row needs."""
         return self._launch.scratch_bytes(host_rows, bucket, self._tiles)
 
     def row(
         self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
     ) -> list[Launch]:
-        """Grids and constants are worked out here, once, for a complete row. Raises ValueError for odd addresses."""
+        """Grids and constants are computed here, once, from a complete row. Raises ValueError for
+        unaligned addresses.
+        """
         self._launch.check_aligned(host_rows[index : index + 1])
         found = self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles, self._descriptors)
         return [*found]
 
     def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
-        """One program."""
+        """A launch of one program."""
         return self._feed.feed_launch(feed, state, rows, stops)
 
     def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
-        """The kernels of those launches, with tiles for programs that run all of them."""
+        """A plan with the same kernels, but tiles for the persistent kernel."""
         return self._persistent.plan_of(host_rows, rows, bucket, scratch, self._tiles.for_walk())
 
 
 def kernels_with(facts: Facts, changes: Mapping[str, Any]) -> TritonKernels:
-    """Those of a GPU, with other tiles: fields of Tiles."""
+    """Kernels for a GPU with other tiles: `changes` are fields of Tiles."""
     return TritonKernels(replace(tiles_for(facts.capability, facts.multiprocessors), **changes))

@@ -1,12 +1,13 @@
-"""Lanes of the CUDA device: a stream each, a thread that queues work on it, and a thread that sees work end.
+"""Lanes of the CUDA device: each has a stream, a thread that queues work on it, and a thread that waits for its end.
 
         submit     w0  w1  w2 ...            in order
         queueing       w1 waits on the host only until what it follows is queued; then its stream waits, not the host
-        stream         [ w0 ][ w1 ]          so the GPU finds the next work there when it has done one
+        stream         [ w0 ][ w1 ]          so the GPU finds the next work when it has finished one
         ending     w0, then w1               the host learns of it by marks; an event's failure is its own
 
-Who submits may queue, and who waits may end, in the place of these threads: a hand-over takes some 50 us, and more
-where a third thread has the interpreter. An event ends when the host saw it end, and lasted as long as the GPU says.
+The submitting thread may queue, and a waiting thread may end, in place of these threads: a hand-over takes some 50 us,
+and more if a third thread holds the interpreter lock. An event ends when the host sees it end; its duration is the
+GPU's.
 Knows nothing about what the work is.
 """
 
@@ -27,12 +28,12 @@ from coterie.devices.cuda.driver import NAME, Driver, Health, Mark, Stream
 from coterie.devices.real.lanes import LaneEvent, Lanes, own
 
 Finish: TypeAlias = Callable[[bool], object]
-"""Called once work has ended, with True if it passed: gives back what it used, and then its result; it may raise."""
+"""Called once work has ended, with True on success: releases what it used, and returns its result; it may raise."""
 
 
 @dataclass(slots=True)
 class Turn:
-    """Work that is being queued on a stream, and what that stream has been told to wait for."""
+    """Work that is being queued on a stream, and the events that the stream has been told to wait for."""
 
     lanes: Lanes
     driver: Driver
@@ -40,9 +41,9 @@ class Turn:
     followed: list[LaneEvent] = field(default_factory=list)
 
     def follow(self, event: LaneEvent) -> None:
-        """Let what is queued from now on wait for an event. Raises its failure.
+        """Make what is queued from now on wait for an event. Raises its failure.
 
-        The host waits only until that is queued too: what a disk still reads can be queued on no stream.
+        The host waits until the event's work is queued on a stream, which a disk read never is.
         """
         mark = self.lanes.wait_queued(event)
         if mark is not None:
@@ -51,7 +52,7 @@ class Turn:
 
 
 Issue: TypeAlias = Callable[[Turn], Finish]
-"""Queues work on the turn's stream. Whatever it raises, what it has queued ends before its event does."""
+"""Queues work on the turn's stream. Even if it raises, its event ends only after what it has queued."""
 
 
 @value
@@ -63,7 +64,7 @@ class _Work:
 
 @value
 class _Flight:
-    """Work that is queued: from its first mark to its last; `failure` if queueing it failed."""
+    """Queued work, from its first mark to its last; `failure` if queueing failed."""
 
     event: LaneEvent
     followed: tuple[LaneEvent, ...]
@@ -75,30 +76,30 @@ class _Flight:
 
 
 class StreamLane:
-    """A lane of that name. Its threads start when it is first used.
+    """A lane with a name. Its threads start when it is first used.
 
-    `brief`: its work takes milliseconds, and somebody waits for each end, as for tokens.
+    `brief`: its work takes milliseconds and is waited for each time, as tokens are.
     """
 
     def __init__(self, name: str, lanes: Lanes, driver: Driver, health: Health, brief: bool = False) -> None:
         self.name, self._brief = name, brief
         self._lanes, self._driver, self._health = lanes, driver, health
         self._lock = threading.Lock()
-        self._to_queue = threading.Condition(self._lock)  # works, whether somebody queues, or closed: another
-        self._to_end = threading.Condition(self._lock)  # flights, whether somebody ends one, or closed: another
+        self._to_queue = threading.Condition(self._lock)  # _works, _queueing or _closed changed
+        self._to_end = threading.Condition(self._lock)  # _flights, _ending or _closed changed
         self._works: deque[_Work] = deque()
         self._flights: deque[_Flight] = deque()
         self._threads: list[threading.Thread] = []
         self._stream: Stream = None
         self._free_s = 0.0
-        self._queueing = self._ending = False  # somebody does
+        self._queueing = self._ending = False  # some thread is at it
         self._closed = False
 
     def submit(self, label: str, after: Iterable[Event], issue: Issue, here: bool = False) -> LaneEvent:
-        """Queue work behind what was submitted before and behind `after`. Raises DeviceError when closed.
+        """Queue work after what was submitted before, and after the events `after`. Raises DeviceError when closed.
 
-        `here`: it takes microseconds, so this thread may put it on the stream where nothing has to be waited for. The
-        lane's own would get the interpreter only when this one has nothing more to do, and the GPU wait for it.
+        `here`: queueing takes microseconds, so this thread may do it if nothing has to be waited for. The lane's own
+        thread would get the interpreter lock only when this one is idle, and the GPU would wait.
         """
         awaited = tuple(own(event) for event in after)
         with self._lock:
@@ -118,7 +119,7 @@ class StreamLane:
         return event
 
     def end_here(self, event: LaneEvent) -> bool:
-        """Wait for work in this thread, where it is queued and the next to end; False where that is not so."""
+        """Wait for work in this thread, if it is queued and the next to end; returns False if it is not."""
         with self._lock:
             if self._ending or not self._flights or self._flights[0].event is not event:
                 return False
@@ -128,7 +129,7 @@ class StreamLane:
         return True
 
     def cancel(self) -> None:
-        """Fail what has not been queued on the stream; what has been ends. The lanes must be closed next."""
+        """Fail work that is not yet on the stream; the rest runs to its end. The lanes must be closed next."""
         with self._lock:
             self._closed = True
             self._to_queue.notify()
@@ -141,7 +142,7 @@ class StreamLane:
         self._threads.clear()
 
     def _start(self) -> None:
-        """Start what has not been started yet: the system may refuse a thread, and give it later."""
+        """Start threads that have not been started: the system may refuse one, and allow it later."""
         for part in (self._end, self._queue)[len(self._threads) :]:
             self._threads.append(self._lanes.start_thread(self.name, part))
 
@@ -156,10 +157,10 @@ class StreamLane:
                 work = self._works.popleft()
                 self._queueing = True
             self._put(work)
-            del work  # keeps nothing of it
+            del work  # do not keep it alive while waiting
 
     def _put(self, work: _Work) -> None:
-        """Queue one piece of work, by the only thread that does so now, and let its end be seen."""
+        """Queue one piece of work, as the only thread that does so now, and hand it on to be ended."""
         queued: list[_Flight] = []
         try:
             self._queue_one(work, queued)
@@ -172,7 +173,7 @@ class StreamLane:
                     self._to_queue.notify()
 
     def _queue_one(self, work: _Work, queued: list[_Flight]) -> None:
-        """Put work on the stream, and what it has become into `queued`: even where this thread is stopped behind it."""
+        """Put work on the stream, and its flight into `queued`, even if this thread is interrupted meanwhile."""
         first, last, failure = None, None, self._refusal() or self._open()
         turn = Turn(self._lanes, self._driver, self._stream)
         finish: Finish | None = None
@@ -185,38 +186,38 @@ class StreamLane:
                             turn.follow(event)
                         first = self._driver.mark(self._stream)
                         finish = work.issue(turn)
-                except Exception as error:  # whatever it is, it belongs to who holds the event
+                except Exception as error:  # reported through the event
                     failure = error
                 try:
                     last = self._driver.mark(self._stream, self._brief)
                 except Exception as error:  # the first failure is the cause
                     failure = failure or error
-                    with suppress(Exception):  # what is under way uses what is given back at its end
+                    with suppress(Exception):  # queued work still uses what is released at its end
                         last = self._driver.mark(self._stream, self._brief)
             if failure is None:
                 self._lanes.queued(work.event, last)
             whole = True
         finally:
-            if not whole:  # what it has queued ends before its event does, which fails
+            if not whole:  # the event fails, but not before the queued work has ended
                 failure = _stopped_while(work.event, "queued")
-                with suppress(Exception):  # a GPU that is gone has nothing under way
+                with suppress(Exception):  # a lost GPU runs nothing any more
                     last = self._driver.mark(self._stream, self._brief)
             followed, end = tuple(turn.followed), finish or nothing
             queued.append(_Flight(work.event, followed, work.after, first, last, end, failure))
 
     def _refusal(self) -> Exception | None:
-        """Why nothing more can be queued."""
+        """Why nothing more can be queued, or None."""
         return self._lanes.closed() if self._closed else self._health.gone
 
     def _open(self) -> Exception | None:
-        """Have a stream; why there is none, which the next work may have."""
+        """Create the stream if there is none; returns the error if that fails, and the next work tries again."""
         try:
             self._stream = self._stream or self._driver.stream()
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # reported through the event
             return error
         return None
 
-    # ---- the thread that sees work end
+    # ---- the thread that ends work
 
     def _end(self) -> None:
         while True:
@@ -227,14 +228,16 @@ class StreamLane:
                 flight = self._flights.popleft()
                 self._ending = True
             self._end_one(flight)
-            del flight  # keeps nothing of it
+            del flight  # do not keep it alive while waiting
 
     def _is_over(self) -> bool:
-        """Nothing more can be queued."""
+        """Whether nothing more can be queued."""
         return self._closed and not self._works and not self._queueing
 
     def _end_one(self, flight: _Flight) -> None:
-        """See work end, in the only thread that does so now; if that is stopped while it waits, another will."""
+        """End one piece of work, as the only thread that does so now; if it is interrupted while it waits, another
+        thread will.
+        """
         waited = False
         try:
             failure, seconds = self._await(flight)
@@ -249,7 +252,7 @@ class StreamLane:
                     self._to_end.notify()
 
     def _await(self, flight: _Flight) -> tuple[Exception | None, float]:
-        """Wait for work; its failure, or that of what it followed, and the GPU's seconds."""
+        """Wait for work; returns its failure, or that of what it followed, and the GPU's seconds."""
         failure, seconds = flight.failure, 0.0
         try:
             if flight.last is not None:
@@ -258,12 +261,12 @@ class StreamLane:
                 seconds = self._driver.seconds(flight.first, flight.last)
                 # What it followed is done too, but its own lane may not have said so yet.
                 failure = next((found for found in map(self._lanes.ended, flight.followed) if found is not None), None)
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # reported through the event
             failure = failure or error
         return failure, seconds
 
     def _tell(self, flight: _Flight, failure: Exception | None, seconds: float) -> None:
-        """Take what work gives, and end its event; whoever is stopped from outside meanwhile ends it too."""
+        """Collect the result and end the event, even if this thread is interrupted meanwhile."""
         event, finished = flight.event, False
         try:
             event.state.result = flight.finish(failure is None)
@@ -281,7 +284,7 @@ class StreamLane:
 
 
 def _stopped(work: _Work) -> _Flight:
-    """Work whose thread was stopped from outside while it queued it."""
+    """Work whose thread was interrupted while queueing it."""
     return _Flight(work.event, (), work.after, None, None, nothing, _stopped_while(work.event, "queued"))
 
 
@@ -290,9 +293,9 @@ def _stopped_while(event: LaneEvent, what: str) -> DeviceError:
 
 
 def nothing(_passed: bool) -> None:
-    """The result of a copy, which has used nothing."""
+    """The finish of a copy, which has nothing to release."""
 
 
 def fail(error: Exception, _turn: Turn) -> Finish:
-    """Work that cannot be queued, in its turn."""
+    """Work that cannot be queued, failing in its turn."""
     raise error

@@ -1,6 +1,6 @@
-"""A GPU's limits: what only reads its memory, only multiplies matrices, or only copies pinned memory to it.
+"""A GPU's measured limits: read bandwidth, matrix-product rate, and the rate of copies from pinned memory.
 
-Times are the GPU's own, between marks. Knows nothing about what is held against them.
+Times are the GPU's own, between events. Knows nothing about what is compared with them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from coterie.devices.cuda.driver import Driver, Launch, take, take_pinned
 from coterie.kernels.triton import read_loop
 
 LEVERS = ("end other programs that use the GPU",)
-READERS = ((4, 1 << 13), (8, 1 << 12), (16, 1 << 12))  # programs of a multiprocessor, words that each reads at once
+READERS = ((4, 1 << 13), (8, 1 << 12), (16, 1 << 12))  # programs per multiprocessor, words that each reads at once
 
 
 class MachineLimits:
-    """Loops on a stream of their own, with memory of their own: a GPU's caches hold some 50 MB, so take much more."""
+    """Measurement loops on their own stream and memory. A GPU's caches hold some 50 MB, so the memory should be much
+    larger.
+    """
 
     def __init__(self, driver: Driver, size_bytes: int = 2**30, edge: int = 8192) -> None:
         self._driver, self._stream = driver, driver.stream()
@@ -29,7 +31,7 @@ class MachineLimits:
         sums = take(driver, "sums", 4 * max(many for many, _ in READERS) * multiprocessors, LEVERS).view(torch.int32)
         self._edge, words = edge, self._memory.view(torch.int32)
         matrices = take(driver, "matrices", 3 * 2 * edge * edge, LEVERS).view(torch.bfloat16).view(3, edge, edge)
-        # On this stream, as nothing else waits for them; products of zeros would take less power, and so be faster.
+        # On this stream, since no other waits for it. Matrices are random: zeros would draw less power and run faster.
         driver.launch(self._stream, [self._memory.zero_, matrices.normal_])
         driver.wait(driver.mark(self._stream))
         self._reads: dict[str, Launch] = {
@@ -43,30 +45,34 @@ class MachineLimits:
 
     @property
     def size_bytes(self) -> int:
-        """What a read loop reads, and a copy copies."""
+        """Bytes that a read loop reads, and a copy copies."""
         return self._memory.numel()
 
     @property
     def product_flops(self) -> int:
-        """Of one product of two square matrices."""
+        """Flops of one product of two square matrices."""
         return 2 * self._edge**3
 
     def read_loops(self) -> dict[str, Callable[[], float]]:
-        """Name -> reads all of the memory once and returns seconds. The fastest of them is the limit."""
+        """Name -> a function that reads all of the memory once and returns seconds. The fastest of
+        them is the limit.
+        """
         return {f"read loop, {name}": partial(self._seconds, start) for name, start in self._reads.items()}
 
     def multiply_seconds(self) -> float:
-        """Seconds of one product in bfloat16 with sums in float32, as cuBLAS does it."""
+        """Seconds of one product in bfloat16, accumulated in float32, by cuBLAS."""
         return self._seconds(self._product)
 
     def copy_seconds(self) -> float:
-        """Seconds in which the pinned memory gets to the GPU, in one copy."""
+        """Seconds of one copy of the pinned memory to the GPU."""
         first = self._driver.mark(self._stream)
         self._driver.copy(self._memory, self._host, self._stream)
         return self._until(first)
 
     def _seconds(self, start: Launch) -> float:
-        """Of the second of two launches, which the host starts while the first still runs: only the GPU is timed."""
+        """Seconds of the second of two launches, which the host queues while the first still runs: only GPU time is
+        measured.
+        """
         self._driver.launch(self._stream, [start])
         first = self._driver.mark(self._stream)
         self._driver.launch(self._stream, [start])

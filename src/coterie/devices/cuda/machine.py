@@ -1,6 +1,7 @@
-"""The machine that the CUDA device runs on, as a spec: hbm, the host's dram and the disk. Speeds are not measured here.
+"""The spec of the machine that the CUDA device runs on: hbm, the host's dram and the disk. Speeds are not measured
+here.
 
-Knows nothing about kernels or benchmarks: every speed is 0, unknown.
+Knows nothing about kernels or benchmarks: every speed is 0, meaning unknown.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from coterie.devices.cuda.driver import Driver
 from coterie.spec.machine import Link, MachineSpec, Tier
 from coterie.spec.this_machine import this_machine
 
-# Of what is free when the device is opened. The rest is for what nobody reserves: kernels' code, scratch, rows of
-# programs, staged values of a step; an estimate: what they take was not measured.
+# Share of the memory that is free when the device is opened. The rest is for what is not reserved: kernel code,
+# scratch, rows of programs, stored values of a step. An estimate: none of it was measured.
 HBM_SHARE = 0.92
-POOL_SHARE = 0.6  # of the memory that this process may take: pinned memory is gone for everybody else
+POOL_SHARE = 0.6  # share of the memory that this process may use: pinned memory is lost to everything else
 
 _NOT_MEASURED = "not measured"
 
 
 def gpu_machine(driver: Driver) -> MachineSpec:
-    """Describe a GPU and its host, with tiers `hbm`, `dram` (the pinned pool) and `disk`, and rule set `cache`."""
+    """The spec of a GPU and its host, with tiers `hbm`, `dram` (the pinned pool) and `disk`, and rule set `cache`."""
     facts, host = driver.facts, this_machine()
     free, memory = driver.free_bytes(), host.tier("dram")
     hbm = f"{HBM_SHARE:.0%} of the {format_bytes(free)} that are free of {format_bytes(facts.total_bytes)}"

@@ -1,10 +1,9 @@
-"""Memory of the CUDA device: arenas on the GPU, a pinned pool on the host, and where tensors lie in an arena.
+"""Memory of the CUDA device: arenas on the GPU, a pinned pool on the host, and the places of tensors in an arena.
 
         file, pinned pool    | header |aaaaaa|bbb|  |cccc|          at the offsets of the layout
         arena                |       aaaaaa |bbb |  cccc |          each moved to a multiple of 16, on the way up
 
-An arena's pieces have fixed addresses until all of it is given back; what is evicted is forgotten, nothing is copied
-down.
+Addresses in an arena are fixed until all of it is given back. What is evicted is dropped; nothing is copied down.
 Knows nothing about streams or when something moves.
 """
 
@@ -29,12 +28,12 @@ from coterie.kernels.cpu import I64
 Tensor: TypeAlias = torch.Tensor
 ARENA_LEVERS = ("reserve less", "end other programs that use the GPU")
 Move: TypeAlias = tuple[int, int, int]
-"""Bytes of a layout [start, stop), and how far from there they are in an arena (mostly a little before)."""
+"""Bytes [start, stop) of a layout, and their shift in an arena (usually slightly negative)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where the tensors of a piece of an arena are: bytes from `offsets[i]` on were moved by `shifts[i]`."""
+    """Where the tensors of a piece of an arena are: bytes from `offsets[i]` on are shifted by `shifts[i]`."""
 
     buffer: Buffer
     moves: tuple[Move, ...]
@@ -43,7 +42,7 @@ class Placed:
 
     @staticmethod
     def of(buffer: Buffer, tensors: Sequence[tuple[int, int]]) -> Placed:
-        """Align tensors (offset, size), by offset. Raises ValueError when they do not fit any more."""
+        """Align tensors (offset, size), sorted by offset. Raises ValueError if they no longer fit."""
         starts = aligned_starts(tensors)
         if tensors and starts[-1] + tensors[-1][1] > buffer.size_bytes:
             fact = f"{len(tensors)} tensors aligned to {ALIGN_BYTES} end at {starts[-1] + tensors[-1][1]}"
@@ -53,13 +52,13 @@ class Placed:
         return Placed(buffer, tuple(_runs(tensors, shifts.tolist())), offsets, shifts)
 
     def moved(self, offsets: I64) -> I64:
-        """Where the tensors that begin at these offsets of the layout are."""
+        """Arena offsets of the tensors that begin at these layout offsets."""
         if not len(self.offsets):
             return offsets
         return offsets + self.shifts[np.maximum(np.searchsorted(self.offsets, offsets, side="right") - 1, 0)]
 
     def pieces(self, first: int, size_bytes: int) -> list[Move]:
-        """What of bytes [first, first + size_bytes) of the layout moves, and how far."""
+        """The moves that cover bytes [first, first + size_bytes) of the layout."""
         end, found = first + size_bytes, []
         begin = max(bisect_right(self.moves, first, key=lambda move: move[0]) - 1, 0)
         for start, stop, shift in self.moves[begin:]:
@@ -71,7 +70,7 @@ class Placed:
 
 
 def _runs(tensors: Sequence[tuple[int, int]], shifts: Sequence[int]) -> list[Move]:
-    """Neighbours that are moved equally far move together, with what lies between them."""
+    """Neighbouring tensors with the same shift become one move, with the gap between them."""
     runs: list[Move] = []
     for (offset, size), shift in zip(tensors, shifts, strict=True):
         if runs and runs[-1][2] == shift:
@@ -83,36 +82,36 @@ def _runs(tensors: Sequence[tuple[int, int]], shifts: Sequence[int]) -> list[Mov
 
 @dataclass(slots=True)
 class _Reserved:
-    """A slab of so many bytes: memory of the GPU, or of the host, and whether that is pinned.
+    """A slab, of GPU or host memory, and whether it is pinned.
 
-    `placed` is replaced and never changed: a lane's thread may be looking through it. `said` is another object once
-    anything in the slab may be elsewhere.
+    `placed` is replaced, never modified, since a lane's thread may be reading it. `said` is replaced by a new object
+    whenever the place of anything in the slab may have changed.
     """
 
     size_bytes: int
-    memory: Tensor | None = None  # None: it was given back
+    memory: Tensor | None = None  # None after it was given back
     slab: Slab | None = None
     is_pinned: bool = False
-    refusal: str = ""  # why the system did not pin it
+    refusal: str = ""  # why the system refused to pin it
     is_away: bool = False
     placed: tuple[Placed, ...] = ()
     said: object = field(default_factory=object)
 
     @property
     def tensor(self) -> Tensor:
-        """Its bytes."""
+        """The slab's bytes."""
         if self.memory is None:
             raise RuntimeError("an arena is asked for that was given back")
         return self.memory
 
     def place(self, dst: Buffer, *placed: Placed) -> None:
-        """Forget what was said of pieces that overlap this one, and say something else."""
+        """Forget the placements of pieces that overlap this one, and set new ones."""
         self.placed = (*(one for one in self.placed if not _overlap(one.buffer, dst)), *placed)
         self.said = object()
 
 
 class Memory:
-    """What was reserved, by slab."""
+    """All slabs that were reserved."""
 
     def __init__(self, driver: Driver, run_tier: str) -> None:
         self._driver, self._run_tier = driver, run_tier
@@ -120,14 +119,14 @@ class Memory:
 
     @property
     def unpinned(self) -> tuple[int, str] | None:
-        """Of a pool that the system did not pin when it came last, how large it is and why; None if there is none.
+        """Size of a pool that the system refused to pin at its last reservation, and the reason; None if there is none.
 
-        Copies from there are right, but CUDA stages them, and the host waits meanwhile.
+        Copies from it are correct, but CUDA stages them, and the host waits meanwhile.
         """
         return next(((len(one.slab.bytes), one.refusal) for one in self._slabs if one.slab and one.refusal), None)
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
-        """An arena of the GPU, or a pool of the host, all zeros. Raises CapacityError."""
+        """A zeroed arena on the GPU, or a zeroed pool on the host. Raises CapacityError."""
         reserved = _Reserved(size_bytes)
         if tier == self._run_tier:
             reserved.memory = self._arena(size_bytes)
@@ -139,15 +138,15 @@ class Memory:
         return Buffer(len(self._slabs) - 1, tier, 0, size_bytes)
 
     def give_back(self, buffer: Buffer) -> None:
-        """Let a slab go of which nobody uses anything: the GPU's to other programs, the host's to the system.
+        """Release a slab that is completely unused: GPU memory to other programs, host memory to the system.
 
-        It comes back, at another address and all zeros, when it is asked for. Of one that is used in part all stays.
+        It returns, at another address and zeroed, when it is next used. A part of a slab is not released.
         """
         reserved = self._slabs[buffer.slab_id]
         if reserved.is_away or buffer.size_bytes < reserved.size_bytes:
             return
         if reserved.slab is not None and reserved.is_pinned:
-            self._driver.unpin(reserved.slab.bytes)  # where that fails all of it stays
+            self._driver.unpin(reserved.slab.bytes)  # if this raises, nothing is released
             reserved.is_pinned = False
         reserved.is_away, reserved.placed, reserved.said = True, (), object()
         if reserved.slab is not None:
@@ -157,13 +156,13 @@ class Memory:
             self._driver.trim()
 
     def _here(self, buffer: Buffer) -> _Reserved:
-        """The slab of a buffer, brought back where it was given back. Raises CapacityError."""
+        """The slab of a buffer, reallocated if it was given back. Raises CapacityError."""
         reserved = self._slabs[buffer.slab_id]
         if reserved.is_away:
             if reserved.slab is None:
                 reserved.memory = self._arena(reserved.size_bytes)
             else:
-                reserved.slab.bytes[::BLOCK_BYTES] = 0  # else its pages would come one by one
+                reserved.slab.bytes[::BLOCK_BYTES] = 0  # touch all pages now, not one by one later
                 self._pin(reserved, reserved.slab.bytes)
             reserved.is_away = False
         return reserved
@@ -176,7 +175,7 @@ class Memory:
         return arena
 
     def _pin(self, reserved: _Reserved, pool: Bytes) -> None:
-        """Pin a pool, where the system does."""
+        """Pin a pool, if the system allows it."""
         try:
             self._driver.pin(pool)
             reserved.is_pinned, reserved.refusal = True, ""
@@ -184,34 +183,34 @@ class Memory:
             reserved.refusal = str(error)
 
     def tensor(self, buffer: Buffer) -> Tensor:
-        """The bytes of a buffer as they lie."""
+        """The bytes of a buffer, as stored."""
         return self._here(buffer).tensor[buffer.offset : buffer.offset + buffer.size_bytes]
 
     def host_bytes(self, buffer: Buffer) -> Bytes:
-        """The bytes of a buffer of the host."""
+        """The bytes of a buffer on the host."""
         slab = self._here(buffer).slab
         if slab is None:
             raise ValueError(f"slab {buffer.slab_id} is on the GPU")
         return slab.bytes[buffer.offset : buffer.offset + buffer.size_bytes]
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """Say where tensors will be; what was said of buffers that overlap this one is forgotten."""
+        """Set where tensors will be; placements of overlapping buffers are forgotten."""
         if dst.tier == self._run_tier:
             self._here(dst).place(dst, *([Placed.of(dst, tensors)] if tensors else []))
 
     def inherit(self, dst: Buffer, src: Buffer) -> None:
-        """Bytes of one arena's piece are copied into another as they lie, so tensors are where they were."""
+        """After a copy between pieces of arenas, byte for byte: tensors in `dst` are where they were in `src`."""
         found = self._placed(src)
         same = found is not None and (found.buffer.offset, found.buffer.size_bytes) == (src.offset, src.size_bytes)
         moved = [Placed(dst, found.moves, found.offsets, found.shifts)] if found is not None and same else []
         self._slabs[dst.slab_id].place(dst, *moved)
 
     def placed(self, buffer: Buffer) -> object:
-        """Another object once anything else was said of places in a buffer's slab, or it was given back."""
+        """A token that is replaced when placements in a buffer's slab may have changed, or the slab was given back."""
         return self._slabs[buffer.slab_id].said
 
     def weights_at(self, weights: Buffer, offsets: I64) -> I64:
-        """Addresses of an expert's tensors, given by their offsets in its layout."""
+        """Addresses of an expert's tensors, given their offsets in its layout."""
         base = self._here(weights).tensor.data_ptr() + weights.offset
         placed = self._placed(weights)
         if placed is None:
@@ -220,7 +219,7 @@ class Memory:
         return placed.moved(offsets + inside) + (base - inside)
 
     def pairs(self, dst: Buffer, src: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What to copy where so that the layout's bytes `src` are in `dst`, each tensor in its place."""
+        """Copies (to, from) that bring the layout's bytes `src` to `dst`, each tensor to its place."""
         arena, placed = self._here(dst).tensor, self._placed(dst)
         if placed is None:
             return [(self.tensor(dst), src)]
@@ -232,9 +231,9 @@ class Memory:
         return found
 
     def pieces(self, dst: Buffer, src: Buffer, parts: Sequence[tuple[int, int]]) -> I64 | None:
-        """Of parts of what `pairs` says: a row each of where to, where from and how many bytes.
+        """The same copies for parts only, as rows (to, from, bytes) of addresses.
 
-        None where kernels of the GPU cannot copy them: from memory that is not pinned, or of what are no whole words.
+        None if GPU kernels cannot do them: the source is not pinned, or they are not whole words.
         """
         if not self._here(src).is_pinned:
             return None
@@ -248,7 +247,9 @@ class Memory:
             begin, end, shift = np.array(placed.moves, np.int64).T
             at = np.maximum(np.searchsorted(begin, starts, side="right") - 1, 0)
             shifts, inside = shift[at], (begin[at] <= starts) & (stops <= end[at])
-            for start, stop in zip(starts[~inside].tolist(), stops[~inside].tolist(), strict=True):  # few: at the ends
+            for start, stop in zip(
+                starts[~inside].tolist(), stops[~inside].tolist(), strict=True
+            ):  # only a few, at borders
                 found += placed.pieces(start, stop - start)
         rest = np.array(found, np.int64).reshape(-1, 3)
         moves = np.concatenate([np.stack([starts, stops, shifts], 1)[inside], rest])
@@ -257,15 +258,15 @@ class Memory:
         return None if (rows % WORD_BYTES).any() else rows
 
     def close(self) -> None:
-        """Let all of it go."""
+        """Release everything."""
         for slab in self._slabs:
             if slab.slab is not None and slab.is_pinned:
-                with suppress(Exception):  # a GPU that is gone has pinned nothing
+                with suppress(Exception):  # a lost GPU holds no pins
                     self._driver.unpin(slab.slab.bytes)
         self._slabs.clear()
 
     def _placed(self, buffer: Buffer) -> Placed | None:
-        """What was said of the piece of an arena that a buffer is in."""
+        """The placement of the arena piece that contains a buffer."""
         for one in self._slabs[buffer.slab_id].placed:
             inside = one.buffer.offset <= buffer.offset
             if inside and buffer.offset + buffer.size_bytes <= one.buffer.offset + one.buffer.size_bytes:
@@ -274,7 +275,7 @@ class Memory:
 
 
 def _whole(size_bytes: int) -> int:
-    """At least so many bytes, in whole blocks, at least one."""
+    """The size rounded up to whole blocks, at least one."""
     return max(-(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
 
 

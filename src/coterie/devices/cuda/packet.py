@@ -1,6 +1,6 @@
-"""Packets: pinned memory in which a run's words and tokens cross, kept for the next run of that size.
+"""Packets: pinned memory that carries a run's words down and its tokens up, reused by later runs of that size.
 
-Knows nothing about what crosses.
+Knows nothing about what is in them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MIN_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A part of a block."""
+    """A part of a block of memory."""
 
     start: int
     size_bytes: int
 
 
 def places_of(sizes: Mapping[str, int]) -> tuple[dict[str, Place], int]:
-    """Parts of these bytes behind each other, each aligned, and the bytes of all of them."""
+    """Consecutive aligned parts of these sizes, and their total size."""
     places, end = {}, 0
     for name, size in sizes.items():
         places[name] = Place(end, size)
@@ -41,11 +41,11 @@ def places_of(sizes: Mapping[str, int]) -> tuple[dict[str, Place], int]:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What goes down to the GPU, and what comes up."""
+    """Memory for the way down to the GPU, and for the way up."""
 
     down: torch.Tensor
     up: torch.Tensor
-    sent: Bytes  # the bytes of `down`, and of `up`: to ask a tensor for them takes longer than to write a few
+    sent: Bytes  # the bytes of `down` (`came`: of `up`): asking a tensor for them takes longer than writing a few
     came: Bytes
 
     @staticmethod
@@ -54,7 +54,7 @@ class Packet:
         return Packet(down, up, down.numpy(), up.numpy())
 
     def put(self, start: int, values: npt.NDArray[np.generic]) -> None:
-        """Write numbers into what goes down."""
+        """Write numbers to the way down."""
         if values.size == 0:
             return
         bits = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
@@ -62,14 +62,14 @@ class Packet:
 
 
 class Packets:
-    """Owns the packets that no run has. Any thread may take and give back."""
+    """Owns the packets that no run is using. Any thread may take and give back."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver, self._lock = driver, threading.Lock()
         self._free: dict[tuple[int, int], list[Packet]] = {}
 
     def take(self, down_bytes: int, up_bytes: int) -> Packet:
-        """A packet with room for so much either way. Raises DeviceError when the system pins no more."""
+        """A packet with room for this many bytes each way. Raises DeviceError when the system refuses to pin more."""
         size = max(power_of_two(down_bytes), MIN_BYTES), max(power_of_two(up_bytes), MIN_BYTES)
         with self._lock:
             free = self._free.get(size)
@@ -79,12 +79,12 @@ class Packets:
         return Packet.of(memory[: size[0]], memory[size[0] :])
 
     def give_back(self, packet: Packet) -> None:
-        """The run is over: nothing on a stream reads or writes the packet any more."""
+        """Return a packet after its run: no stream may read or write it any more."""
         with self._lock:
             self._free.setdefault((packet.down.numel(), packet.up.numel()), []).append(packet)
 
     def abandon(self, packet: Packet, stream: Stream) -> None:
-        """Give back a packet of work that cannot be queued whole, once what was queued of it is over."""
-        with suppress(Exception):  # a GPU that is gone reads the packet no more
+        """Return a packet of work that could not be queued completely, once the queued part has ended."""
+        with suppress(Exception):  # a lost GPU no longer reads the packet
             self._driver.wait(self._driver.mark(stream))
         self.give_back(packet)

@@ -1,4 +1,4 @@
-"""Where a run's weights and pages are on the GPU, found once for as long as they stay there.
+"""GPU addresses of a run's weights and pages, cached as long as nothing moves.
 
 Knows nothing about runs, or about what is in which extent.
 """
@@ -18,14 +18,16 @@ from coterie.kernels.cpu import I64
 
 
 class Places:
-    """Finds addresses, and keeps those found last."""
+    """Finds addresses, and caches recent ones."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._found: dict[tuple[object, ...], tuple[tuple[object, ...], Addresses]] = {}
 
     def of(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
-        """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
+        """Addresses of weights and pages: the same object until something moves. Raises ValueError for unaligned
+        addresses.
+        """
         weights, shared, kv, variants = binding.weights, binding.shared, binding.kv, binding.variants
         extents = (weights, kv, *([shared.weights] if shared else []), *(variants.weights if variants else ()))
         placed = tuple([self._memory.placed(at) for at in extents])

@@ -1,4 +1,4 @@
-"""Runs on the GPU: a program's steps queued on the compute stream, all at once, and ended early from outside.
+"""Runs on the GPU: all steps of a run are queued on the compute stream at once, and may be ended early from outside.
 
     put | stage 0  stage 1  stage 2 ... | end | step | end | step | end | tokens up
             ^ waits on the stream for its gate   ^ whole steps: in one launch, captured, or kernel by kernel
@@ -37,7 +37,9 @@ Orchestration = Literal["host", "device", "persistent"]
 
 @dataclass(slots=True, eq=False)
 class _UnderWay:
-    """A run that may be told to stop: where, and after which mark its own words are there."""
+    """A run that may be told to stop: the address of its stop word, and the mark after which its own words are in
+    place.
+    """
 
     stop: torch.Tensor
     put: Mark
@@ -45,7 +47,7 @@ class _UnderWay:
 
 
 class Interrupts:
-    """Ends the run under way, or else the next one, by a word that another stream writes."""
+    """Ends the current run, or else the next one, by a word that is written from another stream."""
 
     def __init__(self, driver: Driver, packets: Packets) -> None:
         self._driver, self._packets, self._lock = driver, packets, threading.Lock()
@@ -53,15 +55,17 @@ class Interrupts:
         self._next = False
         self._stream: Stream = None
         self._one: torch.Tensor | None = None
-        self._written: tuple[Mark, torch.Tensor] | None = None  # a word, and where, which must stay until then
+        self._written: tuple[Mark, torch.Tensor] | None = (
+            None  # the last stop word: its mark, and the memory that must live until then
+        )
 
     def begin(self, bound: Bound, turn: Turn, ready: Ready) -> tuple[Packet, _UnderWay]:
-        """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted.
+        """Put a run's words, and register it as current. It ends at once if an interrupt was requested before.
 
-        Who interrupts waits meanwhile, a server's loop among them: nothing here may take long.
+        The lock is held meanwhile, and a server's loop may wait for it to interrupt: nothing here may take long.
         """
         with self._lock:
-            if self._written is not None:  # a word for a run before this one: it must not come late
+            if self._written is not None:  # a stop word for an earlier run must not arrive during this one
                 self._driver.follow(turn.stream, self._written[0])
                 self._written = None
             packet = bound.put(ready, turn.stream, self._next)
@@ -75,7 +79,7 @@ class Interrupts:
         return packet, under_way
 
     def end(self, run: _UnderWay) -> None:
-        """The run is over."""
+        """The run has ended."""
         with self._lock:
             self._under_way.remove(run)
 
@@ -88,7 +92,7 @@ class Interrupts:
             run = self._under_way[0]
             if not run.is_stopped:
                 run.is_stopped = True
-                with suppress(Exception):  # a run that cannot be told ends by itself, as all do on a GPU that is gone
+                with suppress(Exception):  # the run then ends by itself, as on a lost GPU
                     self._stop(run)
 
     def _stop(self, run: _UnderWay) -> None:
@@ -96,7 +100,7 @@ class Interrupts:
             self._stream = self._driver.stream()
             self._one = take_pinned(self._driver, "a word that ends a run", 4)
             self._one.view(torch.int32)[0] = 1
-        self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
+        self._driver.follow(self._stream, run.put)  # after the run's own words, which reset it to 0
         self._driver.copy_words([(run.stop, self._one)], self._stream)
         self._written = self._driver.mark(self._stream), run.stop
 
@@ -111,15 +115,17 @@ class Runs:
         self.interrupts = Interrupts(shared.driver, shared.packets)
 
     def is_ready(self, run: Run) -> bool:
-        """Whether a run is queued in microseconds: nothing is compiled, captured or launched kernel by kernel.
+        """Whether queueing the run takes microseconds: nothing to compile, to capture or to launch kernel by kernel.
 
         Any thread may ask.
         """
-        # A walk is not known to have been compiled.
+        # Whether a walk has been compiled is not known.
         return self._captures and not self._may_walk(run) and self.binder.is_captured(run)
 
     def queue(self, turn: Turn, run: Run, waits: Mapping[int, LaneEvent]) -> Finish:
-        """Queue all steps; rows in `waits` wait for their event on the stream. Returns what reads the tokens."""
+        """Queue all steps; rows in `waits` wait for their event on the stream. Returns the finish, which reads the
+        tokens.
+        """
         bound = self.binder.bind(run, turn.stream)
         packet, under_way = self.interrupts.begin(bound, turn, bound.make_ready(run, turn.stream))
         try:
@@ -163,7 +169,9 @@ class Runs:
         return _values(run, host.numpy(), bound.stored)
 
     def read(self, turn: Turn, start: int, row_bytes: int, rows: Sequence[int]) -> Finish:
-        """Queue a copy of float32 rows of the workspace, of `row_bytes` from `start` on. Returns what reads them."""
+        """Queue a copy of float32 rows of the workspace, `row_bytes` each from `start` on. Returns the finish, which
+        reads them.
+        """
         packets, workspace = self._shared.packets, self._shared.workspace.at_least(1, turn.stream)
         packet = packets.take(0, row_bytes * len(rows))
         try:
@@ -186,17 +194,19 @@ class Runs:
         return finish
 
     def _queue_steps(self, turn: Turn, bound: Bound, run: Run, steps: int) -> None:
-        """The rest of a run: all steps in one launch, or each as it was captured, or kernel by kernel."""
+        """Queue the rest of a run: all steps in one launch, or each from a capture, or kernel by kernel."""
         if steps and self._may_walk(run) and bound.queue_walk(turn.stream):
             return
         bound.queue_steps(steps, turn.stream, self._captures)
 
     def _may_walk(self, run: Run) -> bool:
-        """Products of rows in shares are launched by themselves, not walked."""
+        """Whether all steps may be one launch; steps whose sequences differ in weights may not."""
         return self._walks and run.decodes and not run.mixes
 
     def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
-        """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""
+        """Queue a first step while its weights still arrive: each stage once its gate is queued, for which it waits on
+        the stream.
+        """
         for index in range(bound.count):
             if index in waits:
                 turn.follow(waits[index])
@@ -205,7 +215,7 @@ class Runs:
         bound.has_run = True
 
     def _abandon(self, turn: Turn, packet: Packet, under_way: _UnderWay) -> None:
-        """Wait for what was queued of a run that cannot be queued whole."""
+        """Wait for the queued part of a run that could not be queued completely."""
         try:
             self._driver.wait(self._driver.mark(turn.stream))
         finally:
@@ -214,13 +224,13 @@ class Runs:
 
 
 def _runs_of(rows: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Rows that follow one another as (place among them, first row, how many): each is one copy."""
+    """Consecutive rows as (index in `rows`, first row, count): each is one copy."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
     return [(i, rows[i], end - i) for i, end in pairwise([*starts, len(rows)])]
 
 
 def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt.NDArray[np.float32]]:
-    """Copies, as float32, of every stored value; a step that does not fill its bucket fills their beginnings."""
+    """Copies of every stored value, as float32; a step smaller than its bucket fills only the beginnings."""
     found = {}
     for name, start in stored.items():
         value, sizes = run.exe.program.graph.values[name], run.rows.sizes
@@ -231,35 +241,35 @@ def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt
     return found
 
 
-MAX_BOUNDS = 64  # of either kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
+MAX_BOUNDS = 64  # of each kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
 
 
 class Binder:
-    """Keeps bounds by executable and bucket, those used last: so many of decode steps, and so many of prompts.
+    """An LRU cache of bounds by executable and bucket, with separate limits for decode steps and prompts.
 
-    Apart, as prompts come in far more sizes, and one that is new would else take the place of a step that all use.
+    Prompts come in many more sizes, and a new one would otherwise evict a decode step that is in constant use.
     """
 
     def __init__(self, shared: Shared, most: int = MAX_BOUNDS) -> None:
         self._shared, self._most = shared, most
-        self._kept: dict[bool, dict[tuple[object, ...], Bound]] = {True: {}, False: {}}  # by whether they decode
+        self._kept: dict[bool, dict[tuple[object, ...], Bound]] = {True: {}, False: {}}  # key: whether they decode
 
     def bind(self, run: Run, stream: Stream) -> Bound:
-        """The bound of a run's executable and bucket, and of what its sequences differ in. Raises CapacityError."""
+        """The bound for a run's executable, bucket and mix of weights. Raises CapacityError."""
         key, kept = run.bound_by, self._kept[run.bucket.decodes]
         bound = kept.pop(key, None) or Bound(run.exe, run.bucket, self._shared, run.mixes)
-        kept[key] = bound  # the last in order
+        kept[key] = bound  # most recently used
         if len(kept) > self._most:
             self._shared.driver.wait(self._shared.driver.mark(stream))
             del kept[next(iter(kept))]
         return bound
 
     def is_captured(self, run: Run) -> bool:
-        """Whether the steps of a run are captured; any thread may ask."""
+        """Whether a run's steps are captured; any thread may ask."""
         bound = self._kept[run.bucket.decodes].get(run.bound_by)
         return bound is not None and bound.is_captured
 
     def forget(self) -> None:
-        """Let all of them go."""
+        """Drop all bounds."""
         for kept in self._kept.values():
             kept.clear()

@@ -1,6 +1,6 @@
-"""The driver that is PyTorch's: streams, events, pinned memory and graphs of torch.cuda.
+"""The driver for real GPUs: streams, events, pinned memory and graphs of torch.cuda.
 
-It is written against torch 2.13's documentation; docs/cuda.md says with which versions, on which GPU, it has run.
+Written against the documentation of torch 2.13; docs/cuda.md says with which versions, on which GPUs, it has run.
 Knows nothing about programs, lanes or files.
 """
 
@@ -23,16 +23,16 @@ from coterie.kernels import cpu as kernels
 if TYPE_CHECKING:
     from coterie.kernels.triton.words import Mover
 
-# cudaHostRegisterPortable: pinned for every context; cudaHostRegisterMapped: kernels may read it where it is.
+# cudaHostRegisterPortable: pinned for every context; cudaHostRegisterMapped: kernels may read it in place.
 # Source: CUDA runtime API, memory management
 PORTABLE, MAPPED = 1, 2
-# Torch asks CUDA for what is large in such pieces, and would give what is left of one to somebody else, beside whom all
-# of it stays when it is let go. Source: PyTorch, CUDACachingAllocator (kMinLargeAlloc, kRoundLarge)
+# Torch allocates large memory in such pieces, and would put other tensors into the rest of one, which would then keep
+# all of it from being freed. Source: PyTorch, CUDACachingAllocator (kMinLargeAlloc, kRoundLarge)
 LARGE_BYTES, PIECE_BYTES = 10 * 2**20, 2 * 2**20
 
 
 class TorchDriver:
-    """GPU number `index` by torch.cuda. Raises UsageError where there is none that will do, saying why."""
+    """GPU number `index` by torch.cuda. Raises UsageError, saying why, if there is no suitable one."""
 
     def __init__(self, index: int = 0) -> None:
         _check_present(index)
@@ -51,11 +51,11 @@ class TorchDriver:
 
     @property
     def facts(self) -> Facts:
-        """What the GPU is."""
+        """Properties of the GPU."""
         return self._facts
 
     def free_bytes(self) -> int:
-        """What the GPU has free, and what torch keeps for later."""
+        """What the GPU has free, and what torch caches."""
         free, _ = torch.cuda.mem_get_info(self._device)
         kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return int(free) + int(kept)
@@ -71,9 +71,9 @@ class TorchDriver:
     def pinned_memory(self, size_bytes: int) -> torch.Tensor:
         """Page-locked memory of the host. Raises NoRoomError."""
         try:
-            with torch.cuda.device(self._device):  # else the first GPU is opened too
+            with torch.cuda.device(self._device):  # else a context on the first GPU is created too
                 return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
-        except RuntimeError as error:  # torch has no class of its own for a refusal of cudaHostAlloc
+        except RuntimeError as error:  # torch has no specific class for a failed cudaHostAlloc
             raise NoRoomError(first_line(error)) from error
 
     def pin(self, memory: Bytes) -> torch.Tensor:
@@ -86,7 +86,9 @@ class TorchDriver:
         return torch.from_numpy(memory)
 
     def unpin(self, memory: Bytes) -> None:
-        """Undo pin. Raises RuntimeError where CUDA does not: the GPU still reads these pages, whatever is put there."""
+        """Undo pin. Raises RuntimeError if CUDA refuses: the GPU then still reads these pages,
+        whatever is put there.
+        """
         with torch.cuda.device(self._device):
             code = int(torch.cuda.cudart().cudaHostUnregister(kernels.address(memory)))
             if code:
@@ -94,7 +96,7 @@ class TorchDriver:
                 raise RuntimeError(f"cudaHostUnregister answers {code}")
 
     def trim(self) -> None:
-        """cudaFree of what torch keeps for later."""
+        """Free what torch caches (cudaFree)."""
         with torch.cuda.device(self._device):
             torch.cuda.empty_cache()
 
@@ -104,12 +106,13 @@ class TorchDriver:
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        """Make it torch's current stream, where it is not in this thread: to do so takes over 10 us."""
+        """Make it torch's current stream, unless it is in this thread: switching takes over 10 us."""
         outer = getattr(self._current, "stream", None)
         if outer is stream:
             yield
             return
-        # The device first: to go back from a stream of the second GPU to one of the first would open that one too.
+        # Set the device first: switching back from the second GPU's stream to one of the first would create a context
+        # there too.
         with torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             torch.cuda.set_stream(_stream(stream))
@@ -126,19 +129,19 @@ class TorchDriver:
             dst.copy_(src, non_blocking=True)
 
     def copy_words(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], stream: Stream) -> None:
-        """Triton launches: CUDA maps what it pins, at the same addresses, where kernels may read and write it."""
+        """By a Triton kernel: CUDA maps pinned memory at the same addresses, where kernels may read and write it."""
         with self.on(stream):
             self._mover().move(pairs)
 
     def copy_pieces(self, pieces: torch.Tensor, stream: Stream) -> None:
-        """A Triton launch that reads the pieces where they are."""
+        """By a Triton kernel, which reads the table in place."""
         with self.on(stream):
             self._mover().gather(pieces)
 
     def mark(self, stream: Stream, soon: bool = False) -> torch.cuda.Event:
-        """cudaEventRecord. Who waits for it sleeps, as the host's cores have other things to do; or spins, when soon.
+        """cudaEventRecord. A wait for the event sleeps, since the host's cores have other work, or spins if `soon`.
 
-        To be woken takes some 50 us. CUDA yields instead of spinning where it has more contexts than there are cores.
+        Waking up takes some 50 us. CUDA yields instead of spinning if it has more contexts than there are cores.
         """
         event = torch.cuda.Event(enable_timing=True, blocking=not soon)
         event.record(_stream(stream))
@@ -163,9 +166,9 @@ class TorchDriver:
                 start()
 
     def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
-        """A CUDA graph. Other threads go on with copies and waits meanwhile, so only this one is being captured."""
+        """A CUDA graph. Only this thread is captured, as others continue to copy and wait meanwhile."""
         collecting = gc.isenabled()
-        gc.disable()  # a tensor freed meanwhile would call CUDA in the middle
+        gc.disable()  # freeing a tensor would call CUDA during the capture
         try:
             with self.on(stream):
                 graph = torch.cuda.CUDAGraph()  # of the current GPU
@@ -189,13 +192,13 @@ class TorchDriver:
                 captured.replay()
 
     def lost(self) -> str:
-        """Ask for something small: after a fault that ends the context every call fails.
+        """Try something small: after a fault that destroys the context, every call fails.
 
-        Not for the whole device to be done: while another thread captures, CUDA refuses that.
+        Not a synchronisation of the device: CUDA refuses that while another thread captures.
         """
         try:
             torch.zeros(1, device=self._device).item()
-        except Exception as error:  # whatever it is, the GPU gave no answer
+        except Exception as error:  # of any kind: the GPU gave no answer
             return first_line(error)
         return ""
 
@@ -207,15 +210,15 @@ class TorchDriver:
         return self._moves
 
     def _forget_error(self) -> None:
-        """CUDA keeps a refusal as its last error, and would hand it to the next kernel's launch."""
+        """Clear CUDA's last error, which the next kernel launch would report."""
         with suppress(RuntimeError):
             torch.zeros(1, device=self._device)
 
 
 def _software() -> str:
-    """What drives the GPU and compiles for it."""
+    """Versions of what drives the GPU and compiles for it."""
     triton = ""
-    with suppress(PackageNotFoundError):  # who asks for kernels is told
+    with suppress(PackageNotFoundError):  # making kernels will report it
         triton = f", Triton {version('triton')}"
     return f"torch {torch.__version__}{triton}, CUDA {torch.version.cuda}"
 
