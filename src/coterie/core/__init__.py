@@ -1,4 +1,4 @@
-"""Words shared by every layer: errors, units, data types, shapes, traces.
+"""Types and helpers that every layer uses: errors, units, data types, shapes, traces.
 
 Knows nothing about models, devices or files.
 """

@@ -1,10 +1,10 @@
-"""Which sources the native modules were built from, so that older ones are not used beside newer Python.
+"""Detects native modules that were built from other sources than those next to the package.
 
-The build writes a digest of the sources into each module, and who imports one compares it with what lies beside the
-package: an editable install that was updated and not built again has other sources. A digest and no number that people
-raise, since a change that counts may be in any line: windows below 0 came to attention's kernels without a new operand.
-How CMakeLists.txt has them compiled is a part of it: -ffp-contract=off, say, decides what is computed.
-Knows nothing about what is computed. Runs before anything is installed, and so needs the standard library alone.
+The build embeds a digest of the sources in each module; importers compare it with the checkout, since an editable
+install may have been updated without a rebuild. A digest instead of a version number, because any line may change
+behaviour: negative windows came to the attention kernels without a new operand. CMakeLists.txt is included, since
+flags such as -ffp-contract=off affect results.
+Knows nothing about what is computed. Runs during the build, so it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from types import ModuleType
 
 from coterie.core.errors import UsageError
 
-SOURCES = Path(__file__).resolve().parents[3] / "csrc"  # of a checkout or an editable install; others have none
-MODULES = {"_cpu": (".", "kernels"), "_clock": ("clock",)}  # the folders of each
+SOURCES = Path(__file__).resolve().parents[3] / "csrc"  # exists only in a checkout or an editable install
+MODULES = {"_cpu": (".", "kernels"), "_clock": ("clock",)}  # source folders of each module
 _BUILD = "run `make setup`, or `pip install -e .`,"
-ANYWAY = "COTERIE_OTHER_KERNELS"  # an environment variable: for who compares two builds, or is at work on the sources
+ANYWAY = "COTERIE_OTHER_KERNELS"  # environment variable that disables the check, for comparing builds or development
 
-_COMMENT = re.compile(rb'//[^\n"]*$', re.MULTILINE)  # one with a quote may be none, and counts
+_COMMENT = re.compile(rb'//[^\n"]*$', re.MULTILINE)  # with a quote in it, it may be part of a string: kept
 _BUILD_COMMENT = re.compile(rb'#[^\n"]*$', re.MULTILINE)
-_BUILD_OF_TESTS = re.compile(rb"^if\(COTERIE_TESTS\)$.*?^endif\(\)$", re.MULTILINE | re.DOTALL)  # of no module
+_BUILD_OF_TESTS = re.compile(rb"^if\(COTERIE_TESTS\)$.*?^endif\(\)$", re.MULTILINE | re.DOTALL)  # affects no module
 
 
 def digest(module: str, sources: Path = SOURCES) -> str:
-    """A digest of the code in csrc/ that a module is built from, and of CMakeLists.txt beside it, which says how.
-
-    Comments and white space are no part of it.
+    """A digest of the code in csrc/ that a module is built from, and of CMakeLists.txt; ignores comments and white
+    space.
     """
     built = _BUILD_OF_TESTS.sub(b"", (sources.parent / "CMakeLists.txt").read_bytes())
     made = blake2b(b" ".join(_BUILD_COMMENT.sub(b"", built).split()), digest_size=16)
@@ -43,8 +42,9 @@ def digest(module: str, sources: Path = SOURCES) -> str:
 
 
 def check_sources(module: ModuleType, sources: Path = SOURCES) -> None:
-    """Refuse a native module that was built from other code than lies in the package's csrc/, or otherwise than
-    CMakeLists.txt says, where these are. Raises UsageError.
+    """Raise UsageError if a native module was built from other code, or by another CMakeLists.txt, than the checkout's.
+
+    Passes if there is no checkout.
     """
     name = module.__name__.rpartition(".")[2]
     there = all(path.is_file() for path in (sources / "bindings.cpp", sources.parent / "CMakeLists.txt"))
@@ -59,7 +59,7 @@ def check_sources(module: ModuleType, sources: Path = SOURCES) -> None:
 
 
 def not_built(name: str, error: ImportError, sources: Path = SOURCES) -> UsageError:
-    """That a native module cannot be imported, for `error`: that of a checkout was not built, say."""
+    """The error for a native module that cannot be imported, for instance because it was not built."""
     remedy = f"{_BUILD} in {sources.parent}" if sources.is_dir() else "install Coterie again with this Python"
     version = ".".join(map(str, sys.version_info[:2]))
     return UsageError(name, f"the native kernels are not built for Python {version}, or not whole: {error}", remedy)

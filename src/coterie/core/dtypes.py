@@ -16,10 +16,10 @@ import numpy.typing as npt
 class DType(Enum):
     """An element type; the value is its safetensors name.
 
-    Q8, Q6, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero
-    point, those of MX4 are floats; a file holds their rows as U8. I8 and F8_E4M3 are read of files that others
-    quantised, and are of no weight that runs; matrices of F8_E4M3 are priced by modelled machines. KV8 is of keys and
-    values that are kept: blocks of 32 whole numbers of 8 bits, each block behind its scale.
+    Q8, Q6, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed); Q4Z also has a zero point
+    per group, and MX4 holds floats. A file stores their rows as U8. I8 and F8_E4M3 occur in checkpoints quantised by
+    other tools; no kernel runs on them, but modelled machines price F8_E4M3. KV8 is for the KV cache: blocks of 32
+    8-bit integers, each preceded by its scale.
     """
 
     F32 = "F32"
@@ -40,27 +40,27 @@ class DType(Enum):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of one element. Raises KeyError for a type with scales, whose rows alone have a size."""
+        """Bytes of one element. Raises KeyError for a type with scales, for which only rows have a size."""
         return _SIZES[self]
 
     @property
     def is_float(self) -> bool:
-        """True for the types that every weight may have."""
+        """True for the float types that any weight may have."""
         return self in (DType.F32, DType.F16, DType.BF16)
 
     @property
     def is_kept(self) -> bool:
-        """True for the types that keys and values may be kept in."""
+        """True for the types that a KV cache may have."""
         return self.is_float or self is DType.KV8
 
     @property
     def is_packed(self) -> bool:
-        """True for the types that only matrices may have: rows of packed groups."""
+        """True for group-quantised types, which only matrices may have."""
         return self in PACKED
 
     @property
     def has_zeros(self) -> bool:
-        """True for the packed type whose groups have a zero point beside their scale."""
+        """True for the packed type whose groups have a zero point as well as a scale."""
         return self is DType.Q4Z
 
     def row_bytes(self, columns: int) -> int:
@@ -76,21 +76,21 @@ class DType(Enum):
         return values + SCALE_BYTES * -(-columns // group) * (2 if self.has_zeros else 1)
 
     def tensor_bytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a tensor; a packed one has two dimensions."""
+        """Bytes of a tensor; a packed one must have two dimensions."""
         return prod(shape[:-1]) * self.row_bytes(shape[-1]) if shape else self.size_bytes
 
     def stored(self, shape: tuple[int, ...]) -> tuple[DType, tuple[int, ...]]:
-        """The element type and the shape that a file has for a tensor: of a packed matrix the bytes of its rows."""
+        """A tensor's element type and shape in a file: a packed matrix is stored as rows of bytes."""
         return (DType.U8, (shape[0], self.row_bytes(shape[1]))) if self.is_packed else (self, shape)
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        """The NumPy type that holds the bits; bfloat16 is held as uint16, and 8 bits of a float as uint8."""
+        """The NumPy type that holds the bits: uint16 for bfloat16, uint8 for 8-bit floats."""
         return _NUMPY[self]
 
 
-# Packed types: bits of a weight, and weights that share a scale. A row is padded to whole blocks; scales and zeros are
-# bfloat16. Scales of Q6 are whole numbers of 8 bits, times one of bfloat16 for a block; its rows are padded to units.
+# Packed types: (bits per weight, group size). Rows are padded to whole blocks; scales and zero points are bfloat16.
+# Q6 has 8-bit integer scales, multiplied by one bfloat16 scale per block; its rows are padded to whole units.
 PACKED = {
     **{DType.Q8: (8, 128), DType.Q6: (6, 16), DType.Q4: (4, 32), DType.Q4Z: (4, 32), DType.Q2: (2, 32)},
     DType.MX4: (4, 32),
@@ -114,7 +114,7 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
 
 
 def _e4m3() -> npt.NDArray[np.float32]:
-    """What each byte is worth: a sign, four bits of exponent above 2^-7, three of fraction; all ones is NaN."""
+    """The value of each byte: sign, 4 exponent bits (bias 7), 3 fraction bits; all ones is NaN."""
     byte = np.arange(128)
     exponent, fraction = byte >> 3, byte & 7
     normal = np.ldexp(1 + fraction / 8, exponent - 7)
@@ -123,11 +123,11 @@ def _e4m3() -> npt.NDArray[np.float32]:
     return np.concatenate([worth, -worth]).astype(np.float32)
 
 
-_E4M3 = _e4m3()  # of the form without infinities, which is the one that files hold
+_E4M3 = _e4m3()  # the variant without infinities (E4M3FN), which checkpoints use
 
 
 def to_f32(bits: npt.NDArray[np.generic], dtype: DType) -> npt.NDArray[np.float32]:
-    """Widen stored bits of `dtype` to float32; exact for every type of at most 16 bits, and float32."""
+    """Widen stored bits of `dtype` to float32. Exact for float32 and all types of up to 16 bits."""
     if dtype is DType.BF16:
         return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     if dtype is DType.F8_E4M3:
@@ -136,7 +136,7 @@ def to_f32(bits: npt.NDArray[np.generic], dtype: DType) -> npt.NDArray[np.float3
 
 
 def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.generic]:
-    """Round float32 to F32, F16 or BF16 and return the stored bits: to nearest, ties to even; too large is infinite."""
+    """Round float32 to F32, F16 or BF16 (to nearest, ties to even, overflow to infinity); returns the stored bits."""
     if dtype is DType.BF16:
         u = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
@@ -146,10 +146,10 @@ def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.ge
 
 
 def rounded_to(values_NC: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.float32]:
-    """What is read of rows that are kept in F32, F16, BF16 or KV8: the nearest numbers, ties to even.
+    """Round rows to a KV cache type (F32, F16, BF16 or KV8) and back: to nearest, ties to even.
 
-    Of KV8 a block's scale is its largest magnitude / 127 in bfloat16, and whole numbers end at 127 where that is too
-    small; a block with a number that is not finite becomes NaN.
+    KV8: a block's scale is its largest magnitude / 127, rounded to bfloat16; integers are clamped to +-127 if that
+    rounded down. A block with a value that is not finite becomes NaN.
     """
     if dtype is not DType.KV8:
         return to_f32(from_f32(values_NC, dtype), dtype)

@@ -29,27 +29,27 @@ from reprlib import Repr
 
 from coterie.core.units import format_bytes
 
-MAX_PART = 1000  # letters of each of an error's three parts
+MAX_PART = 1000  # maximal characters of each of an error's three parts
 _BRIEF = Repr()
 _BRIEF.maxlevel = 2
 _BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def shown(value: object) -> str:
-    """A value that a user gave as a sentence shows it: however long or deep it is, in about a line."""
+    """A user-supplied value for display in a message, shortened to about a line."""
     return _BRIEF.repr(value)
 
 
 def install_extra(extra: str) -> str:
-    """What to do where an optional extra is missing: Coterie is installed from its source, and not by its name."""
+    """The remedy for a missing optional extra. Coterie is installed from its sources, not by name from an index."""
     return f"install the extra {extra}, in the folder of Coterie's source: pip install -e '.[{extra}]'"
 
 
 def one_line(text: str) -> str:
-    """A text that may quote a file or a request, as part of a sentence: in one line, of bounded length.
+    """Make untrusted text safe for a message: a single line of bounded length.
 
-    What is not for printing (ends of lines, a terminal's escapes, marks that turn the order of letters, half a
-    surrogate pair) is shown as Python's escapes write it.
+    Characters that are not printable (line ends, terminal escapes, bidirectional marks, lone surrogates) are shown as
+    Python escapes.
     """
     if len(text) > MAX_PART:
         half = MAX_PART // 2
@@ -63,7 +63,7 @@ class CoterieError(Exception):
     """One sentence: `[where] fact; remedy`.
 
     `where` names the file, key, expert or option; `fact` says what is wrong, with numbers; `remedy` what to change.
-    Each may quote what somebody else wrote, and is made one line (`one_line`).
+    Each may quote untrusted text, and is passed through `one_line`.
     """
 
     def __init__(self, where: str, fact: str, remedy: str = "") -> None:
@@ -71,7 +71,7 @@ class CoterieError(Exception):
         super().__init__(f"[{self.where}] {self.fact}" + (f"; {self.remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As copies and pickles make it again: from what it says, not from what that was made of."""
+        """Support copy and pickle: restore from the message, since subclasses take other arguments."""
         return _again, (type(self), self.args), self.__dict__
 
 
@@ -80,7 +80,7 @@ def _again(kind: type[CoterieError], args: tuple[object, ...]) -> CoterieError:
 
 
 def fresh(error: CoterieError) -> CoterieError:
-    """The same error without a traceback: of one that is kept, this would keep the frames in which it is raised."""
+    """A copy without traceback. Raising a stored error repeatedly would keep the frames of each raise alive."""
     return copy(error)
 
 
@@ -117,7 +117,7 @@ class NotFoundError(CoterieError):
 
 
 class CapacityError(CoterieError):
-    """Something does not fit. `demand_bytes` > `bound_bytes`; `levers` are what the user may change."""
+    """Something does not fit: `demand_bytes` > `bound_bytes`; `levers`: what the user can change."""
 
     def __init__(self, where: str, what: str, demand_bytes: int, bound_bytes: int, levers: Sequence[str]) -> None:
         self.demand_bytes, self.bound_bytes, self.levers = demand_bytes, bound_bytes, tuple(levers)
@@ -126,11 +126,11 @@ class CapacityError(CoterieError):
 
 
 class OversizeError(CapacityError):
-    """One request alone needs more than all there is: it would never run, whoever else leaves."""
+    """A single request needs more than the total capacity: waiting would not help."""
 
 
 class LargestExpertError(CapacityError):
-    """An expert, the largest of some, has no room, whoever else leaves."""
+    """The largest of the experts does not fit in the memory for experts, even by itself."""
 
     def __init__(self, where: str, expert: str, beside: str, demand_bytes: int, bound_bytes: int, lever: str) -> None:
         self.expert = expert
@@ -139,7 +139,7 @@ class LargestExpertError(CapacityError):
 
 
 class CrowdedError(CoterieError):
-    """`waiting` requests wait, `own` of them of who asks, and no more than `most` may."""
+    """The queue is full: `waiting` requests wait, `own` of them by this client, and `most` may."""
 
     def __init__(self, where: str, waiting: int, most: int, own: int = 0) -> None:
         self.waiting, self.most, self.own = waiting, most, own
@@ -148,11 +148,11 @@ class CrowdedError(CoterieError):
 
 
 class ConflictError(CoterieError):
-    """What is asked for goes against what is pinned, or what is under way."""
+    """The operation conflicts with pinned experts or with work in progress."""
 
 
 class ClosedError(CoterieError):
-    """What should answer has been shut down, or is about to be."""
+    """The engine or server has been shut down, or is about to be."""
 
 
 class DeviceError(CoterieError):
@@ -164,7 +164,7 @@ class TransferError(DeviceError):
 
 
 def check_unicode(text: str, where: str) -> None:
-    """Refuse text that is not valid Unicode (half a surrogate pair). Raises RequestError with the place."""
+    """Raise RequestError, with the position, for text that is not valid Unicode (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

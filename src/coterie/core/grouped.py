@@ -1,7 +1,4 @@
-"""Values gathered under their keys, both in the order in which they came.
-
-Knows nothing about either.
-"""
+"""Groups values by key, preserving the order of both. Knows nothing about either."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ V = TypeVar("V")
 
 
 def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """The values of each key."""
+    """The values of each key, in order of appearance."""
     found: dict[K, list[V]] = {}
     for key, value in pairs:
         found.setdefault(key, []).append(value)

@@ -1,4 +1,4 @@
-"""One GET of an HTTP server's JSON, for commands that ask a server what it has.
+"""A single HTTP GET of JSON, for commands that query a running server.
 
 Knows nothing about paths, or about what the answers mean.
 """
@@ -20,7 +20,7 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered. `body`: the JSON of it, None where it is none."""
+    """A response. `body`: parsed JSON, or None if it was not JSON."""
 
     status: int
     reason: str
@@ -28,7 +28,7 @@ class Answer:
 
 
 def get_json(url: str, path: str, headers: Mapping[str, str]) -> Answer:
-    """GET `path` of the server at `url`. Raises UsageError where `url` is no address, or no server answers there."""
+    """GET `path` of the server at `url`. Raises UsageError if `url` is malformed or no server answers there."""
     no_address = UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
     if not url.startswith(("http://", "https://")):
         raise no_address
@@ -45,7 +45,7 @@ def get_json(url: str, path: str, headers: Mapping[str, str]) -> Answer:
 
 
 def _rest(error: HTTPError) -> bytes:
-    """The body of a refusal, as far as it comes: what counts of it is the status."""
+    """The body of an error response, or nothing if it cannot be read: the status matters more."""
     try:
         return error.read()
     except (OSError, HTTPException):

@@ -1,4 +1,4 @@
-"""Reads files of lines: their text, and JSON lines, one object a line, each with the place it stands at.
+"""Reads line-oriented files: plain text, CSV and JSON Lines, with the position of each record for error messages.
 
 Knows nothing about what the objects mean.
 """
@@ -15,9 +15,10 @@ from coterie.core.errors import NotFoundError, UsageError
 
 
 def read_text(path: Path, what: str, error: type[UsageError] = UsageError, must_end: bool = False) -> str:
-    """A file's text. `what` it is of, in one word; `must_end`: a last line without an end may be half of one.
+    """A file's text. `what`: its contents in one word, for messages; `must_end`: the last line must be terminated, else
+    the file may be truncated.
 
-    Raises NotFoundError (no such file), or `error`: unreadable, or a last line without an end.
+    Raises NotFoundError (no such file), or `error`: unreadable, or an unterminated last line.
     """
     if not path.is_file():
         raise NotFoundError(str(path), f"there is no such file of {what}", f"give a file of {what}")
@@ -32,7 +33,7 @@ def read_text(path: Path, what: str, error: type[UsageError] = UsageError, must_
 
 
 def csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, cells) of each row. Raises UsageError for a cell without an end, of 128 KiB or more."""
+    """(number of its last line, cells) of each row. Raises UsageError for a cell that is unterminated or too long."""
     reader = csv.reader(lines)
     try:
         for row in reader:
@@ -46,9 +47,9 @@ def json_lines(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line that is not blank.
 
-    Raises what `read_text` raises, and `error`: no line at all, or a line that is no object.
+    Raises as `read_text` does, and `error` if there is no such line or a line is not a JSON object.
     """
-    # not splitlines: it cuts at separators that JSON allows in a text
+    # Not splitlines, which also splits at separators that JSON strings may contain.
     lines = read_text(path, what, error, must_end).split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
@@ -57,7 +58,7 @@ def json_lines(
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
-        except (ValueError, RecursionError) as cause:  # also a number of thousands of digits
+        except (ValueError, RecursionError) as cause:  # ValueError also for integers of thousands of digits
             cut = "; it is the last one, so that the file may be cut off" if number == numbered[-1][0] else ""
             raise error(where, f"this line is not JSON: {cause}{cut}", "mend the line") from cause
         if not isinstance(values, dict):

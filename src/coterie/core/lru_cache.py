@@ -1,6 +1,6 @@
-"""What was made once and may be wanted again: the last few of it, by what it was made from.
+"""A thread-safe LRU cache of computed values.
 
-Knows nothing about what it is.
+Knows nothing about what they are.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class LruCache(Generic[T]):
-    """The `most` values that were asked for last. Threads may share it; two that ask at once may both make one."""
+    """Keeps the `most` most recently used values. Two threads that miss on the same key may both compute its value."""
 
     def __init__(self, most: int) -> None:
         self._most, self._lock = most, threading.Lock()
         self._values: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made where it is not kept. What `make` raises is raised, and nothing is kept."""
+        """The value of a key, computed by `make` on a miss. If `make` raises, nothing is cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,21 +1,21 @@
-"""Weights packed in groups: a scale per group, whole numbers of 8, 6, 4 or 2 bits, and back to float32.
+"""Group-quantised weights: 8, 6, 4 or 2-bit integers with a scale per group; packing and unpacking.
 
     row of Q8   | q q q ... one byte each, two's complement, padded to 32 | s s ... one bfloat16 per 128 weights |
     row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
                   byte i: weight i in the low 4 bits, weight 16 + i in the high ones, both plus 8
     row of Q4Z  | 16 bytes per 32 weights ... | s s ... one bfloat16 per 32 weights | z z ... one bfloat16 for each |
-                  as Q4, of codes 0 to 15
+                  layout as Q4, codes 0 to 15
     row of Q2   | 8 bytes per 32 weights ...                              | s s ... one bfloat16 per 32 weights  |
-                  byte i: weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on, each (weight + 3) / 2
-    row of MX4  | as Q4, of codes of floats with a sign, two bits of exponent and one of fraction
-    row of Q6     as core.six_bits has it: a scale of 8 bits per 16 weights, and of these one bfloat16 per 256
+                  byte i: weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits up, each (weight + 3) / 2
+    row of MX4  | layout as Q4; codes are floats: a sign, two exponent bits, one fraction bit (E2M1)
+    row of Q6     see core.six_bits: an 8-bit scale per 16 weights, and a bfloat16 scale of these per 256
 
-A weight is q * s, which float32 holds exactly; of MX4 q is twice the float, so whole, and s half its power of two. Of
-Q4Z it is (code - z) * s, a difference and then a product in float32, each rounded to nearest: both are exact where z is
-0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2, code 0, whatever that means). A CPU's kernels
-round the activations of products with packed weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a
-group's largest apart (of Q4 and Q4Z 12 bits, 2^-11.8; of Q6 15 bits, 2^-15 of the largest of 256); or, by choice, of 8,
-but for Q6. Knows nothing about files or which tensors are packed.
+A weight is q * s, exactly representable in float32. For MX4, q is twice the float, hence an integer, and s half the
+stored power of two. For Q4Z it is (code - z) * s, computed in float32 with two roundings, both of which are exact if z
+is 0 or its magnitude is between 2^-5 and 2^16. Padding is zero (for Q4Z and Q2: code 0, whatever its value).
+CPU kernels quantise the activations of products with packed weights to 16-bit integers in the same groups, with an
+error of at most 2^-16 of the group's largest magnitude (Q4 and Q4Z: 12 bits, 2^-11.8; Q6: 15 bits, 2^-15 of the largest
+of 256); optionally to 8 bits, except for Q6. Knows nothing about files or which tensors are packed.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from coterie.core.six_bits import pack_six, unpack_six
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-MAX_INT8, MAX_INT16 = 127, 32767  # of rounded activations
-MAX_MEETS_Q6 = 16383  # of those that meet Q6, whatever is asked: 32 of them times 4096 are below 2^31
+MAX_INT8, MAX_INT16 = 127, 32767  # largest integer of quantised activations
+MAX_MEETS_Q6 = 16383  # their limit in products with Q6, in either mode: 32 products with up to 4096 stay below 2^31
 SHARED, MAX_SHARED = (
     (DType.Q4, DType.Q4Z),
     30464,
-)  # whose weights share bytes, and the largest where they meet MAX_INT16
-_PIECE_WEIGHTS = 1 << 20  # temporary arrays stay near the cache
+)  # types with two weights per byte, and what replaces MAX_INT16 for them (see `rounded`)
+_PIECE_WEIGHTS = 1 << 20  # weights processed at a time, so that temporary arrays stay in cache
 
 
 def pack(values_NK: F32, dtype: DType, known_NG: F32 | None = None, zeros_NG: F32 | None = None) -> U8:
-    """Rows of packed weights [N, row bytes] nearest to these. Raises ValueError for values that are not finite.
+    """Quantise to packed rows [N, row bytes]. Raises ValueError for values that are not finite.
 
-    `known_NG`: scales of somebody who quantised these weights before, tried as well as ours; of Q4Z with their zeros
-    (else neither is tried), of Q6 none is. Where theirs lose least, the whole numbers are theirs too, and all that is
-    lost is what scales and zeros lose in bfloat16.
+    `known_NG`: scales of an earlier quantisation of these weights, tried as further candidates (for Q4Z only together
+    with its zero points; ignored for Q6). Where they give the smallest error, the original integers are restored, and
+    only the rounding of scales and zero points to bfloat16 is lost.
     """
     N, K = values_NK.shape
     packed = np.empty((N, dtype.row_bytes(K)), np.uint8)
@@ -68,7 +68,7 @@ def pack(values_NK: F32, dtype: DType, known_NG: F32 | None = None, zeros_NG: F3
 
 
 def unpack(packed: U8, dtype: DType, columns: int) -> F32:
-    """The weights of packed rows [N, row bytes] as float32 [N, columns], exactly."""
+    """Dequantise packed rows [N, row bytes] to float32 [N, columns]."""
     N = len(packed)
     out = np.empty((N, columns), np.float32)
     for rows in _pieces(N, columns):
@@ -77,22 +77,21 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
 
 
 def encode(values_NK: F32, dtype: DType, known_NG: F32 | None = None, zeros_NG: F32 | None = None) -> tuple[U8, F32]:
-    """The bytes of rows in a packed or a float type, and what they are worth. Raises ValueError as `pack`."""
+    """Encode rows in a packed or float type; returns bytes and decoded values. Raises ValueError as `pack` does."""
     if not dtype.is_packed:
         bits = from_f32(values_NK, dtype)
         return bits.view(np.uint8), to_f32(bits, dtype)
     packed = pack(values_NK, dtype, known_NG, zeros_NG)
-    with np.errstate(over="ignore"):  # of a scale that rounded up
+    with np.errstate(over="ignore"):  # a scale that was rounded up can overflow
         return packed, unpack(packed, dtype, values_NK.shape[1])
 
 
 def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DType, zeros_NG: F32 | None = None) -> U8:
-    """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost. Not
-    of Q6 (core.six_bits.join_six).
+    """Pack given integers and scales losslessly into rows [N, row bytes]. Not for Q6 (see core.six_bits.join_six).
 
-    Of Q4Z and MX4 the whole numbers are codes, 0 to 15; of Q4Z each scale has a zero. Raises ValueError for a scale or
-    a zero that is not a finite bfloat16 number, a whole number that the type does not have, or zeros that are missing
-    or too many.
+    For Q4Z and MX4 the integers are codes, 0 to 15; Q4Z needs a zero point per scale. Raises ValueError for a scale or
+    zero point that is not a finite bfloat16 number, an integer out of range, and zero points that are missing or not
+    applicable.
     """
     group, (low, high) = PACKED[dtype][1], RANGES[dtype]
     if dtype.has_zeros != (zeros_NG is not None) or (zeros_NG is not None and zeros_NG.shape != scales_NG.shape):
@@ -114,23 +113,24 @@ def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DTyp
 
 
 def worth(codes: npt.NDArray[np.integer[Any]]) -> F32:
-    """What codes of MX4 are worth, twice the floats."""
+    """The values of MX4 codes, times two."""
     return np.asarray(WORTH[codes], np.float32)
 
 
 def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
-    """Activations as packed weights of a type meet them: whole numbers up to `most`, in the weights' groups.
+    """Quantise activations as kernels do before a product with packed weights: integers up to `most`, in their groups.
 
-    scale = largest magnitude / most, q = the nearest whole number of x * (most / largest), ties to even: q * scale.
-    A group that is not all finite becomes NaN.
+    scale = largest magnitude / most; q = x * (most / largest), rounded to nearest, ties to even; the result is
+    q * scale. A group with a value that is not finite becomes NaN.
 
-    Of Q4 and Q4Z MAX_INT16 stands for MAX_SHARED, and for 12 bits: two weights share a byte, low + 16 * high, and what
-    meets them, x and y, meets whole bytes too. With x = a + 256 b and y = 16 a + 256 c, each of 8 bits,
+    For Q4 and Q4Z, MAX_INT16 means MAX_SHARED and 12 bits: two weights share a byte, low + 16 * high, and the
+    activations that they are multiplied by, x and y, are chosen so that whole bytes can be multiplied. With
+    x = a + 256 b and y = 16 a + 256 c, where a, b and c have 8 bits each,
 
         low * x + high * y = (low + 16 * high) * a + 256 * (low * b + high * c)
 
-    So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a multiple of 16. Of two as near y
-    takes the upper and x the lower one, so that in the mean nothing is added.
+    So y is rounded to a multiple of 16, and x to y / 16 plus a multiple of 16. Ties round up for y and down for x, so
+    that the rounding is unbiased on average.
     """
     T, K = values_TK.shape
     group, shared = PACKED[dtype][1], most == MAX_INT16 and dtype in SHARED
@@ -179,7 +179,7 @@ def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None, zeros_NG: F32 | No
 
 
 def _pack_odd(values_NK: F32, known_NG: F32 | None) -> U8:
-    """Rows of Q2, of which zero is no weight: padding has no part in the choice of an incomplete group's scale."""
+    """Rows of Q2. It cannot represent zero, so padding must not influence the scale of an incomplete group."""
     (N, K), group = values_NK.shape, PACKED[DType.Q2][1]
     q, scales, last = np.full((N, -(-K // group) * group), -MAX_Q2, np.float32), [], K // group * group
     for first, end in ((0, last), (last, K)):
@@ -192,7 +192,7 @@ def _pack_odd(values_NK: F32, known_NG: F32 | None) -> U8:
 
 
 def _pack_codes(values_NK: F32, dtype: DType, known: tuple[F32, F32] | None) -> U8:
-    """Rows of codes with scales and zeros; of an incomplete last group, padding has no part in the choice."""
+    """Rows of Q4Z. Padding does not influence the scale and zero point of an incomplete last group."""
     N, K = values_NK.shape
     group = PACKED[dtype][1]
     G, full = -(-K // group), K // group
@@ -210,7 +210,7 @@ def _pack_codes(values_NK: F32, dtype: DType, known: tuple[F32, F32] | None) -> 
 
 
 def _joined(q: F32, scales: F32, zeros: F32 | None, K: int, dtype: DType) -> U8:
-    """Rows as they are stored; `q` is padded with zeros to whole groups."""
+    """Assemble stored rows; `q` is padded to whole groups."""
     N = len(scales)
     numbers = [scales] if zeros is None else [scales, zeros]
     stored = [from_f32(part, DType.BF16).astype("<u2").view(np.uint8).reshape(N, -1) for part in numbers]

@@ -1,7 +1,7 @@
-"""JSON and TOML as people wrote them, or damaged: every way in which text is neither is one error in one sentence.
+"""Parses JSON and TOML, mapping every failure to one kind of error with a one-sentence message.
 
-Beside errors of their own, Python's readers raise RecursionError for what is nested deeply and a plain ValueError for
-a number of thousands of digits. Knows nothing about what the values mean.
+Besides their own errors, Python's parsers raise RecursionError for deep nesting and a plain ValueError for integers of
+thousands of digits. Knows nothing about what the values mean.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ _DEEP, _LONG = "it is nested too deeply", "it holds a number of thousands of dig
 
 
 def parse_json(text: str | bytes, where: str, remedy: str, error: type[UsageError] = UsageError) -> Any:
-    """The value of a JSON text, in which numbers may be NaN or infinite, as Python writes them.
-
-    Raises `error` naming `where`.
-    """
+    """Parse JSON; NaN and Infinity are accepted, as Python writes them. Raises `error` naming `where`."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as cause:
@@ -31,7 +28,7 @@ def parse_json(text: str | bytes, where: str, remedy: str, error: type[UsageErro
 
 
 def parse_toml(text: str, where: str, error: type[UsageError] = UsageError) -> dict[str, Any]:
-    """The tables of a TOML text. Raises `error` naming `where`."""
+    """Parse TOML. Raises `error` naming `where`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as cause:

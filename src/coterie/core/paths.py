@@ -1,6 +1,6 @@
-"""Paths as people write them, where `~` and `~name` are users' folders, and names of files that ship with Coterie.
+"""User-supplied paths (`~` and `~name` are expanded), and the names of files that ship with Coterie.
 
-Knows nothing about what lies there.
+Knows nothing about what the files contain.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from coterie.core.errors import NotFoundError
 
 
 def shipped_names(package: str, folder: str, ending: str) -> tuple[str, ...]:
-    """What files of a package's folder are called without this ending, sorted."""
+    """Names, without `ending`, of the files in a package's folder that have it; sorted."""
     there = (entry.name for entry in (files(package) / folder).iterdir())
     return tuple(sorted(name.removesuffix(ending) for name in there if name.endswith(ending)))
 
 
 def user_path(text: str | Path, where: str = "") -> Path:
-    """The path that somebody gave, `~` expanded; `where` names it in errors. Raises NotFoundError for ~nobody."""
+    """Expand `~` in a path; `where` names it in errors. Raises NotFoundError for an unknown user."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""What this process holds of the machine's memory, and what of it goes back to the system once it was freed.
+"""The process's resident memory, and returning freed memory to the system.
 
-Knows nothing about what took it.
+Knows nothing about what allocated it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds now, mapped files included; 0 where the system does not say.
+    """Resident set size of this process in bytes, including mapped files; 0 if the system does not report it.
 
     Source: proc(5), /proc/pid/statm, the second number, in pages.
     """
@@ -23,11 +23,11 @@ def resident_bytes() -> int:
 
 
 def give_back() -> None:
-    """Give the system what was freed: glibc keeps that for whoever may want it again, without bound.
+    """Return freed heap memory to the system, which glibc otherwise keeps without bound.
 
-    Takes up to tens of milliseconds, in which other threads go on, and microseconds where there is little. Where there
-    is no `malloc_trim` nothing is done. Source: malloc_trim(3).
+    Takes microseconds to tens of milliseconds, depending on how much there is; other threads keep running. No effect
+    without `malloc_trim`. Source: malloc_trim(3).
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # Python lets other threads go on while it runs
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # ctypes releases the GIL during the call
     if trim is not None:
         trim(0)

@@ -1,8 +1,8 @@
-"""Sampling settings: which there are, which values each may have, and settings of which some are left to others.
+"""Sampling settings: their ranges and neutral values, and partial settings that are merged by precedence.
 
-    a request's  over  a composition file's  over  the checkpoint's  ->  what is still left is neutral
+    a request's  over  a composition file's  over  the checkpoint's  over  neutral values
 
-Knows nothing about who asks, or how a token is drawn.
+Knows nothing about requests, or how a token is drawn.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from coterie.core.errors import RequestError, shown
 
-MIN_TEMPERATURE = 1e-6  # logits divided by much less overflow float32, and their softmax is no number
-MAX_TEMPERATURE = 100.0  # logits divided by more are as good as uniform; beyond it is a mistake of units
-MAX_PENALTY = 2.0  # of presence and frequency, either way
+MIN_TEMPERATURE = 1e-6  # logits divided by much less overflow float32, and the softmax becomes NaN
+MAX_TEMPERATURE = 100.0  # beyond this, sampling is practically uniform: presumably a mistake of units
+MAX_PENALTY = 2.0  # magnitude of presence and frequency penalties
 MAX_REPETITION = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What has no effect, which values are allowed, and that in words."""
+    """A setting's neutral value (no effect), a predicate for allowed values, and the same in words."""
 
     neutral: float
     fits: Callable[[float], bool]
@@ -63,15 +63,15 @@ def check_within(field: str, value: float, fits: bool, allowed: str) -> None:
 
 
 def check_setting(name: str, value: float) -> None:
-    """Raise RequestError for a value that the setting of that name cannot have."""
+    """Raise RequestError if the value is out of the setting's range."""
     check_within(name, value, SETTINGS[name].fits(value), SETTINGS[name].allowed)
 
 
 @dataclass(frozen=True, slots=True)
 class PartialSampling:
-    """How tokens are drawn, as far as somebody says it: what is None is left to others. See SETTINGS for the ranges.
+    """Sampling settings from one source; None: unset, so a source of lower precedence decides. Ranges: SETTINGS.
 
-    `seed`: None is 0. Raises RequestError naming the field and its range.
+    An unset `seed` is 0. Raises RequestError naming the field and its range.
     """
 
     temperature: float | None = None
@@ -91,17 +91,17 @@ class PartialSampling:
             check_seed(self.seed)
 
     def over(self, others: PartialSampling) -> PartialSampling:
-        """These settings, and where they say nothing the others."""
+        """Merge: these settings, with those that are unset taken from `others`."""
         return PartialSampling(**{**others.said, **self.said})
 
     @property
     def said(self) -> dict[str, Any]:
-        """What is not left to others, by name."""
+        """The settings that are set, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if value is not None}
 
     def value(self, name: str) -> float:
-        """A setting, neutral where nothing is said."""
+        """A setting's value, neutral if unset."""
         found: float | None = getattr(self, name)
         return SETTINGS[name].neutral if found is None else found
 
@@ -110,5 +110,5 @@ NOTHING_SAID = PartialSampling()
 
 
 def check_seed(seed: int) -> None:
-    """Raise RequestError for what is no seed."""
+    """Raise RequestError unless the seed fits in 64 unsigned bits."""
     check_within("seed", seed, 0 <= seed < 2**64, "0 to 2^64 - 1")

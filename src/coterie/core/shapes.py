@@ -1,6 +1,6 @@
-"""Shape letters, symbolic sizes, and the one shape check used at boundaries.
+"""Shape letters, symbolic sizes, and the shape check used at module boundaries.
 
-Letters: B sequences, T tokens this step (ragged, flat), R rows that are sampled, S context tokens, D hidden,
+Letters: B sequences, T tokens this step (ragged, flat), R sampled rows, S context tokens, D hidden,
 F intermediate, V vocabulary, H query heads, K key/value heads, C head channels, L layers, P pages,
 Z page size (tokens), X experts.
 
@@ -17,13 +17,13 @@ from coterie.core.values import value
 
 
 class Symbol(Enum):
-    """A dimension that is fixed only when a step is run."""
+    """A dimension whose size is known only when a step runs."""
 
     T = "T"
     B = "B"
     R = "R"
-    S = "S"  # positions of all contexts, after this step
-    TS = "TS"  # a score per token and position of its context, seen or not: what is computed where nothing is skipped
+    S = "S"  # total context length of all sequences, after this step
+    TS = "TS"  # attention scores of each token with its whole context, masked ones included
 
     def __repr__(self) -> str:
         return self.value
@@ -31,7 +31,7 @@ class Symbol(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """A number of rows for each sequence of the step: the patches of its image, say."""
+    """A fixed number of rows per sequence of the step, for instance the patches of its image."""
 
     rows: int
 
@@ -45,10 +45,10 @@ Shape: TypeAlias = tuple[Dim, ...]
 
 @value
 class Sizes:
-    """The numbers that a step puts in the place of symbols.
+    """The values of the symbols in a step.
 
-    T tokens, B sequences, R sampled rows; `context_tokens` is the sum over sequences of their length after this step
-    (what attention reads), `pairs` the sum over tokens of the positions that each sees (what attention computes).
+    T tokens, B sequences, R sampled rows; `context_tokens`: sum of the sequences' lengths after this step (what
+    attention reads); `pairs`: sum over tokens of the positions visible to each (what attention computes).
     """
 
     T: int
@@ -59,12 +59,12 @@ class Sizes:
 
     @classmethod
     def prefill(cls, batch: int, tokens: int) -> Sizes:
-        """A step that reads `batch` fresh prompts of `tokens` each and samples after the last of each."""
+        """Prefill of `batch` prompts of `tokens` tokens each, sampling once per prompt."""
         return cls.continued(batch, tokens, 0)
 
     @classmethod
     def continued(cls, batch: int, tokens: int, before: int) -> Sizes:
-        """A step that reads `tokens` of each of `batch` prompts of which `before` tokens are computed already."""
+        """Prefill of `tokens` more tokens of each of `batch` prompts, of which `before` are already in the KV cache."""
         _at_least_one(batch=batch, tokens=tokens)
         length = before + tokens
         pairs = (length * (length + 1) - before * (before + 1)) // 2
@@ -72,12 +72,12 @@ class Sizes:
 
     @classmethod
     def decode(cls, batch: int, context: int) -> Sizes:
-        """A step of one token for each of `batch` sequences, which are `context` long after it."""
+        """Decode of one token for each of `batch` sequences, with context length `context` after the step."""
         _at_least_one(batch=batch, context=context)
         return cls(batch, batch, batch, batch * context, batch * context)
 
     def of(self, dim: Dim) -> int:
-        """The number that `dim` stands for in this step."""
+        """The value of a dimension in this step."""
         if isinstance(dim, int):
             return dim
         if dim is Symbol.T:
@@ -90,11 +90,11 @@ class Sizes:
             return self.context_tokens
         if isinstance(dim, Times):
             return dim.rows * self.B
-        # Exact for sequences of one length; others are padded, to a length that sizes do not hold.
+        # Symbol.TS: exact for sequences of equal length; the padded length of others is not known here.
         return max(self.pairs, self.T * -(-self.context_tokens // self.B) if self.B else 0)
 
     def count(self, shape: Shape) -> int:
-        """Elements of a tensor of this shape in this step."""
+        """Number of elements of a tensor of this shape in this step."""
         n = 1
         for dim in shape:
             n *= self.of(dim)
@@ -102,14 +102,14 @@ class Sizes:
 
 
 def _at_least_one(**named: int) -> None:
-    """Raises ValueError naming the number that is below one."""
+    """Raise ValueError naming the number that is below one."""
     for name, number in named.items():
         if number < 1:
             raise ValueError(f"{name} is {number}, but a step has at least 1")
 
 
 def trailing(shape: Shape) -> int:
-    """Product of all dimensions but the first; every one of them must be fixed."""
+    """Product of all dimensions but the first. Raises ValueError if one of these is symbolic."""
     n = 1
     for dim in shape[1:]:
         if not isinstance(dim, int):
@@ -119,12 +119,12 @@ def trailing(shape: Shape) -> int:
 
 
 def fixed(shape: Shape) -> tuple[int, ...]:
-    """The dimensions that are numbers, in their order: all of a weight's."""
+    """The numeric dimensions, in order; a weight has no others."""
     return tuple(dim for dim in shape if isinstance(dim, int))
 
 
 def numbers_in(dims: Shape) -> int:
-    """Product of the dimensions; 0 where one of them is symbolic."""
+    """Product of the dimensions; 0 if one of them is symbolic."""
     n = 1
     for dim in dims:
         n *= dim if isinstance(dim, int) else 0

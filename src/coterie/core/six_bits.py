@@ -1,12 +1,12 @@
-"""Rows of Q6: whole numbers of 6 bits, a scale of 8 bits for each 16 of them, and one of bfloat16 for each 256.
+"""The Q6 format: 6-bit integers, an 8-bit scale per 16 of them, and a bfloat16 scale per 256.
 
-    row      | blocks of 256 weights, the last as short as it may be | one bfloat16 per block |
+    row      | blocks of 256 weights, the last possibly shorter | one bfloat16 per block |
     block    | 32 bytes per 64 weights | 16 bytes per 64 weights | a signed byte per 16 weights |
              a weight's lower 4 bits   its upper 2 bits            its scale
 
-Of 64 weights w = 32 h + 16 a + 8 b + c the lower bits are in half h, from the lowest on, of byte 16 b + 8 a + c, and
-the upper ones in pair 2 h + b, from the highest bits on, of byte 8 a + c: the order in which vectors of 256 bits widen
-bytes. A weight is q * scale * block's scale, which float32 holds exactly. Padding, to whole 64s, is zero.
+Within 64 weights, w = 32 h + 16 a + 8 b + c: its lower bits are in half h (0: low nibble) of byte 16 b + 8 a + c, its
+upper ones in bit pair 2 h + b (0: highest) of byte 8 a + c, which is the order in which 256-bit vectors widen bytes.
+A weight is q * scale * block's scale, exactly representable in float32. Padding, to multiples of 64, is zero.
 Knows nothing about files.
 """
 
@@ -29,7 +29,7 @@ MAX_SCALE = 127
 
 
 def pack_six(values_NK: F32) -> U8:
-    """Rows nearest to these weights: scales of groups first, then these in 8 bits, then the whole numbers for them."""
+    """Quantise rows: choose the groups' scales, round these to 8 bits, then quantise the weights by them."""
     grouped = _in_groups(values_NK)
     scales, blocks = two_scales(scales_of(grouped, DType.Q6))
     q = whole_of(grouped, scales.astype(np.float32) * _of_groups(blocks, scales), DType.Q6)
@@ -37,7 +37,7 @@ def pack_six(values_NK: F32) -> U8:
 
 
 def two_scales(scales_NG: F32) -> tuple[Whole, F32]:
-    """Groups' scales in 8 bits, and blocks' scales that these are multiplied by: a block's largest becomes 127."""
+    """Split scales into 8-bit integers per group and a bfloat16 factor per block, whose largest integer is 127."""
     N, G = scales_NG.shape
     per_block = BLOCK_Q6 // GROUP
     padded = np.zeros((N, -(-G // per_block) * per_block), np.float32)
@@ -48,8 +48,8 @@ def two_scales(scales_NG: F32) -> tuple[Whole, F32]:
 
 
 def join_six(q_NK: Whole, scales_NG: Whole, blocks_NB: F32) -> U8:
-    """Rows of whole numbers, -32 to 31, with these scales, of groups and of blocks. Raises ValueError for a block's
-    scale that is not a finite bfloat16 number.
+    """Pack integers, -32 to 31, with their group and block scales. Raises ValueError for a block scale that is not a
+    finite bfloat16 number.
     """
     if odd := int(np.count_nonzero((in_bf16(blocks_NB) != blocks_NB) | ~np.isfinite(blocks_NB))):
         raise ValueError(f"{odd} of {blocks_NB.size} scales are not finite numbers in bfloat16")
@@ -72,7 +72,7 @@ def join_six(q_NK: Whole, scales_NG: Whole, blocks_NB: F32) -> U8:
 
 
 def unpack_six(packed: U8, K: int) -> F32:
-    """The weights of packed rows [N, row bytes] as float32 [N, K], exactly."""
+    """Dequantise packed rows [N, row bytes] to float32 [N, K], exactly."""
     N, units = len(packed), -(-K // UNIT_Q6)
     stored = np.ascontiguousarray(packed[:, units * UNIT_Q6_BYTES :]).view("<u2").astype(np.uint16)
     blocks = to_f32(stored, DType.BF16)
@@ -99,11 +99,11 @@ def _in_groups(values_NK: F32) -> F32:
 
 
 def _of_groups(blocks_NB: F32, scales_NG: npt.NDArray[Any]) -> F32:
-    """Each block's scale for each of its groups."""
+    """Repeat each block's scale for its groups."""
     return np.repeat(blocks_NB, BLOCK_Q6 // GROUP, axis=1)[:, : scales_NG.shape[1]]
 
 
 def _blocks(units: int) -> list[tuple[int, int]]:
-    """Of each block of a row how many units it has, and which is its first."""
+    """(number of units, index of the first) of each block of a row."""
     per_block = BLOCK_Q6 // UNIT_Q6
     return [(min(per_block, units - first), first) for first in range(0, units, per_block)]

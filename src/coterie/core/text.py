@@ -1,4 +1,4 @@
-"""Texts: names listed in a message, and what comes in pieces. Knows nothing about what they say."""
+"""Text helpers: names in messages, safe names, overlaps of streamed text. Knows nothing about what the text means."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def safe_name(text: str) -> str:
-    """A text without accents, and with hyphens for what else a name may not have; empty where nothing is left.
+    """Turn text into a safe file name: accents removed, other special characters replaced by hyphens; may be empty.
 
-    The same for both forms in which systems write an accented letter.
+    Composed and decomposed Unicode forms give the same name.
     """
     plain = "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
     return _UNSAFE.sub("-", plain).strip("-._")
 
 
 def nearest_hint(name: str, names: Iterable[str]) -> str:
-    """Which of the names a wrong one may mean, to stand behind it; empty where none is like it."""
+    """A "did you mean" hint to append to an unknown name; empty if no name is similar."""
     near = get_close_matches(name, list(names), n=1)
     return f" (the nearest name is {near[0]})" if near else ""
 
 
 def overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `mark`: so much may yet become it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `mark`, and so might become `mark`."""
     longest = min(len(text), len(mark) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)

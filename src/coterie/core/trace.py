@@ -1,4 +1,4 @@
-"""Traces: what happened when, per lane, as a file that Chrome's tracing page and Perfetto open.
+"""Traces: a timeline per lane, as a file that Perfetto and Chrome's tracing page open.
 
     lane         |--slice--|   |--slice--|        slices of one lane do not overlap
     async        |---- a request, from arrival to its last token ----|
@@ -25,7 +25,7 @@ _US = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Work on a lane. `kind` is a word to filter by, `args` what a click on it shows."""
+    """Work on a lane. `kind`: a category to filter by; `args`: details shown on click."""
 
     lane: str
     kind: str
@@ -37,7 +37,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Async:
-    """Something that takes its time beside the lanes; `key` tells those of one kind apart."""
+    """An asynchronous span that belongs to no lane; `key` is unique within its kind."""
 
     kind: str
     key: str
@@ -49,7 +49,7 @@ class Async:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Slices and what went on beside them. `notes` are facts about the whole: the device, what was dropped."""
+    """Slices and asynchronous spans. `notes`: metadata, such as the device or what was dropped."""
 
     slices: Sequence[Slice]
     asyncs: Sequence[Async] = ()
@@ -62,7 +62,7 @@ class Trace:
 
 
 def write_trace(path: Path, trace: Trace) -> None:
-    """Write a trace, its first moment being zero. Raises UsageError when the file cannot be written."""
+    """Write a trace; time zero is its earliest start. Raises UsageError when the file cannot be written."""
     zero = min([*(item.start_s for item in trace.slices), *(item.start_s for item in trace.asyncs)], default=0.0)
     threads = {lane: number for number, lane in enumerate(trace.lanes, start=1)}
     events: list[dict[str, Any]] = [_meta("process_name", 0, "coterie")]
@@ -83,7 +83,7 @@ def write_trace(path: Path, trace: Trace) -> None:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace that `write_trace` wrote. Raises UsageError for anything else."""
+    """Read a file written by `write_trace`. Raises UsageError for anything else."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         events = whole["traceEvents"]

@@ -1,4 +1,4 @@
-"""A trace as a picture: a row per lane, time to the right, work as boxes; an SVG that any browser shows.
+"""Renders a trace as SVG: a row per lane, time to the right, slices as boxes.
 
 Knows nothing about what is traced.
 """
@@ -11,15 +11,15 @@ from zlib import crc32
 from coterie.core.trace import Slice, Trace
 from coterie.core.units import format_seconds
 
-WIDTH, LEFT, RIGHT = 1100, 110, 20  # of the picture, and of what stands beside the lanes, in pixels
+WIDTH, LEFT, RIGHT = 1100, 110, 20  # pixels: total width, left and right margins
 ROW, GAP, TOP, AXIS = 34, 10, 28, 26
-LETTER = 6.2  # width of a letter of the labels; a box too narrow for its label goes without
+LETTER = 6.2  # average label character width; a box too narrow for its label gets none
 TICKS = 8
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#9c755f", "#edc948")
 
 
 def render(trace: Trace, start_s: float = 0.0, end_s: float | None = None, title: str = "") -> str:
-    """The slices between two moments. An expert (the first word of a name) has one colour on every lane."""
+    """Render the slices between two times. An expert (a name's first word) has the same colour on every lane."""
     last = max((piece.end_s for piece in trace.slices), default=start_s)
     until = last if end_s is None else min(end_s, last)
     scale = (WIDTH - LEFT - RIGHT) / max(until - start_s, 1e-9)

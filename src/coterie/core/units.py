@@ -1,4 +1,4 @@
-"""Counts, bytes, rates and times as people read and write them. SI for rates, binary for capacities.
+"""Parsing and formatting of counts, bytes, rates and times. SI units for rates, binary ones for capacities.
 
 Knows nothing about what is measured.
 """
@@ -20,11 +20,11 @@ def parse_bytes(text: str) -> int:
     scale = {**_BINARY, **_DECIMAL}.get(match[2].lower()) if match else None
     if match is None or scale is None:
         raise ValueError(f"{text!r} is not a size; write a number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")
-    return int(Fraction(match[1]) * scale)  # as written: 2.01 KB is 2010 bytes, and in floats one less
+    return int(Fraction(match[1]) * scale)  # exact: 2.01 KB is 2010 bytes, but 2009 in floating point
 
 
 def parse_seconds(text: str) -> float:
-    """Turn "50ms", "30s", "10m" or "2h" into seconds. Raises ValueError on anything else, and for no time at all."""
+    """Turn "50ms", "30s", "10m" or "2h" into seconds. Raises ValueError on anything else, and for zero."""
     match = _NUMBER.fullmatch(text)
     scale = TIMES.get(match[2]) if match else None
     if match is not None and not match[2] and float(match[1]):
@@ -36,12 +36,12 @@ def parse_seconds(text: str) -> float:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Print how many there are, for example `1 expert` or `16 experts`, of what takes an s."""
+    """Format a count with its noun, for example `1 expert` or `16 experts` (regular plurals only)."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Print a capacity in binary units, for example `1.50 MiB`."""
+    """Format a capacity in binary units, for example `1.50 MiB`."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if round(abs(size), 2) < 1024:
@@ -51,14 +51,14 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_shrunk(before_bytes: int, after_bytes: int, num_weights: int) -> str:
-    """What a change of weights' types did to their size, in all and in bits of a weight."""
+    """Format how a conversion of weights changed their size, in total and in bits per weight."""
     both = before_bytes, after_bytes
     sizes, bits = map(format_bytes, both), (f"{8 * size / num_weights:.2f}" for size in both)
     return f"{' -> '.join(sizes)}, {' -> '.join(bits)} bits a weight"
 
 
 def format_rate(bytes_per_s: float) -> str:
-    """Print a bandwidth in decimal units, for example `25.1 GB/s`."""
+    """Format a bandwidth in decimal units, for example `25.1 GB/s`."""
     rate = float(bytes_per_s)
     for unit in ("B/s", "kB/s", "MB/s", "GB/s"):
         if round(abs(rate), 1) < 1000:
@@ -68,7 +68,7 @@ def format_rate(bytes_per_s: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Print a duration with three significant digits, for example `1.24 ms`; from 1000 s on, whole seconds."""
+    """Format a duration with three significant digits, for example `1.24 ms`; from 1000 s on, whole seconds."""
     value = float(seconds) * 1e9
     for unit in ("ns", "us", "ms"):
         if abs(value) < 999.5:

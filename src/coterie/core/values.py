@@ -1,4 +1,4 @@
-"""Values that are made for every step: frozen for the type checker, and quick to make.
+"""A decorator for values created in every step: frozen for the type checker, but cheap to construct.
 
 Knows nothing about what they hold.
 """
@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value(cls: type[T]) -> type[T]:
-    """A slotted dataclass that is compared and hashed by its fields, and that no checked code may change.
+    """A slotted dataclass, compared and hashed by its fields, that type-checked code cannot modify.
 
-    Not frozen at run time: that makes a value take two to three times as long to make, a sixth of a simulated step.
+    Not frozen at run time: that would make construction two to three times slower, a sixth of a simulated step.
     """
     return dataclass(slots=True, unsafe_hash=True)(cls)

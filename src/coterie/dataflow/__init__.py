@@ -1,4 +1,4 @@
-"""A graph on a spatial machine: sections, mapping, tile streams, their functional truth, memory planning.
+"""Maps a graph to a spatial machine: sections, placement, tile streams, functional simulation, memory planning.
 
 Knows nothing about devices, models or requests.
 """

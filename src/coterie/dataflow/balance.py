@@ -1,7 +1,7 @@
-"""PCUs given to stages so that the slowest stage is as fast as can be: exact bisection over cycles per tile.
+"""Load balancing: assigns PCUs to stages to minimise the slowest stage, by exact bisection over cycles per tile.
 
-A stage of b row blocks by c column blocks takes ceil(b / p) * ceil(c / q) * k cycles on p x q PCUs, so only some counts
-of PCUs make it faster: what that costs against a division without rounding is reported as `quantisation`.
+A stage of b row blocks by c column blocks takes ceil(b / p) * ceil(c / q) * k cycles on p x q PCUs, so only certain PCU
+counts make it faster; the loss relative to a fractional division is reported as `quantisation`.
 
 Knows nothing about memory or placement.
 """
@@ -15,12 +15,12 @@ from functools import lru_cache
 from coterie.dataflow.stage import Split, Stage, Unit, blocks, cycles, cycles_of, work_cycles
 from coterie.spec.machine import SpatialUnits
 
-MAX_REDUCTION = 16  # a reduction divided further would spend its time in the tree of partial sums
+MAX_REDUCTION = 16  # split further, a reduction would spend its time in the tree of partial sums
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Splits per stage, cycles of the slowest, and what rounding cost: 1 - (cycles without rounding / cycles)."""
+    """Splits per stage, cycles of the slowest, and the loss by rounding: 1 - (cycles without rounding / cycles)."""
 
     splits: tuple[Split, ...]
     slowest_cycles: int
@@ -29,7 +29,7 @@ class Balance:
 
 
 def fewest(tile: Stage, grid: SpatialUnits, limit: int) -> Split | None:
-    """The division into the fewest PCUs that takes at most `limit` cycles a tile; None if there is none."""
+    """The split over the fewest PCUs that takes at most `limit` cycles per tile; None if there is none."""
     if tile.unit not in (Unit.SYSTOLIC, Unit.SIMD):
         return Split(1, 0, 0)
     return _fewest(tile, blocks(tile, grid), grid, limit)
@@ -49,7 +49,7 @@ def _fewest(tile: Stage, found: tuple[int, int, int], grid: SpatialUnits, limit:
 
 @lru_cache(maxsize=65536)
 def _divide(rows: int, columns: int, fit: int, parts: int) -> Split | None:
-    """The fewest PCUs such that each does at most `fit` blocks."""
+    """The split over the fewest PCUs such that each processes at most `fit` blocks."""
     best: tuple[int, int, int] | None = None
     for p in _useful(rows):
         mine = -(-rows // p)
@@ -58,13 +58,13 @@ def _divide(rows: int, columns: int, fit: int, parts: int) -> Split | None:
             if best is None or p * q < best[0]:
                 best = (p * q, p, q)
             elif p >= best[0]:
-                break  # more rows than that many PCUs have
+                break  # p alone is no fewer than the best total
     return Split(best[1], best[2], parts) if best else None
 
 
 @lru_cache(maxsize=4096)
 def _useful(count: int) -> tuple[int, ...]:
-    """Numbers of parts that make the largest part smaller: for each size of it, the fewest."""
+    """The part counts worth trying: for each possible size of the largest part, the smallest count."""
     found, size = [], count
     while size > 1:
         found.append(-(-count // size))
@@ -73,9 +73,9 @@ def _useful(count: int) -> tuple[int, ...]:
 
 
 def balance(tiles: Sequence[Stage], grid: SpatialUnits, pcus: int, floor_cycles: int = 1) -> Balance | None:
-    """The exact optimum within `pcus`; None if not even one PCU per stage fits.
+    """The exact optimum within `pcus`; None if there is not even one PCU per stage.
 
-    `floor_cycles`: below this nothing is gained (memory is slower), so PCUs are not handed out for it.
+    `floor_cycles`: going below this gains nothing (memory is slower), so no PCUs are spent on it.
     """
     busy = [tile for tile in tiles if tile.unit in (Unit.SYSTOLIC, Unit.SIMD)]
     if not busy:

@@ -1,4 +1,4 @@
-"""One socket of a dataflow machine, as mapping sees it: its grid, and how fast bytes come from outside.
+"""One socket of a dataflow machine, as mapping sees it: its grid, and its off-chip bandwidths.
 
 Knows nothing about what is mapped.
 """
@@ -14,7 +14,7 @@ from coterie.spec.machine import MachineSpec, SpatialUnits
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """Rates of one socket; `peak_` are physical, the others what software was seen to reach."""
+    """Rates of one socket; those named `peak_` are physical, the others achieved by software."""
 
     name: str
     grid: SpatialUnits
@@ -28,17 +28,17 @@ class Chip:
     launch_full_s: float
 
     def seconds(self, cycles: float) -> float:
-        """Time of clock cycles."""
+        """Convert clock cycles to seconds."""
         return cycles / self.grid.clock_hz
 
     def start_s(self, share_of_units: float) -> float:
-        """Start of a kernel whose program configures this share of the units."""
+        """Start time of a kernel whose program configures this share of the units."""
         return self.launch_s + (self.launch_full_s - self.launch_s) * share_of_units
 
     def collective_s(self, kind: str, size_bytes: float, ranks: int, messages: int = 1) -> tuple[float, float]:
-        """A collective over sockets that gives so many bytes: its latency, and how long it keeps the links busy.
+        """(latency, link time) of a collective over sockets whose result has `size_bytes`.
 
-        Messages that follow each other overlap in latency. Raises UsageError without links.
+        Successive messages overlap in latency. Raises UsageError if there are no links.
         """
         if ranks < 2:
             return 0.0, 0.0
@@ -50,7 +50,7 @@ class Chip:
 
 
 def chip_of(spec: MachineSpec, orchestration: str = "device") -> Chip:
-    """The socket of a machine. Raises UsageError for a machine without a grid of units, or with an unknown rate."""
+    """One socket of a machine. Raises UsageError if the machine has no grid or an unknown memory bandwidth."""
     grid = spec.grid
     if grid is None:
         fact = "this machine has no grid of compute and memory units, so nothing can be laid out on it"

@@ -1,9 +1,9 @@
-"""Deadlocks found before anything runs, from the order of tokens alone.
+"""Static deadlock detection in FIFO networks, from token counts alone.
 
-A FIFO network deadlocks or not whatever the speeds of its actors are. The rule looks at every two ways from a fork to a
-join: while one way swallows n firings of the fork before its first token comes out (a reduction over R tiles takes R),
-the other way must hold what those n firings put into it. And where an actor has several inputs or outputs, each must
-hold what one firing moves, since the actor moves all of that before it looks at the next.
+Whether such a network deadlocks does not depend on the speeds of its actors. The rule considers every pair of paths
+from a fork to a join: while one path absorbs n firings of the fork before its first token emerges (a reduction over R
+tiles absorbs R), the other must buffer the tokens of those n firings. Also, if an actor has several inputs or outputs,
+each FIFO must hold the tokens of a whole firing, since the actor completes one FIFO before it serves the next.
 
 Knows nothing about ops or time.
 """
@@ -17,7 +17,7 @@ from coterie.dataflow.stream import Fifo, Network
 
 @dataclass(frozen=True, slots=True)
 class Shallow:
-    """A FIFO that is too shallow: it must hold what fork puts in before the join takes from it."""
+    """A FIFO that is too shallow for what `fork` puts in before `join` takes anything."""
 
     fifo: str
     fork: str
@@ -33,7 +33,7 @@ class Shallow:
 
 
 def shallow(network: Network) -> tuple[Shallow, ...]:
-    """FIFOs that the rule finds too shallow. Empty: the network cannot deadlock. Found: it may."""
+    """FIFOs that the rule finds too shallow. If there are none, the network cannot deadlock; otherwise it may."""
     found: dict[str, Shallow] = {}
 
     def ask(fifo: Fifo, fork: int, join: int, tokens: int) -> None:
@@ -58,9 +58,9 @@ def shallow(network: Network) -> tuple[Shallow, ...]:
 
 
 def _firings_needed(network: Network, first: int) -> dict[int, int]:
-    """For each actor behind FIFO `first`: firings of the FIFO's source before it can fire once.
+    """For each actor downstream of FIFO `first`: firings of the FIFO's source before it can fire once.
 
-    Over several ways the slowest counts, since an actor waits for all of its inputs.
+    The slowest of several paths counts, since an actor waits for all its inputs.
     """
     start = network.fifos[first]
     ways: dict[int, tuple[Fifo, ...]] = {start.dst: (start,)}
@@ -75,7 +75,7 @@ def _firings_needed(network: Network, first: int) -> dict[int, int]:
 
 
 def _source_firings(way: tuple[Fifo, ...]) -> int:
-    """Firings of the first actor of a way before the last one can fire once."""
+    """Firings of a path's first actor before its last one can fire once."""
     firings = 1
     for fifo in reversed(way):
         firings = -(-firings * fifo.consume // fifo.produce)

@@ -1,6 +1,6 @@
-"""A mapped section as a picture: the grid of units, who computes what, where buffers are, what streams where.
+"""Draws a mapped section: the grid of units, the stage on each, the buffers, and the streams between them.
 
-Left half of a cell: its PCU; right half: its PMU. Knows nothing about how the mapping was found.
+The left half of a cell is its PCU, the right half its PMU. Knows nothing about how the mapping was found.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from coterie.dataflow.stage import Unit
 
 CELL, LEFT, TOP, LEGEND = 20, 24, 74, 470
 IDLE, GREY = "#eceff1", "#444444"
-GOLDEN = 0.381966  # of a turn: hues of stages that follow each other differ most
+GOLDEN = 0.381966  # of a turn (the golden angle): hues of consecutive stages differ clearly
 DARK, MIDDLE, PALE = 0.42, 0.62, 0.80
 
 
 def picture(mapped: Mapped, placed: Placed, title: str) -> Picture:
-    """The whole picture."""
+    """Draw the whole picture."""
     width = LEFT * 2 + placed.columns * CELL + LEGEND
     height = max(TOP + placed.rows * CELL + 24, TOP + 34 + 19 * len(mapped.stages) + 60)
     pcu = {cell: stage for stage, cells in enumerate(placed.pcus) for cell in cells}
@@ -61,7 +61,7 @@ def _buffer_color(mapped: Mapped, buffer: int) -> str:
 
 
 def _units(owner: Mapping[Cell, int], colors: Mapping[int, str], placed: Placed, dx: float) -> list[Box]:
-    """Equal neighbours of a column as one box, so that files stay small; boxes of one colour follow each other."""
+    """Boxes by colour; adjacent cells of a column with the same owner are merged, to keep files small."""
     found = []
     for x in range(placed.columns):
         y = 0
@@ -77,7 +77,7 @@ def _units(owner: Mapping[Cell, int], colors: Mapping[int, str], placed: Placed,
 
 
 def _arrows(mapped: Mapped, placed: Placed) -> list[Shape]:
-    """An arrow per edge, from the middle of a stage's units to the next one's; dashed where all of it is awaited."""
+    """An arrow per edge, from the middle of one stage to that of the next; dashed if the reader needs all of it."""
     middle = [_middle(placed, mapped, stage) for stage in range(len(mapped.stages))]
     widest = max((flow.size_bytes for flow in mapped.flows), default=1) or 1
     found: list[Shape] = []
@@ -96,7 +96,7 @@ def _arrows(mapped: Mapped, placed: Placed) -> list[Shape]:
 
 
 def _middle(placed: Placed, mapped: Mapped, stage: int) -> tuple[float, float] | None:
-    """The stage's own cell that is nearest to their mean: one that turns a corner has its mean outside of itself."""
+    """The cell of a stage nearest to their mean, which itself may lie outside the stage if that turns a corner."""
     cells: Sequence[Cell] = placed.pcus[stage]
     if not cells:
         cells = [c for b, found in enumerate(placed.pmus) if mapped.buffers[b].stage == stage for c in found]

@@ -1,6 +1,6 @@
-"""A section's price before it is mapped, from sums alone: microseconds to compute, so that thousands can be compared.
+"""A quick estimate of a section's time without mapping it: microseconds each, so that thousands can be compared.
 
-Knows nothing about placement; mapping.py has the last word.
+Knows nothing about placement; mapping.py has the final word.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.kv_cost import KV_READERS, kv_bytes
 from coterie.graph.stored import value_bytes
 
-SPILL_TILES = 8  # tiles for which weights without room are read again, at the least
+SPILL_TILES = 8  # assumed number of times that weights which do not fit are read
 EDGE_PMUS = 2  # PMUs of a FIFO of small tiles
-ROUNDED = 0.9  # what rounding leaves of the peak
+ROUNDED = 0.9  # share of the peak that remains after rounding losses
 
 
 class Estimate:
-    """Prices sections of some ops of a graph, given as bit masks."""
+    """Estimates sections of `ops`, given as bit masks."""
 
     def __init__(self, graph: Graph, ops: Sequence[Op], sizes: Sizes, chip: Chip) -> None:
         self.chip, self.ops = chip, tuple(ops)
@@ -55,7 +55,7 @@ class Estimate:
         ]
 
     def __call__(self, mask: int) -> float | None:
-        """Seconds; None where the section is illegal or has more stages than there are PCUs."""
+        """Seconds; None if the section is illegal or has more stages than there are PCUs."""
         if any(maker & mask and reader & mask for maker, reader in self.computed):
             return None
         inside = members(mask)

@@ -1,8 +1,9 @@
-"""A mapped section run on numbers: tile by tile, through bounded FIFOs, in the order of its own walk.
+"""Functional simulation of a mapped section: executes it tile by tile, through bounded FIFOs, in its walk's order.
 
-It must give what graph/reference.py gives, move the bytes that the mapping says, and hold no more than its FIFOs hold.
-A view is no step of its own: a tile is handed on as its reader sees it. A sum over tiles grows in its stage, in
-float32, and is handed on after the last. The sockets of a sharded section run side by side; they meet at exchanges.
+It must give the results of graph/reference.py, move the bytes that the mapping predicts, and never exceed its FIFOs.
+A view is no step of its own: tiles are passed on in the form in which their reader sees them. A sum over tiles is
+accumulated in float32 in its stage, and passed on after the last tile. The sockets of a sharded section run in
+parallel and synchronise at exchanges.
 
 Knows nothing about time, nor about what an op computes (interpret_work.py).
 """
@@ -31,9 +32,9 @@ from coterie.graph.sampling import Settings
 
 @dataclass(slots=True)
 class Ran:
-    """What a run gave: values that leave the section, off-chip bytes by kind, the FIFOs after it, the order of firings.
+    """The result of a run: output values, off-chip bytes by kind, the FIFOs at the end, the order of firings.
 
-    `exchanged` has the bytes of the results of each kind of exchange, which every socket holds in the end.
+    `exchanged`: bytes of the results of each kind of exchange, which every socket receives.
     """
 
     outputs: dict[str, Array]
@@ -44,14 +45,14 @@ class Ran:
 
     @property
     def moved_bytes(self) -> int:
-        """All off-chip bytes."""
+        """Total off-chip bytes."""
         return sum(self.moved.values())
 
 
 class Interpreter:
-    """One mapped section of one socket; `key_block` is the number of keys whose scores exist at once.
+    """One mapped section of one socket; `key_block`: number of keys whose scores exist at once.
 
-    Raises UnsupportedError for an op that is walked along a loop which neither its result has nor it sums over.
+    Raises UnsupportedError for an op whose walked loop neither indexes its result nor is a sum.
     """
 
     def __init__(self, graph: Graph, mapped: Mapped, key_block: int = KEY_BLOCK) -> None:
@@ -69,11 +70,11 @@ class Interpreter:
                 raise UnsupportedError(f"{graph.name}: {nest.op.name}", fact, "walk its rows")
 
     def run(self, values: Mapping[str, Array], state: KvState | None = None, sampling: Sequence[Settings] = ()) -> Ran:
-        """Run on whole arrays of everything that enters. Raises UsageError where it takes other sockets too."""
+        """Run on whole arrays of all inputs. Raises UsageError if the section needs other sockets."""
         return run_sockets([(self, values, state)], sampling)[0]
 
     def channels(self) -> list[Channel]:
-        """The FIFOs between different ops, empty."""
+        """Empty FIFOs for all edges between different ops."""
         stages, flows = self.mapped.stages, self.mapped.flows
         found = {}
         for flow, depth in zip(flows, depths(flows, len(stages)), strict=True):
@@ -84,7 +85,7 @@ class Interpreter:
         return list(found.values())
 
     def rows(self, at: int, tile: int) -> tuple[int, int]:
-        """First iteration of the walked loop of an op, and one past the last, of a tile: whole groups of rows."""
+        """The half-open range of the op's walked loop that a tile covers; always whole groups of rows."""
         groups = self.walk.tiles_of(at)
         unit, count = self.walk.size_of(at) // groups, self.counts[at]
         return unit * (groups * tile // count), unit * (groups * (tile + 1) // count)
@@ -95,7 +96,8 @@ def run_sockets(
 ) -> list[Ran]:
     """Run the same section on all sockets of a group, each with its own values and state.
 
-    Each goes on alone as far as it can; an exchange joins the tiles of all. Raises UsageError for a wrong number.
+    Each runs until it reaches an exchange, which combines the tiles of all. Raises UsageError for a wrong number of
+    sockets.
     """
     for each, _, _ in sockets:
         ranks = max((op.integer("ranks") for op in each.ops if op.kind in COLLECTIVES), default=1)
@@ -120,7 +122,7 @@ def run_sockets(
 
 
 class _Socket:
-    """A run of a section on one socket: what is in its FIFOs and sums, how often each op has fired."""
+    """The state of a run on one socket: contents of FIFOs and sums, and the number of firings per op."""
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class _Socket:
         self.owner, self.graph, self.views = owner, owner.graph, owner.views
         constants = (v for v in self.graph.values.values() if v.kind is Kind.CONSTANT)
         self.values = {**{v.name: np.array(v.data, np.float32) for v in constants}, **values}
-        self.values.setdefault("sampling", np.zeros(len(sampling), np.float32))  # only its rows are counted
+        self.values.setdefault("sampling", np.zeros(len(sampling), np.float32))  # only its length matters
         self.outside = Outside(self.values, state, sampling)
         self.tally = Tally(self.graph, owner.mapped, self.views, self.values)
         self.ran = Ran({}, self.tally.moved, owner.channels())
@@ -147,7 +149,7 @@ class _Socket:
         self.left: dict[str, list[Array]] = {name: [] for name in owner.outputs}
 
     def go_on(self) -> int | None:
-        """Fire what can fire, readers first so that FIFOs stay as empty as they can; the exchange that it waits for."""
+        """Fire until only an exchange can, and return that (None at the end). Readers go first, to keep FIFOs empty."""
         while True:
             ready = [at for at in reversed(range(len(self.fired))) if self._ready(at)]
             at = next((at for at in ready if self.owner.ops[at].kind not in COLLECTIVES), None)
@@ -160,7 +162,7 @@ class _Socket:
         return ready[0] if ready else None
 
     def take(self, at: int) -> dict[str, Array]:
-        """The parts of an op's operands for its next firing."""
+        """The operand tiles for an op's next firing."""
         nest, loop = self.owner.walk.nests[at], self.owner.walk.loops[at]
         rows, size = self.owner.rows(at, self.fired[at]), self.owner.walk.size_of(at)
         found: dict[str, Array] = {}
@@ -180,7 +182,7 @@ class _Socket:
         return found
 
     def give(self, at: int, operands: Mapping[str, Array], made: Mapping[str, Array]) -> None:
-        """Hand on what a firing made; add it to its sum where it is part of one."""
+        """Pass on the results of a firing, or accumulate those that are partial sums."""
         tile, last = self.fired[at], self.fired[at] + 1 == self.owner.counts[at]
         op = self.owner.ops[at]
         pattern = operands.get(op.inputs[2]) if op.kind == "linear_dw" else None
@@ -194,7 +196,7 @@ class _Socket:
         for channel in self.out_of[at]:
             root, source, _ = self.views.origins.get(channel.name, (at, channel.name, True))
             if root < 0:
-                channel.give(operands[channel.name])  # an activation from outside, for later readers
+                channel.give(operands[channel.name])  # an activation from off chip, for later readers
             elif self.graph.values[channel.name].kind is Kind.STATE:
                 channel.give(np.zeros(0, np.float32))
             elif source in done:
@@ -212,7 +214,7 @@ class _Socket:
         self.fired[at] += 1
 
     def end(self) -> Ran:
-        """What leaves, of tiles side by side; what no view could show tile by tile, as it shows all of it."""
+        """Assemble the outputs from their tiles, applying views that cannot be applied tile by tile."""
         for name, tiles in self.left.items():
             root, source, passes = self.views.origins[name]
             if root < 0:
@@ -225,14 +227,14 @@ class _Socket:
         return self.ran
 
     def _pass_by(self, name: str, source: str) -> None:
-        """A view of what enters leaves, without an op that fires."""
+        """An output that is merely a view of an input: no op fires."""
         view = self.views.makers[name]
         self.tally.enters(view, self.owner.walk.nests[view].reads[0], (0, self.owner.walk.size_of(view)), None)
         self.ran.outputs[name] = self.views.show(name, source, self.values[source])
         self.tally.leaves(name, self.ran.outputs[name], None)
 
     def _all_of(self, at: int, access: Access, channel: Channel | None) -> Array:
-        """A whole value: a buffer, once it is complete, or what enters, as views show it."""
+        """A whole value, through its views: a completed buffer or an input."""
         name = access.value
         key = (name, at)
         root, source, _ = self.views.origins[name]

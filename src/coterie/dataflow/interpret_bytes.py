@@ -1,7 +1,6 @@
-"""Off-chip bytes of a run, counted where they move: each value that enters or leaves, keys, and sums without room.
+"""Counts the off-chip bytes of a functional run as they move: inputs, outputs, keys and values, spilled sums.
 
-Counted from the arrays, not from the cost model, which must say the same.
-Knows nothing about which op fires when.
+Counted from the arrays, independently of the cost model, which must agree. Knows nothing about which op fires when.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ KINDS = ("weight", "input", "output", "kv_read", "kv_write")
 
 
 class Tally:
-    """Bytes by kind in `moved`, and what is on chip already."""
+    """Bytes by kind (`moved`), and a record of what is on chip already."""
 
     def __init__(self, graph: Graph, mapped: Mapped, views: Views, values: Mapping[str, Array]) -> None:
         self.graph, self.mapped, self.walk, self.views, self.values = graph, mapped, mapped.walk, views, values
@@ -34,9 +33,9 @@ class Tally:
         self.keys: dict[tuple[str, int, int, int], int] = {}
 
     def enters(self, at: int, access: Access, rows: tuple[int, int], numbers: Array | None) -> None:
-        """An op reads its part of what enters, perhaps through views, or rows of it by `numbers`.
+        """An op reads its part of an input, perhaps through views, or gathers rows of it by `numbers`.
 
-        The first of those that need all of it reads it for all of them.
+        If several ops need the whole value, only the first one's read counts.
         """
         name, reader = access.value, at
         while name in self.views.makers:
@@ -72,7 +71,7 @@ class Tally:
         return int(np.count_nonzero(mine)) * value.dtype.size_bytes + ends[1] - ends[0]
 
     def _part_size(self, reader: int, access: Access, rows: tuple[int, int], numbers: Array | None) -> int:
-        """What a gather takes by number, what a view shows, or where a sparse matrix has elements."""
+        """Bytes of gathered rows, of what a view shows, or of the bitmap of a sparse matrix."""
         nest, loop = self.walk.nests[reader], self.walk.loops[reader]
         value = self.graph.values[access.value]
         if numbers is not None:
@@ -89,7 +88,7 @@ class Tally:
         return -(-self.values[name].size // 8)
 
     def reads_keys(self, op: Op, sequence: int, begin: int, end: int, tile: int) -> None:
-        """Keys and values are read once, streamed ones once for each tile: what is on chip is not counted again."""
+        """Count keys and values [begin, end): once per run, or once per tile if they are streamed."""
         once_a_tile = tile if f"{op.name}.kv" in self.mapped.streamed else -1
         key = (state_of(self.graph, op).name, op.integer("layer"), sequence, once_a_tile)
         seen = max(self.keys.get(key, begin), begin)
@@ -97,15 +96,15 @@ class Tally:
         self.moved["kv_read"] += max(0, end - seen) * self._key_bytes(op)
 
     def appends(self, op: Op, tokens: int) -> None:
-        """Keys and values of so many tokens are written."""
+        """Count the keys and values of `tokens` tokens as written."""
         self.moved["kv_write"] += tokens * self._key_bytes(op)
 
     def leaves(self, name: str, shown: Array, pattern: Array | None) -> None:
-        """A tile of what leaves, or all of it; of a sparse gradient the elements that its weight's `pattern` has."""
+        """Count a tile of an output, or all of it; for a sparse gradient only elements in its weight's `pattern`."""
         self.moved["output"] += _elements(shown, pattern) * self.graph.values[name].dtype.size_bytes
 
     def grows(self, name: str, summed: Array, pattern: Array | None, ends: tuple[bool, bool]) -> None:
-        """A tile is added to sums, which without room on chip are read (not first) and written back (not last)."""
+        """A tile is added to a sum; if that is off chip, it is read (except first) and written back (except last)."""
         if name in self.mapped.streamed:
             self.moved["output"] += _elements(summed, pattern) * SUM_BYTES * (2 - sum(ends))
 
@@ -119,7 +118,7 @@ def _elements(shown: Array, pattern: Array | None) -> int:
 
 
 def _takes_part(op: Op, name: str) -> bool:
-    """Whether an op reads some of a value, by its kind: a gather, a view of some, the pattern of a sparse matrix."""
+    """Whether this kind of op reads only part of a value: a gather, a partial view, the pattern of a sparse matrix."""
     tables = {"embed": 1, "embed_part": 1, "add_positions": 2, "take_rows": 0}
     if op.kind in tables:
         return op.inputs[tables[op.kind]] == name
@@ -127,9 +126,9 @@ def _takes_part(op: Op, name: str) -> bool:
 
 
 def _size(value: Value, whole: Array) -> int:
-    """Bytes of all of a value; of a sparse weight its elements and a bit for each that there could be."""
+    """Bytes of a whole value; for a sparse weight, its nonzero elements and a bitmap."""
     if value.density != 1.0:
         return int(np.count_nonzero(whole)) * value.dtype.size_bytes + -(-whole.size // 8)
-    # Of page tables a step counts the sequences, not how many pages each has.
+    # For page tables the step's sizes give the number of sequences, but not of their pages.
     width = value.dtype.row_bytes(trailing(value.shape)) if len(value.shape) > 1 else value.dtype.size_bytes
     return width * len(whole)

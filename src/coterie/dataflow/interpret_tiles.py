@@ -1,4 +1,4 @@
-"""Tiles in flight: the FIFOs and whole buffers between ops, the part of an array that a tile is, how a view shows it.
+"""Tiles in flight: FIFOs and whole buffers between ops, slicing of arrays into tiles, and views of tiles.
 
 Knows nothing about which op fires when, nor what it computes.
 """
@@ -24,9 +24,9 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(slots=True)
 class Channel:
-    """A FIFO of tiles between two ops: what is in it, the most that ever was, how many tiles went through.
+    """A FIFO of tiles between two ops, with counters: its maximal occupancy, and the tiles put and taken.
 
-    `whole`: a buffer, whose reader starts when all `tokens` of it are there (one, of a sum over tiles) and keeps them.
+    `whole`: a buffer instead, whose reader starts once all `tokens` are there (a single one for a sum over tiles).
     """
 
     name: str
@@ -42,27 +42,27 @@ class Channel:
 
     @property
     def full(self) -> bool:
-        """No room for another tile."""
+        """True if there is no room for another tile."""
         return len(self.tiles) >= self.depth
 
     @property
     def ready(self) -> bool:
-        """The reader may fire, as far as this input goes."""
+        """True if the reader may fire, as far as this input is concerned."""
         return self.put == self.tokens if self.whole else bool(self.tiles)
 
     def give(self, tile: Array) -> None:
-        """A tile from the producer."""
+        """Put a tile."""
         self.tiles.append(tile)
         self.put += 1
         self.most = max(self.most, len(self.tiles))
 
     def take(self) -> Array:
-        """The next tile."""
+        """Take the next tile."""
         self.taken += 1
         return self.tiles.popleft()
 
     def take_all(self) -> list[Array]:
-        """Every tile, in order."""
+        """Take all tiles, in order."""
         tiles = list(self.tiles)
         self.tiles.clear()
         self.taken += len(tiles)
@@ -70,9 +70,9 @@ class Channel:
 
 
 def part(whole: Array, place: int | None, rows: tuple[int, int], size: int) -> Array:
-    """What iterations rows[0] .. rows[1] - 1 of a loop of `size` see of an array that it walks along `place`.
+    """The slice of an array that iterations [rows[0], rows[1]) of a loop of `size` see, walking along `place`.
 
-    A dimension that several loops index together: the walked one is the outermost.
+    If several loops index that dimension, the walked one is the outermost.
     """
     if place is None:
         return whole
@@ -81,7 +81,7 @@ def part(whole: Array, place: int | None, rows: tuple[int, int], size: int) -> A
 
 
 class Views:
-    """How values show what ops make: through none, one or more views, a tile or the whole of it."""
+    """Resolves values through any number of views to the ops that produce them, for tiles or whole arrays."""
 
     def __init__(self, graph: Graph, walk: Walk) -> None:
         self.graph, self.walk = graph, walk
@@ -90,7 +90,7 @@ class Views:
         self.origins |= {name: walk.origin(name) for name in self.makers}
 
     def show(self, name: str, source: str, made: Array) -> Array:
-        """What `name` shows of a tile, or of all, of `source`."""
+        """Apply the views that lead from `source` to `name`, to a tile or a whole array."""
         if name == source:
             return made
         at = self.makers[name]
@@ -104,13 +104,13 @@ class Views:
         return step.values[op.outputs[0]]
 
     def join(self, name: str, tiles: Sequence[Array]) -> Array:
-        """Tiles of a value side by side, along the dimension that its op walks; a sum is one tile."""
+        """Concatenate the tiles of a value along the dimension that its op walks; a sum is a single tile."""
         if len(tiles) == 1:
             return tiles[0]
         return np.concatenate(list(tiles), axis=self.place(name) or 0)
 
     def place(self, name: str) -> int | None:
-        """The dimension of a value along which its op walks, or if it enters, its first reader. None: a sum."""
+        """The dimension of a value along which its producer (for an input: its first reader) walks. None: a sum."""
         at = self.makers.get(name, -1)
         if at < 0:
             at = next(n for n in self.walk.readers(name) if not self.walk.nests[n].is_view)

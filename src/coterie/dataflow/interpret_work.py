@@ -1,7 +1,7 @@
-"""What one firing of an op computes on numbers: a tile of its result, or what a tile adds to a sum over all of them.
+"""What one firing of an op computes: a tile of its result, or a tile's contribution to a sum over tiles.
 
-Most ops do on a tile what graph/reference.py does on the whole; here are those that need to know where the tile lies.
-Attention goes over blocks of keys with a running maximum, sum and result; it never has a row of scores.
+Most ops apply graph/reference.py to the tile; the others, which depend on the tile's position, are here.
+Attention uses the online softmax over blocks of keys (running maximum, sum and result): it never holds a row of scores.
 
 Knows nothing about FIFOs, bytes or time.
 """
@@ -30,7 +30,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a firing may look at besides its operands: values that enter, the KV state, settings of drawn rows."""
+    """What a firing may use besides its operands: the section's inputs, KV state, sampling settings."""
 
     values: Mapping[str, Array]
     state: KvState | None
@@ -39,9 +39,9 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """One firing: iterations first .. last - 1 of `size` of the op's walked loop, with its operands' parts.
+    """One firing: iterations [first, last) of the op's walked loop of `size`, with its operand tiles.
 
-    `reads_keys` is told of each sequence whose keys are read, and from which to which.
+    `reads_keys(op, sequence, begin, end)` is called for each range of keys read.
     """
 
     graph: Graph
@@ -61,17 +61,17 @@ class Firing:
         return self.nest.op
 
     def operand(self, at: int) -> Array:
-        """The part of an operand."""
+        """The tile of an operand, by position."""
         return self.operands[self.op.inputs[at]]
 
 
 def compute(firing: Firing) -> dict[str, Array]:
-    """The op's results by name; none of an op that only writes to the state."""
+    """The op's results by name; empty for an op that only writes state."""
     return WORK.get(firing.op.kind, _plain)(firing)
 
 
 def _plain(firing: Firing, op: Op | None = None, operands: Mapping[str, Array] | None = None) -> dict[str, Array]:
-    """The reference's own op, on operands and results of a tile's sizes."""
+    """Run the reference implementation with shapes reduced to the tile."""
     op = op or firing.op
     names = (name for name in (*op.inputs, *op.outputs) if name)
     values = {name: firing.graph.values[name] for name in names}
@@ -81,14 +81,14 @@ def _plain(firing: Firing, op: Op | None = None, operands: Mapping[str, Array] |
             shape[place] = dim * (firing.last - firing.first) // firing.size
             values[access.value] = replace(values[access.value], shape=tuple(shape))
     known = dict(firing.operands if operands is None else operands)
-    state = cast(KvState, firing.outside.state)  # an op that has no state operand does not look at it
+    state = cast(KvState, firing.outside.state)  # may be None, but then no op uses it
     step = Step(Graph(firing.graph.name, values, (op,)), known, state, firing.outside.sampling)
     run_op(step, op)
     return {name: step.values[name] for name in op.outputs if name in step.values}
 
 
 def _linear(firing: Firing) -> dict[str, Array]:
-    """Of a sum over tiles the first one brings the bias."""
+    """In a sum over tiles, only the first tile adds the bias."""
     op = firing.op
     if firing.loop.startswith("k") and firing.first:
         op = replace(op, inputs=(*op.inputs[:2], ""))
@@ -104,7 +104,7 @@ def _sample(firing: Firing) -> dict[str, Array]:
 
 
 def _by_table(firing: Firing) -> dict[str, Array]:
-    """Rows of the table follow each other as rows of the step do."""
+    """Select the table's rows that belong to the tile; the table repeats."""
     table = firing.op.inputs[1]
     if place_of(firing.nest.writes[0], firing.loop) != 0:
         return _plain(firing)
@@ -113,7 +113,7 @@ def _by_table(firing: Firing) -> dict[str, Array]:
 
 
 def _mean_slope(firing: Firing) -> dict[str, Array]:
-    """The loss is a mean over all rows of the step, of which the tile has some."""
+    """Scale by the tile's share of the rows, since the loss is a mean over all rows."""
     (name,), share = firing.op.outputs, np.float32((firing.last - firing.first) / firing.size)
     return {name: np.asarray(_plain(firing)[name] * share, np.float32)}
 
@@ -131,14 +131,14 @@ def _put_rows(firing: Firing) -> dict[str, Array]:
 
 
 def _merge_rows(firing: Firing) -> dict[str, Array]:
-    """The next of `rows` is behind those that tokens before the tile took."""
+    """Skip the `rows` that tokens of earlier tiles consumed."""
     _, tokens, rows = firing.op.inputs
     before = int((firing.outside.values[tokens][: firing.first] == firing.op.integer("token")).sum())
     return _plain(firing, operands={**firing.operands, rows: firing.operands[rows][before:]})
 
 
 def _table_slope(firing: Firing) -> dict[str, Array]:
-    """Rows of a table's gradient: of all of it, or of the part that is walked."""
+    """Rows of a table's gradient: all, or those of the tile if the table is walked."""
     op = firing.op
     first = int(op.attrs.get("first_row", 0)) - int(op.attrs.get("offset", 0))
     first += firing.first if firing.loop == "w0" else 0
@@ -147,9 +147,9 @@ def _table_slope(firing: Firing) -> dict[str, Array]:
 
 @dataclass(slots=True)
 class _Running:
-    """Softmax in its running form, of groups of queries [G, T, H, C]: maximum, sum of exponentials, weighted values.
+    """Online softmax for groups of queries [G, T, H, C]: running maximum, sum of exponentials, weighted values.
 
-    `rounds`: exponentials, beside the largest so far, and queries, to bfloat16.
+    `rounds`: queries and exponentials (relative to the running maximum) are rounded to bfloat16.
     """
 
     q: Array
@@ -162,20 +162,20 @@ class _Running:
 
     @classmethod
     def over(cls, q: Array, scale: float, channels: int, cap: float = 0.0, rounds: bool = False) -> _Running:
-        """Before the first key."""
+        """The initial state."""
         start = np.full(q.shape[:3], -np.inf, np.float32)
         result = np.zeros((*q.shape[:3], channels), np.float32)
         return cls(in_bf16(q) if rounds else q, np.float32(scale), cap, rounds, start, np.zeros_like(start), result)
 
     def scores(self, keys: Array, bias: Array) -> Array:
-        """[G, T, H, S] of a block of keys [G, S, H, C]; `bias` [H, S]."""
+        """Scores [G, T, H, S] for a block of keys [G, S, H, C]; `bias` [H, S]."""
         scores = np.einsum("gthc,gshc->gths", self.q, keys) * self.scale
         if self.cap:
             scores = np.float32(self.cap) * np.tanh(scores / np.float32(self.cap))
         return np.asarray(scores + bias, np.float32)
 
     def add(self, keys: Array, held: Array, bias: Array) -> None:
-        """A block of keys and values."""
+        """Accumulate a block of keys and values."""
         scores = self.scores(keys, bias)
         higher = np.maximum(self.most, scores.max(axis=-1))
         fade, p = np.exp(self.most - higher), np.exp(scores - higher[..., None])
@@ -185,19 +185,19 @@ class _Running:
         self.most = higher
 
     def sink(self, scores: Array) -> None:
-        """A score more of each head, of no value."""
+        """Accumulate attention sinks: an extra score per head that has no value."""
         higher = np.maximum(self.most, scores)
         fade = np.exp(self.most - higher)
         self.total, self.result = self.total * fade + np.exp(scores - higher), self.result * fade[..., None]
         self.most = higher
 
     def shares(self, keys: Array, bias: Array) -> Array:
-        """The softmax of a block, when all keys have been seen."""
+        """The softmax of a block, once all keys were accumulated."""
         return np.asarray(np.exp(self.scores(keys, bias) - self.most[..., None]) / self.total[..., None], np.float32)
 
     @property
     def mixed(self) -> Array:
-        """The result, when all keys have been seen."""
+        """The result, once all keys were accumulated."""
         return np.asarray(self.result / self.total[..., None], np.float32)
 
 
@@ -209,7 +209,7 @@ NO_BIAS = np.zeros((1, 1), np.float32)
 
 
 def _attention(firing: Firing) -> dict[str, Array]:
-    """Each token over the keys that it sees, from the pages of its sequence."""
+    """Each token attends to its visible keys, read from the pages of its sequence."""
     op, state = firing.op, cast(KvState, firing.outside.state)
     q = grown(op, firing.operand(0), firing.operand(1))
     window = int(op.attrs.get("window", 0))
@@ -233,7 +233,7 @@ def _attention(firing: Firing) -> dict[str, Array]:
 
 
 def _group_attention(firing: Firing) -> dict[str, Array]:
-    """Whole groups; of a single one some of its rows, which see all of it."""
+    """Attention within whole groups; a single group may be walked by rows, each of which sees all of it."""
     op = firing.op
     groups = len(firing.operand(1)) // op.integer("group")
     q, k, v = (firing.operand(at).reshape(groups, -1, *firing.operand(at).shape[1:]) for at in range(3))
@@ -244,9 +244,9 @@ def _group_attention(firing: Firing) -> dict[str, Array]:
 
 
 def _attention_grad(firing: Firing) -> dict[str, Array]:
-    """Twice over the keys of each query: for the running softmax, then for the slopes; dk and dv are sums over queries.
+    """Two passes over the keys of each query: online softmax, then gradients; dk and dv are sums over queries.
 
-    The slope of a score is p * (dp - sum of p * dp), and that sum is dy * y.
+    The gradient of a score is p * (dp - sum of p * dp), where that sum equals dy * y.
     """
     op = firing.op
     dy, q, k, v, positions, sequence = (firing.operand(at) for at in range(6))

@@ -1,8 +1,8 @@
-"""Which edges can stream: the loop that a section walks tile by tile, followed from op to op through their accesses.
+"""Which edges of a section can stream: follows the loop that is walked tile by tile from op to op.
 
-    stream    the reader walks the same dimension, in the same order: a FIFO of tiles
-    full      the reader needs all of it before it starts (a reduction over the walked dimension): a whole buffer
-    barrier   the reader is addressed by numbers that the section itself computes: they cannot be in one section
+    stream    the reader walks the same dimension in the same order: a FIFO of tiles
+    full      the reader needs the whole value before it starts (a reduction over the walked dimension): a buffer
+    barrier   the reader gathers by indices that the section itself computes: the two cannot share a section
 
 Knows nothing about capacity or cost.
 """
@@ -30,7 +30,7 @@ class Way(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A value between two ops (positions in the section). `transposed`: the tile is read along another dimension."""
+    """A value between two ops, given by position in the section. `transposed`: read along another dimension."""
 
     value: str
     src: int
@@ -42,9 +42,9 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A section's tile walk. Per op: its walked loop ("" if it has none) and the phase in which it runs.
+    """How a section is walked in tiles. Per op: its walked loop ("" if none) and its phase.
 
-    A phase starts where a full edge ends: all of the phases before have then seen every tile.
+    A full edge starts a new phase: by then, all earlier phases have processed every tile.
     """
 
     nests: tuple[Nest, ...]
@@ -54,18 +54,18 @@ class Walk:
 
     @property
     def barriers(self) -> tuple[Edge, ...]:
-        """Edges that keep their ends from being in one section."""
+        """Edges whose two ops cannot be in one section."""
         return tuple(edge for edge in self.edges if edge.way is Way.BARRIER)
 
     def readers(self, name: str) -> list[int]:
-        """Ops that read a value, in the order of phases."""
+        """Ops that read a value, by phase."""
         found = [at for at, nest in enumerate(self.nests) if any(access.value == name for access in nest.reads)]
         return sorted(found, key=lambda at: (self.phases[at], at))
 
     def origin(self, name: str) -> tuple[int, str, bool]:
-        """Behind all views: the op that makes what a value shows (-1: it enters), that value, whether tiles pass.
+        """Resolve views: (producing op or -1 for an input, the value it produces, whether tiles pass through).
 
-        Tiles pass if the op makes some of it with each of its own, and every view walks along.
+        Tiles pass if the producer completes a part of the value with each of its tiles and all views stream.
         """
         at = next((n for n, nest in enumerate(self.nests) for access in nest.writes if access.value == name), -1)
         if at < 0:
@@ -81,18 +81,18 @@ class Walk:
         return root, value, passes and walks_on and all(way is Way.STREAM for way in ways)
 
     def tiles_of(self, op: int) -> int:
-        """Tiles that the op's phase can be walked in at most: rows that move within groups move within a tile."""
+        """Upper bound on the number of tiles in the op's phase; groups of rows are never split across tiles."""
         return math.gcd(*(self.size_of(at) for at, phase in enumerate(self.phases) if phase == self.phases[op]))
 
     def size_of(self, op: int) -> int:
-        """Iterations of the walked loop of an op."""
+        """Iterations of the op's walked loop."""
         return self.nests[op].loop(self.loops[op]).size if self.loops[op] else 1
 
 
 def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
-    """The walk of a section with the fewest phases, whole buffers and sums over tiles; its first op's loops compete.
+    """The walk of a section with the fewest barriers, then phases, whole buffers and sums over tiles.
 
-    Raises UnsupportedError for an op without a normal form.
+    Tries each loop of the first op. Raises UnsupportedError for an op without a normal form.
     """
     nests = tuple(nest(graph, op, sizes) for op in ops)
     first = nests[0]
@@ -109,7 +109,7 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
 
 
 def _unlike(found: Walk) -> int:
-    """Values from outside that ops of one phase walk along different dimensions, so that they must be there whole."""
+    """Inputs that ops of one phase walk along different dimensions, so that they must be kept whole."""
     made = {access.value for writer in found.nests for access in writer.writes}
     places: dict[tuple[str, int], set[int | None]] = {}
     for reader, loop, phase in zip(found.nests, found.loops, found.phases, strict=True):
@@ -142,7 +142,7 @@ def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:
 
 
 def _delayed(found: Walk) -> Walk:
-    """Ops whose readers wait for a later phase wait too, where what they read is less to hold than what they make."""
+    """Delay ops whose readers are in a later phase, if their operands need less memory than their results."""
     for at in reversed(range(len(found.nests))):
         later = _wait(found, at)
         found = later or found
@@ -150,7 +150,7 @@ def _delayed(found: Walk) -> Walk:
 
 
 def _wait(found: Walk, at: int) -> Walk | None:
-    """The walk with one op in the phase of its first reader; None if it cannot be there, or holds no less."""
+    """The walk with one op moved to the phase of its first reader; None if that is impossible or saves no memory."""
     nest, loop = found.nests[at], found.loops[at]
     outs, ins = [e for e in found.edges if e.src == at], [e for e in found.edges if e.dst == at]
     ends = [found.nests[edge.dst] for edge in outs]
@@ -184,7 +184,7 @@ def _wait(found: Walk, at: int) -> Walk | None:
 
 
 def _moved(found: Walk, edge: Edge, at: int, now: Sequence[Edge]) -> Edge:
-    """An edge after its op went to the phase of its readers: it reads whole values, and they stream from it."""
+    """An edge after op `at` was delayed to the phase of its readers: it reads whole values and streams to them."""
     if edge.dst == at:
         return replace(edge, way=Way.FULL, transposed=False, reason="it is less to hold than what is made of it")
     if edge not in now:
@@ -205,7 +205,7 @@ def _enter(
     loops: Sequence[str],
     phases: Sequence[int],
 ) -> tuple[str | None, int, list[Edge]]:
-    """The loop that the reader's producers make it walk, the phase it is in, and its edges."""
+    """The loop that the reader must walk because of its producers (None if free), its phase, and its edges."""
     inside = [access for access in reader.reads if access.value in made]
     numbers = {access.by for access in reader.reads}
     along: dict[int, str] = {}
@@ -218,11 +218,11 @@ def _enter(
         if loop:
             along[i] = loop
     latest = max((phases[made[access.value][0]] for access in inside), default=0)
-    # What earlier phases made is there already: inputs of the latest phase decide which loop is walked.
+    # Results of earlier phases are complete already, so only inputs from the latest phase determine the loop.
     current = [i for i, access in enumerate(inside) if phases[made[access.value][0]] == latest]
     leaders = [along[i] for i in current if i in along]
     chosen = max(leaders, key=leaders.count) if leaders else None
-    # One input that must be complete makes the others wait for it in full, and the reader start a phase of its own.
+    # If one input must be complete, the others are buffered in full too, and the reader starts a new phase.
     streams = chosen is not None and all(along.get(i) == chosen for i in current)
     edges = []
     for i, access in enumerate(inside):
@@ -240,7 +240,7 @@ def _enter(
 
 
 def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Access) -> tuple[str, str]:
-    """The loop of the reader that goes along with the producer's walked loop, if it may; and the reason either way."""
+    """The reader's loop that corresponds to the producer's walked loop, or "" if it cannot stream; and the reason."""
     place = place_of(written, walked)
     if place is None:
         return "", f"{src.op.kind} reduces over the walked loop: its result is complete after the last tile"
@@ -259,12 +259,12 @@ def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Acce
 
 
 def place_of(access: Access, loop: str) -> int | None:
-    """The dimension that a loop walks, as its outermost index."""
+    """The dimension of which a loop is the outermost index; None if there is none."""
     return next((i for i, index in enumerate(access.index) if index[:1] == (loop,)), None) if loop else None
 
 
 def _beside(reader: Nest, read: Mapping[str, int]) -> str:
-    """The loop that goes along with ops before it which read the same values; "" if there is none."""
+    """The loop that matches earlier readers of the same inputs, so that these can be read together; "" if none."""
     found = []
     for access in reader.reads:
         index = access.index[read[access.value]] if access.value in read else ()
@@ -284,6 +284,6 @@ def _outermost(reader: Nest) -> str:
 
 
 def _walkable(nest: Nest) -> list[str]:
-    """Loops of which each tile gives a part of the result."""
+    """Loops that can be walked so that each tile completes a part of the result."""
     loops = (loop.name for loop in nest.loops if loop.tag is not Tag.REDUCTION)
     return [name for name in loops if place_of(nest.writes[0], name) is not None]

@@ -1,10 +1,10 @@
-"""Symbols of a static schedule: what must be in memory from which step to which, and how often it is moved.
+"""Lifetimes of the symbols of a static schedule: when each must be in memory, and how many bytes are moved.
 
     weights, KV    |==================|     the whole program
-    intermediates     |=====|               from the step that writes it to the last that reads it
+    intermediates     |=====|               from the step that writes it to the last one that reads it
 
-A static graph has no aliases and allocates nothing while it runs, so lifetimes are known; symbols whose lifetimes do
-not overlap may share addresses (the paper, section V-A). Knows nothing about how much memory there is.
+A static graph has no aliases and allocates nothing at run time, so lifetimes are known in advance; symbols whose
+lifetimes do not overlap may share addresses (the paper, section V-A). Knows nothing about how much memory there is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coterie.graph.stored import value_bytes
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """Bytes needed from step `first` to step `last`; `moves` are the steps that read or write it, and how much."""
+    """Bytes needed from step `first` through `last`; `moves`: (step, bytes) of each step that reads or writes it."""
 
     name: str
     kind: str
@@ -33,21 +33,21 @@ class Symbol:
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes that go to and from it in the whole program."""
+        """Bytes read and written in the whole program."""
         return sum(size for _, size in self.moves)
 
     @property
     def steps(self) -> int:
-        """Length of its life."""
+        """Length of its lifetime in steps."""
         return self.last - self.first + 1
 
     def overlaps(self, other: Symbol) -> bool:
-        """Whether both are needed at some step."""
+        """Whether the lifetimes overlap."""
         return self.first <= other.last and other.first <= self.last
 
 
 def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tuple[Symbol, ...]:
-    """The symbols of a graph whose ops run in these steps (sections or kernels); what stays inside a step has none."""
+    """The symbols of a graph scheduled in these steps (sections or kernels); values internal to a step have none."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     moved: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
@@ -75,7 +75,7 @@ def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tup
 
 
 def live_bytes(symbols: Sequence[Symbol], steps: int) -> list[int]:
-    """Bytes needed at each step: what any placement with shared lifetimes needs at the least."""
+    """Bytes alive at each step: a lower bound on the memory of any placement."""
     change = [0] * (steps + 1)
     for symbol in symbols:
         change[symbol.first] += symbol.size_bytes

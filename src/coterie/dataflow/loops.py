@@ -1,8 +1,8 @@
-"""The normal form of an op: its loops, each tagged, and for each operand which loops index which of its dimensions.
+"""The normal form of an op: a loop nest with tagged loops, and the loops that index each dimension of each operand.
 
     linear   t parallel, n parallel, k reduction      x[t, k]  weight[n, k]  y[t, n]
 
-A view or a transpose is no loop of its own: it is the way in which its reader indexes what its producer wrote.
+Views and transposes need no loops: they are merely how a reader indexes what its producer wrote.
 Knows nothing about which op has which loops (nest.py, nest_grad.py).
 """
 
@@ -20,21 +20,21 @@ from coterie.graph.ops import OPS
 
 
 class Tag(Enum):
-    """What an output element needs of a loop: its own iteration, all of them, or those before its own."""
+    """Which iterations of a loop an output element depends on: its own, all, or its own and earlier ones."""
 
     PARALLEL = "parallel"
     REDUCTION = "reduction"
     SEQUENTIAL = "sequential"
 
 
-# Loops that index one dimension, outermost first. A gathered dimension is indexed by numbers, not by loops.
+# The loops that index a dimension, outermost first. A gathered dimension is indexed by data, not by loops.
 Index: TypeAlias = tuple[str, ...]
 GATHER: Index = ("gather",)
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """One loop of a nest. An `online` reduction has a running form: its state is small and its order is free."""
+    """One loop of a nest. An `online` reduction can be accumulated incrementally, in any order, with little state."""
 
     name: str
     size: int
@@ -44,7 +44,7 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How an op indexes a value: an Index per dimension. `by` names the value that a gather takes its numbers from."""
+    """How an op indexes a value: an Index per dimension. `by`: the value that holds the indices of a gather."""
 
     value: str
     index: tuple[Index, ...]
@@ -53,7 +53,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Nest:
-    """The loops of an op, and its accesses. `by_token`: whatever is walked, it takes whole tokens (its first loop)."""
+    """The loops and accesses of an op. `by_token`: it can only be walked by whole tokens (its first loop)."""
 
     op: Op
     loops: tuple[Loop, ...]
@@ -69,12 +69,12 @@ class Nest:
         raise KeyError(f"{self.op.name} has no loop {name}")
 
     def elements(self, access: Access) -> int:
-        """Elements of a value that the op's loops index."""
+        """Number of elements of a value that the op's loops index."""
         return prod(self.loop(name).size for index in access.index if index != GATHER for name in index)
 
     @property
     def is_view(self) -> bool:
-        """Reads and writes each element once and computes nothing: an access pattern, at no cost on a PMU."""
+        """Whether the op only rearranges elements: an access pattern, which costs nothing on a PMU."""
         return OPS[self.op.kind].view
 
 
@@ -82,20 +82,20 @@ MakeNest: TypeAlias = Callable[[Graph, Op, Sizes], Nest]
 
 
 def dims(graph: Graph, name: str, sizes: Sizes) -> tuple[int, ...]:
-    """The sizes of a value in this step."""
+    """The shape of a value in this step."""
     return tuple(sizes.of(dim) for dim in graph.values[name].shape)
 
 
 def axes(prefix: str, count: int) -> tuple[Index, ...]:
-    """One loop for each of so many dimensions."""
+    """An index of one loop per dimension, for `count` dimensions."""
     return tuple((f"{prefix}{i}",) for i in range(count))
 
 
 def over(prefix: str, sizes: Sequence[int], tag: Tag = Tag.PARALLEL, online: bool = False) -> tuple[Loop, ...]:
-    """The loops that `axes` names, over dimensions of these sizes."""
+    """The loops named by `axes`, for dimensions of these sizes."""
     return tuple(Loop(f"{prefix}{i}", size, tag, online) for i, size in enumerate(sizes))
 
 
 def flat(indices: Sequence[Index]) -> Index:
-    """The index of several dimensions that another value has as one."""
+    """The index of several dimensions flattened into one."""
     return tuple(name for index in indices for name in index)

@@ -1,13 +1,13 @@
-"""A section mapped on one socket: tiles, PCUs per stage, PMUs per buffer, and its time by rising fidelity.
+"""Maps a section to one socket: tiles, PCUs per stage, PMUs per buffer, and its time at increasing fidelity.
 
     L0   flops / peak, bytes / peak bandwidth: a true lower bound
-    L1   start + max(way of the first tile + slowest stage x tiles, bytes / achieved bandwidth, collectives)
-    L2   start + the tile streams themselves, with bounded FIFOs and shared bandwidth (network.py); once it is placed,
-         of the most loaded link on the chip too (place.py)
+    L1   start + max(pipeline fill + slowest stage x tiles, bytes / achieved bandwidth, collectives)
+    L2   start + simulated tile streams, with bounded FIFOs and shared bandwidth (network.py); for a placed section,
+         including contention on the busiest on-chip link (place.py)
 
-The tile is chosen by trying divisors of the walked rows: small tiles fill the pipeline soon and need little SRAM, large
-ones waste less of an array. PCUs and PMUs bound a section; how many streams off the chip there may be at once is not
-published, so it is not bounded. Knows nothing about which ops belong into a section (sections.py).
+The tile size is found by trying divisors of the walked rows: small tiles fill the pipeline sooner and need less SRAM,
+large ones waste less of an array. A section is limited by PCUs and PMUs; the maximal number of off-chip streams is not
+published, and so not modelled. Knows nothing about which ops belong in a section (sections.py).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Op
 
 MAX_TILES = 512
-CHAIN_SHARE = 0.05  # of the memory's time: a stage that is faster than this gains nothing from more PCUs
+CHAIN_SHARE = 0.05  # of the memory time per tile: stages below this do not benefit from more PCUs
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """One section, laid out. `tiles` per pass; of `streamed` values each tile reads what it needs (and writes sums)."""
+    """A mapped section. `tiles` per pass; `streamed`: values not kept on chip, of which each tile reads its part."""
 
     name: str
     ops: tuple[Op, ...]
@@ -70,7 +70,7 @@ class Mapped:
 
     @property
     def memory_bytes(self) -> int:
-        """Off-chip bytes of a pass: the section's cost, and what tiles read again of values that are not kept."""
+        """Off-chip bytes per pass: the section's cost, plus repeated reads of streamed values."""
         again = (again_bytes(s, self.stages[s.stage], self.tiles) for s in self.streams if s.value in self.streamed)
         return self.cost.total_bytes + sum(again)
 
@@ -86,12 +86,12 @@ class Mapped:
 
     @property
     def pipe_s(self) -> float:
-        """The stages alone: fill, the slowest stage, drain."""
+        """Time of the stages without memory: fill, slowest stage, drain."""
         return steady_s(self.pipeline)
 
     @property
     def start_s(self) -> float:
-        """Start of the section's kernel: more for a larger configuration."""
+        """Kernel start time, which grows with the size of the configuration."""
         return self.chip.start_s(self.pcus / self.chip.grid.pcus)
 
     @property
@@ -101,7 +101,7 @@ class Mapped:
 
     @property
     def l0_s(self) -> float:
-        """Roofline: nothing can be faster."""
+        """Roofline: a lower bound."""
         compute = self.cost.flops / self.chip.peak_flops_per_s
         return max(compute, self.cost.total_bytes / self.chip.peak_memory_bytes_per_s)
 
@@ -112,9 +112,9 @@ class Mapped:
 
     @property
     def interval_s(self) -> float:
-        """Time between passes of a looped section, whose fill and drain overlap the passes before and after it.
+        """Time between passes of a looped section, when fill and drain overlap with neighbouring passes.
 
-        But each pass needs what the one before it made, so its first tile starts when that one's first tile is done.
+        Each pass depends on the one before, so its first tile starts only once that one's first tile is done.
         """
         slowest = max((sum(s) for s in self.service_s), default=0.0)
         return max(slowest, self.memory_s, self.link_s, first_s(self.pipeline))
@@ -135,24 +135,24 @@ class Mapped:
 
     @property
     def pipeline(self) -> Network:
-        """Stages and the FIFOs among them, none of which throttles; nothing comes from outside."""
+        """The network of stages alone, with unbounded FIFOs and no off-chip transfers."""
         return network(self.stages, self.flows, self.service_s)
 
     def machine(self, wires: Sequence[Wire] = ()) -> Network:
-        """Stages, FIFOs as deep as their buffers, every transfer, and what `wires` draw of one link on the chip."""
+        """The full network: stages, FIFOs of their buffers' depths, off-chip transfers, and on-chip link traffic."""
         deep = depths(self.flows, len(self.stages))
         transfers = Transfers(self.streams, self.streamed, self.chip.memory_bytes_per_s)
         return network(self.stages, self.flows, self.service_s, deep, transfers, wires)
 
     def l2_s(self, wires: Sequence[Wire] = ()) -> float:
-        """Start, and the tile streams with shared bandwidth."""
+        """Start plus the simulated tile streams with shared bandwidth."""
         run, _ = simulate_shared(self.machine(wires))
         return self.start_s + run.makespan_s
 
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """Why a section fits nowhere: what it lacks in its smallest form."""
+    """Why a section does not fit: its minimal demand and the available units."""
 
     name: str
     pcus: int
@@ -173,9 +173,9 @@ class Misfit:
 def map_section(
     graph: Graph, ops: Sequence[Op], sizes: Sizes, chip: Chip, *, ranks: int = 1, tiles: int | None = None
 ) -> Mapped | Misfit:
-    """Lay out ops as one section of one socket; the fastest tile count, or the given one.
+    """Map ops as one section of one socket, with the fastest tile count or the given one.
 
-    Raises UnsupportedError for an op without a normal form. A section that does not fit comes back as a Misfit.
+    Returns a Misfit for a section that does not fit. Raises UnsupportedError for an op without a normal form.
     """
     steps = walk(graph, ops, sizes)
     stages = stages_of(graph, steps, sizes)
@@ -197,7 +197,7 @@ def map_section(
 
 
 def tile_counts(rows: int) -> list[int]:
-    """Divisors of the walked rows to try: about one per doubling."""
+    """Divisors of the walked rows to try, about one per factor of two."""
     divisors = [n for n in range(1, min(rows, MAX_TILES) + 1) if rows % n == 0]
     chosen, last = [], 0
     for n in divisors:
@@ -224,7 +224,7 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     tile_buffers = flow_buffers(stages, base.flows, tiles, given.splits, rates, chip.grid)
     streamed: frozenset[str] = frozenset()
     heavy = [s for s in base.streams if (s.kind in ("weight", "kv_read") or s.sum_bytes) and s.size_bytes]
-    # First what is moved again least for each byte that it would take, the largest of equals.
+    # Popped from the end: stream first what costs the least extra traffic per byte saved; the largest on ties.
     heavy.sort(key=lambda s: (-again_bytes(s, stages[s.stage], tiles) / s.held_bytes, s.held_bytes))
     while True:
         held = held_buffers(stages, base.streams, streamed, tiles, given.splits, rates, chip.grid)
@@ -251,13 +251,13 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
 def _service(
     base: Mapped, at: int, tiles: int, split: Split, rates: Sequence[float], buffers: Sequence[Buffer]
 ) -> tuple[float, ...]:
-    """Seconds of each tile in a stage."""
+    """Seconds per tile in a stage."""
     stage, chip = base.stages[at], base.chip
     count = stage.count_of(tiles)
     if stage.unit is Unit.LINK:
         moved = max((flow.size_bytes for flow in base.flows if flow.dst == at), default=0)
         moved = moved or sum(s.size_bytes for s in base.streams if s.stage == at and s.kind == "input")
-        ranks = min(base.ranks, base.ops[stage.op].integer("ranks"))  # perhaps some neighbours of all sockets
+        ranks = min(base.ranks, base.ops[stage.op].integer("ranks"))  # possibly only a group of the sockets
         made = moved * ranks if stage.kind == "all_gather" else moved
         latency_s, busy_s = chip.collective_s(stage.kind, made / count, ranks, count)
         return (latency_s + busy_s, *(busy_s,) * (count - 1))

@@ -1,11 +1,11 @@
-"""Buffers of a mapped section in PMUs: what is held on chip, how deep, in how many PMUs, and for whom.
+"""On-chip buffers of a mapped section: contents, depth, number of PMUs, and readers.
 
-    tile      a FIFO of tiles between two stages: depth x tile bytes, deeper beside a longer way
+    tile      a FIFO of tiles between two stages: depth x tile bytes, deeper if a parallel path is longer
     whole     a value that its reader needs in full, or a sum over all tiles
-    weight    resident (read once a pass) or streamed (read again for every tile, through two chunks)
+    weight    resident (read once per pass) or streamed (read again for every tile, double buffered)
     kv        keys and values of the contexts, while they are read
 
-A buffer has as many PMUs as its bytes need, and as many as its readers' bytes per cycle need (banks side by side).
+A buffer gets enough PMUs for its bytes and for its readers' bandwidth (parallel banks).
 
 Knows nothing about where the PMUs are.
 """
@@ -21,13 +21,13 @@ from coterie.dataflow.stream import hop_depths
 from coterie.dataflow.traffic import Flow, Stream
 from coterie.spec.machine import SpatialUnits
 
-KEY_BLOCK = 256  # keys whose scores are on chip at once; the running softmax goes from block to block
-CHUNKS = 2  # a streamed value is read into one chunk (a PMU) while another is in use
+KEY_BLOCK = 256  # keys whose scores are on chip at once; the online softmax proceeds block by block
+CHUNKS = 2  # double buffering: a streamed value is read into one chunk (a PMU) while the other is in use
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Bytes on chip that stage `stage` reads, and those in `also`. `depth` counts tiles (or chunks)."""
+    """A buffer read by stage `stage` and those in `also`. `depth` is in tiles (or chunks)."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ class Buffer:
 
 
 def depths(flows: Sequence[Flow], stages: int) -> list[int]:
-    """Tiles that each flow's FIFO holds: two (a double buffer), or as many as a longer way beside it has hops."""
+    """FIFO depth of each flow in tiles: two (double buffering), or the hops of the longest parallel path."""
     return hop_depths([(flow.src, flow.dst) for flow in flows], stages)
 
 
@@ -51,7 +51,7 @@ def flow_buffers(
     rates: Sequence[float],
     grid: SpatialUnits,
 ) -> list[Buffer]:
-    """A buffer per edge, one for all readers of a whole value. `rates`: cycles per tile of each stage's reader side."""
+    """A buffer per edge; readers of a whole value share one. `rates`: cycles per tile of each stage."""
     found: list[Buffer] = []
     whole: dict[tuple[str, int], tuple[int, float]] = {}
     for flow, deep in zip(flows, depths(flows, len(stages)), strict=True):
@@ -88,7 +88,7 @@ def held_buffers(
     rates: Sequence[float],
     grid: SpatialUnits,
 ) -> list[Buffer]:
-    """Buffers of what comes from and goes off chip: weights, KV and sums whole unless `streamed`, the rest by tile."""
+    """Buffers of off-chip inputs and outputs: weights, KV and sums whole unless `streamed`, all else by tile."""
     found = []
     for stream in streams:
         if stream.size_bytes == 0:
@@ -102,7 +102,7 @@ def held_buffers(
         per_tile = stream.size_bytes / (tiles if stream.by_tile else 1)
         again = _passes(stages[stream.stage], tiles, splits[stream.stage], grid, stream.columns)
         reads = stream.kind in ("weight", "input")
-        per_tile = again * per_tile if reads else 2 * stream.sum_bytes  # sums are read and written for each tile
+        per_tile = again * per_tile if reads else 2 * stream.sum_bytes  # each tile reads and writes the sums
         per_cycle = per_tile / max(1.0, rates[stream.stage])
         kind = {"weight": "weight", "kv_read": "kv"}.get(stream.kind, "whole" if stream.sum_bytes else "tile")
         found.append(_buffer(stream.value, kind, stream.stage, (size, depth), per_cycle, grid))
@@ -118,7 +118,7 @@ def _buffer(
 
 
 def _scores_bytes(stage: Stage, tiles: int, grid: SpatialUnits) -> int:
-    """Two blocks of scores (or of shares) of a tile, in 2 bytes each; what a collective sends is held likewise."""
+    """Two blocks of a tile's scores (or probabilities) of 2 bytes each; a collective's send buffer likewise."""
     rows = stage.m * stage.batch
     if stage.kind not in ("scores", "softmax"):
         return 2 * 2 * -(-rows * stage.n // tiles)
@@ -126,7 +126,7 @@ def _scores_bytes(stage: Stage, tiles: int, grid: SpatialUnits) -> int:
 
 
 def _passes(reader: Stage, tiles: int, split: Split, grid: SpatialUnits, columns_side: bool = False) -> int:
-    """How often a systolic reader goes over an operand: once for each group of the other side that its PCUs do."""
+    """How often a systolic reader traverses an operand: once per group of the other operand's blocks on its PCUs."""
     if reader.unit is not Unit.SYSTOLIC or not split.pcus:
         return 1
     rows, columns, _ = blocks(reader.tile(0, max(1, reader.rows // tiles)), grid)

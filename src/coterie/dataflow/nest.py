@@ -1,4 +1,4 @@
-"""The loops of every op, a row each. Adding an op: one row in NESTS.
+"""The loop nest of every op. To add an op, add a row to NESTS.
 
 Knows nothing about machines or tiles.
 """
@@ -17,9 +17,9 @@ from coterie.graph.ops import BF16, ROUNDING
 
 
 def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """The normal form of an op for a step of these sizes. Raises UnsupportedError for an op that has no row."""
+    """The normal form of an op for a step of these sizes. Raises UnsupportedError for an op without a row."""
     row = NESTS.get(op.kind)
-    of_layers = op.kind == "embed" and len(graph.values[op.outputs[0]].shape) > 2  # a row for each layer of a token
+    of_layers = op.kind == "embed" and len(graph.values[op.outputs[0]].shape) > 2  # per-layer embeddings of a token
     if row is None or of_layers:
         fact = f"op {op.kind} has no normal form, so it cannot be mapped in space"
         raise UnsupportedError(f"{graph.name}: {op.name}", fact, "add a row to dataflow/nest.py, or use another model")
@@ -27,7 +27,7 @@ def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _elementwise(reduced: int = 0, ordered: bool = False) -> MakeNest:
-    """Output and operands of the same rank share all loops; the last `reduced` are needed whole by each output."""
+    """Operands of the output's rank share all its loops; each output needs all of the last `reduced` dimensions."""
 
     def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         out = op.outputs[0] if graph.values[op.outputs[0]].kind is not Kind.STATE else op.inputs[0]
@@ -55,7 +55,7 @@ def _elementwise(reduced: int = 0, ordered: bool = False) -> MakeNest:
 
 
 def _rms_norm(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """A row is needed whole: that of the last axis, or that of all heads, whose weight goes through both axes."""
+    """Needs a whole row: the last axis, or, for a norm over all heads, the last two, flattened in its weight."""
     if not norms_all_heads(graph, op):
         return _elementwise(reduced=1)(graph, op, sizes)
     found = _elementwise(reduced=2)(graph, op, sizes)
@@ -64,7 +64,7 @@ def _rms_norm(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """A row that is rounded in groups before it is multiplied is needed whole, since its largest number says how."""
+    """If rows are quantised before the product, they are needed whole: the largest value determines the scale."""
     online = op.attrs.get(ROUNDING, BF16) == BF16
     x, y = op.inputs[0], op.outputs[0]
     k, n = dims(graph, x, sizes)[1:], dims(graph, y, sizes)[1:]
@@ -80,7 +80,7 @@ def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _gather(table: int, rows: int) -> MakeNest:
-    """Of the operand `table` the rows that the operand `rows` names; of the others each row as it comes."""
+    """Rows of operand `table` selected by operand `rows`; all other operands are read row by row."""
 
     def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         shape = dims(graph, op.outputs[0], sizes)
@@ -93,7 +93,7 @@ def _gather(table: int, rows: int) -> MakeNest:
 
 
 def _put_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Rows of the result are walked: which of the operand's rows go there is known when all numbers are."""
+    """Walks rows of the result; each needs all indices, and so the whole operand, to find its rows."""
     shape = dims(graph, op.outputs[0], sizes)
     index = axes("d", len(shape))
     reads = (Access(op.inputs[0], ((), *index[1:])), Access(op.inputs[1], ((),)))
@@ -101,7 +101,7 @@ def _put_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _take_heads(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Groups of heads, of each of which it takes some."""
+    """Takes some heads of each group of heads."""
     t, heads, channels = dims(graph, op.outputs[0], sizes)
     count = op.integer("count")
     size = {"t": t, "g": heads // count, "j": count, "c": channels}
@@ -111,7 +111,7 @@ def _take_heads(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _all_gather(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Each rank has some of the columns, so that rows are walked: a tile of all columns is the tiles of all ranks."""
+    """Each rank has part of the columns, so rows are walked: the ranks' tiles together are a tile of all columns."""
     shape = dims(graph, op.outputs[0], sizes)
     ranks = op.integer("ranks")
     columns = axes("d", len(shape))[1:]
@@ -128,9 +128,9 @@ def _all_gather(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Keys are a reduction with a running form (maximum, sum, weighted sum), so they may stream too.
+    """Keys are an online reduction (running maximum, sum, weighted sum), so they can stream too.
 
-    The state is read along with the queries: a token sees only tokens before it, which were appended before it.
+    The state is walked along with the queries: a token sees only itself and earlier tokens, which are appended first.
     """
     t, heads, channels = dims(graph, op.inputs[0], sizes)
     context = max(1, sizes.context_tokens // max(1, sizes.B))
@@ -150,7 +150,7 @@ def _attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """All rows of a group see each other: groups are walked, each whole; a single one by rows, its keys whole."""
+    """All rows of a group see each other, so whole groups are walked; a single group by rows, with its keys whole."""
     rows, heads, channels = dims(graph, op.inputs[0], sizes)
     group = op.integer("group")
     single = rows == group
@@ -170,7 +170,7 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _grouped(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Rows in groups, each walked whole: a row more, or a row less, per group."""
+    """Walks whole groups of rows, to each of which a row is added, or from which one is dropped."""
     x = dims(graph, op.inputs[0], sizes)
     group = op.integer("group")
     columns = axes("d", len(x) - 1)
@@ -186,7 +186,7 @@ def _grouped(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _swap(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """[g, outer, middle | inner] becomes [g, inner, middle | outer]; loops of one iteration are left out."""
+    """[g, outer, middle | inner] becomes [g, inner, middle | outer]; loops of a single iteration are omitted."""
     whole = sizes.count(graph.values[op.inputs[0]].shape)
     outer, middle, inner = (op.integer(name) for name in ("outer", "middle", "inner"))
     size = {"g": whole // (outer * middle * inner), "o": outer, "m": middle, "i": inner}

@@ -1,4 +1,4 @@
-"""The loops of a backward pass's ops, a row each, where they are not those of a forward op.
+"""The loop nests of ops of the backward pass, where they differ from those of forward ops.
 
 Knows nothing about machines or tiles.
 """
@@ -26,7 +26,7 @@ def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _products(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """The gradient of a matrix or of a bias: a sum over rows, which grows tile by tile and is whole after the last."""
+    """The gradient of a matrix or bias: a sum over rows, accumulated tile by tile and complete after the last."""
     (t, *n), k = dims(graph, op.inputs[0], sizes), dims(graph, op.inputs[1], sizes)[1:] if op.inputs[1:] else ()
     n_index, k_index = axes("n", len(n)), axes("k", len(k))
     loops = (
@@ -42,7 +42,7 @@ def _products(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _summed_rows(by_token: bool = False) -> MakeNest:
-    """The gradient of a vector or of a table: each row adds to any of it. `by_token`: each to all of it."""
+    """The gradient of a vector or table: each row may contribute to any part of it. `by_token`: to all of it."""
 
     def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         out = dims(graph, op.outputs[0], sizes)
@@ -59,7 +59,7 @@ def _summed_rows(by_token: bool = False) -> MakeNest:
 
 
 def _by_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Each row of the result from a row of every operand, of any width."""
+    """Each row of the result depends on the same row of every operand, whatever their widths."""
     rows, columns = dims(graph, op.outputs[0], sizes)
     width = max(dims(graph, name, sizes)[-1] for name in op.inputs)
     loops = (
@@ -73,7 +73,7 @@ def _by_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _attention_grad(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """Queries are walked; keys and values are there whole, and their gradients are whole after the last query."""
+    """Walks queries; keys and values are kept whole, and their gradients are complete after the last query."""
     t, heads, channels = dims(graph, op.inputs[1], sizes)
     kv_heads = dims(graph, op.inputs[2], sizes)[1]
     loops = (

@@ -1,10 +1,10 @@
-"""A mapped section as a network of actors: its stages, the joins of whole buffers, and the transfers of its bytes.
+"""Builds the actor network of a mapped section: its stages, joins for whole buffers, and off-chip transfers.
 
-    load W1 -> load W2 -> ...      weights arrive one after another, in the order of use
+    load W1 -> load W2 -> ...      weights arrive one after another, in order of use
        |          |
     stage a -> stage b -> [join: all tiles] -> stage c -> store
                  |
-               wire                what a tile draws over the most loaded link of the chip, where that is known
+               wire                traffic on the busiest on-chip link, if the section is placed
 
 Knows nothing about how the section was mapped.
 """
@@ -24,7 +24,7 @@ MEMORY, LINKS, WIRE = "memory", "links", "wire"
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A share of one link on the chip: seconds of it that a stage needs in a pass for a value that it reads."""
+    """Use of an on-chip link: seconds per pass that a stage needs it for, to read a value."""
 
     value: str
     stage: int
@@ -33,9 +33,9 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """What passes between a section and the memory outside, at so many bytes per second.
+    """Transfers between a section and off-chip memory, at `bytes_per_s`.
 
-    `streamed`: values of which each tile transfers what it needs, again if need be; others pass once.
+    `streamed`: values of which each tile transfers what it needs, repeatedly; all others are transferred once.
     """
 
     streams: Sequence[Stream] = ()
@@ -62,7 +62,7 @@ class _Builder:
         self.fifos.append((name, src, dst, depth, produce, consume))
 
     def load(self, name: str, stage: Stage, stream: Stream, tiles: int) -> None:
-        """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
+        """A transfer into a stage: once, before its first tile, or a part per tile. Weights load one by one."""
         if (stream.kind == "input" and stream.by_tile) or stream.value in self.transfers.streamed:
             self.actor(name, self._tile_s(stage, stream, tiles), MEMORY)
             self.fifo(stream.value, name, stage.name, 2)
@@ -75,9 +75,9 @@ class _Builder:
             self.last_weight = name
 
     def store(self, name: str, stage: Stage, stream: Stream, tiles: int) -> None:
-        """A transfer out of a stage: a part of every tile, or all of it after the last.
+        """A transfer out of a stage: a part per tile, or all of it after the last.
 
-        Sums for which the chip has no room are written and read back.
+        Sums that do not fit on chip are written and read back.
         """
         if stream.by_tile or stream.value in self.transfers.streamed:
             self.actor(name, self._tile_s(stage, stream, tiles), MEMORY)
@@ -92,7 +92,7 @@ class _Builder:
         return Network(tuple(self.actors), tuple(fifos))
 
     def _tile_s(self, stage: Stage, stream: Stream, tiles: int) -> tuple[float, ...]:
-        """Seconds that each tile's part of a stream takes."""
+        """Transfer time of each tile's part of a stream."""
         rate = self.transfers.bytes_per_s
         again = streamed_bytes(stream, stage, tiles) if stream.value in self.transfers.streamed else ()
         return tuple([size / rate for size in again]) or (stream.size_bytes / rate / tiles,) * tiles
@@ -106,9 +106,9 @@ def network(
     transfers: Transfers = NO_TRANSFERS,
     wires: Sequence[Wire] = (),
 ) -> Network:
-    """The stages and their FIFOs; without `depths` no FIFO throttles, and without `transfers` none is waited for.
+    """Connect the stages by FIFOs, which are unbounded without `depths`; without `transfers`, data is always there.
 
-    All `wires` are one link, which those that draw on it at once share.
+    All `wires` are of a single link, which concurrent users share.
     """
     build = _Builder(transfers)
     for at, stage in enumerate(stages):

@@ -1,9 +1,9 @@
-"""The best cut of a graph into sections: dynamic programming over down-sets, exact for any cost that adds up.
+"""Optimal partition of a graph into sections: dynamic programming over down-sets, exact for additive costs.
 
-    f(D) = min over down-sets E inside D of  f(E) + cost(D - E)      D, E: ops with all that comes before them
+    f(D) = min over down-sets E inside D of  f(E) + cost(D - E)      D, E: sets of ops closed under predecessors
 
-What lies between two nested down-sets is convex, and sections in that order run one after another, so no cycle can
-arise. Where a graph has too many down-sets (wide graphs), only intervals of the given order are tried.
+The difference of two nested down-sets is convex, and sections execute in that order, so no cycle can arise. For graphs
+with too many down-sets (wide graphs), only intervals of the given order are tried.
 
 Knows nothing about what a section costs or why one is impossible.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-# Seconds of a section, given as a bit mask of its ops; None if it is impossible.
+# Time in seconds of a section, given as a bit mask of its ops; None if it is impossible.
 Cost: TypeAlias = Callable[[int], float | None]
 MAX_DOWN_SETS = 400
 
 
 def best_cut(count: int, pairs: Sequence[tuple[int, int]], cost: Cost) -> tuple[int, ...] | None:
-    """Masks of the cheapest sections in execution order; None if no cut is possible. `pairs` are edges (src, dst)."""
+    """Masks of the cheapest sections in execution order; None if there are none. `pairs`: edges (src, dst)."""
     sets = down_sets(count, pairs, MAX_DOWN_SETS)
     return _cheapest(sets if sets is not None else [(1 << n) - 1 for n in range(count + 1)], cost)
 
@@ -58,5 +58,5 @@ def _cheapest(sets: Sequence[int], cost: Cost) -> tuple[int, ...] | None:
 
 
 def members(mask: int) -> list[int]:
-    """Positions in a mask, ascending."""
+    """Positions of the set bits, ascending."""
     return [at for at in range(mask.bit_length()) if mask >> at & 1]

@@ -1,13 +1,13 @@
-"""Where things are: stages along a snake through the tiles of a socket, buffers among their readers, load of links.
+"""Placement: stages along a serpentine path through the tiles of a socket, buffers near their readers, link loads.
 
-    tile 0 | tile 3      two dies side by side, two tiles each; a tile is a mesh of PCU and PMU pairs.
-    -------+-------      The pipeline runs down the columns of tile 0, then of tile 1, 2 and 3, to and fro,
+    tile 0 | tile 3      Two dies side by side, two tiles each; a tile is a mesh of PCU and PMU pairs.
+    -------+-------      The pipeline snakes through the rows of tile 0, then of tiles 1, 2 and 3,
     tile 1 | tile 2      so that neighbours in the pipeline are neighbours on the chip.
 
-Buffers are put in two ways, each PMU as near to the PCUs that it serves as is free, or along the snake beside its
-reader; the way with the less loaded links is taken.
-Numbers of rows and columns of a tile are not published: the most square ones are assumed. Links carry as much per cycle
-as a PMU reads. Knows nothing about why stages have the units that they have.
+Buffers are placed in two ways: each PMU in the free cell nearest to the PCUs that it serves, or along the path next to
+its reader; the placement whose busiest link has the lower load is used.
+The dimensions of a tile are not published: the most square ones are assumed. A link carries as much per cycle as a PMU
+reads. Knows nothing about how units were assigned to stages.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from coterie.spec.machine import SpatialUnits
 Cell: TypeAlias = tuple[int, int]  # column, row of the whole socket
 Link: TypeAlias = tuple[Cell, Cell]
 SWAPS = 4000
-ROUTINGS = 3  # times that each tree is chosen
+ROUTINGS = 3  # rounds of rip-up and reroute
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Cells of each stage's PCUs and of each buffer's PMUs; loads are shares of a link's bytes per second.
+    """Cells of each stage's PCUs and each buffer's PMUs. `worst_link`, `die_share`: loads relative to bandwidth.
 
-    `wires`: what each stage needs of the most loaded link.
+    `wires`: each stage's use of the busiest link.
     """
 
     columns: int
@@ -51,7 +51,7 @@ class Placed:
 
 
 def place(mapped: Mapped, swaps: int = SWAPS) -> Placed:
-    """Place a mapped section; deterministic."""
+    """Place a mapped section. Deterministic."""
     grid = mapped.chip.grid
     columns, rows, tile_columns, tile_rows, snake = _snake(grid)
     pcus, starts, at = [], [], 0
@@ -82,7 +82,7 @@ def _busiest(carried: Mapping[Link, Mapping[int, float]]) -> float:
 
 
 def _snake(grid: SpatialUnits) -> tuple[int, int, int, int, list[Cell]]:
-    """The whole grid's columns and rows, a tile's, and all cells in the order of the pipeline."""
+    """Columns and rows of the whole grid and of a tile, and all cells in the order of the serpentine path."""
     per_tile = max(1, max(grid.pcus, grid.pmus) // grid.tiles)
     tile_rows = next(n for n in range(math.isqrt(per_tile), 0, -1) if per_tile % n == 0)
     tile_columns = per_tile // tile_rows
@@ -104,7 +104,7 @@ def _snake(grid: SpatialUnits) -> tuple[int, int, int, int, list[Cell]]:
 def _beside(
     buffers: Sequence[Buffer], order: Sequence[int], starts: Sequence[int], snake: Sequence[Cell]
 ) -> list[tuple[Cell, ...]]:
-    """Buffers in the order of their readers, each as near to its reader's first PCU as those before it allow."""
+    """Buffers along the path in the order of their readers, each at its reader's first PCU or the next free cell."""
     found: list[tuple[Cell, ...]] = [()] * len(buffers)
     left = sum(buffer.pmus for buffer in buffers)
     at = 0
@@ -116,9 +116,9 @@ def _beside(
 
 
 def _goals(mapped: Mapped, pcus: Sequence[Sequence[Cell]]) -> list[list[tuple[float, float] | None]]:
-    """For each PMU of each buffer the middle of the PCUs that it serves; None where nothing says where that is."""
+    """For each PMU of each buffer, the centre of the PCUs that it serves; None if it serves none."""
     center = [_center(cells) if cells else None for cells in pcus]
-    for flow in mapped.flows:  # a stage without PCUs is near the first stage that reads from it
+    for flow in mapped.flows:  # a stage without PCUs counts as located at its first reader
         center[flow.src] = center[flow.src] or center[flow.dst]
     return [
         [_center(_readers(pcus[b.stage], i, b.pmus)) if pcus[b.stage] else center[b.stage] for i in range(b.pmus)]
@@ -129,7 +129,7 @@ def _goals(mapped: Mapped, pcus: Sequence[Sequence[Cell]]) -> list[list[tuple[fl
 def _among(
     mapped: Mapped, goals: Sequence[Sequence[tuple[float, float] | None]], snake: Sequence[Cell]
 ) -> list[tuple[Cell, ...]]:
-    """Each PMU in the free cell that is nearest to those it serves; first those from which most bytes leave."""
+    """Each PMU in the free cell nearest to those it serves; PMUs with the most traffic choose first."""
     free, (right, low) = set(snake), (max(x for x, _ in snake), max(y for _, y in snake))
     ways = sorted(
         ((dx, dy) for dx in range(-right, right + 1) for dy in range(-low, low + 1)),
@@ -153,7 +153,7 @@ def _center(cells: Sequence[Cell]) -> tuple[float, float]:
 def _swap(
     mapped: Mapped, goals: Sequence[Sequence[tuple[float, float] | None]], pmus: list[tuple[Cell, ...]], swaps: int
 ) -> None:
-    """Exchange PMUs of two buffers where that brings bytes nearer to their readers."""
+    """Local search: swap random PMUs of two buffers if that reduces bytes times distance."""
     owner = [(b, i) for b, cells in enumerate(pmus) for i in range(len(cells))]
     cells = [list(found) for found in pmus]
     weight = [_rate(mapped, b) / max(1, b.pmus) for b in mapped.buffers]
@@ -172,9 +172,9 @@ def _swap(
 
 
 def _rate(mapped: Mapped, buffer: Buffer, reader: int | None = None) -> float:
-    """Bytes from a buffer in a pass: a systolic reader goes over an operand once per group of the other side.
+    """Bytes read from a buffer per pass: a systolic reader traverses an operand once per group of the other operand.
 
-    What leaves the chip is written to its buffer once, a sum for every tile, and read as often.
+    An output's buffer is written and read once; that of a sum, once per tile.
     """
     at = buffer.stage if reader is None else reader
     stage, split = mapped.stages[at], mapped.splits[at]
@@ -195,10 +195,10 @@ def _rate(mapped: Mapped, buffer: Buffer, reader: int | None = None) -> float:
 def _loads(
     mapped: Mapped, pcus: Sequence[Sequence[Cell]], pmus: Sequence[Sequence[Cell]], middle: int
 ) -> tuple[float, dict[Link, dict[int, float]], float]:
-    """Mean hops of a byte, bytes per link in a pass by buffer, bytes from die to die.
+    """Mean hops per byte, bytes per link and pass by buffer, and bytes that cross dies.
 
-    Each PMU of a buffer has its own part, which goes to the PCUs that need it on a tree that shares links: along one
-    dimension, then the other, whichever is less loaded. Those chosen first are chosen again, as they saw no others.
+    Each PMU multicasts its part to the PCUs that need it, with dimension-ordered routes: x first or y first, whichever
+    is less loaded. Routes are chosen in several rounds, since those chosen first saw no other traffic.
     """
     trees: list[tuple[int, float, tuple[frozenset[Link], ...]]] = []
     hops = moved = crossing = 0.0
@@ -233,7 +233,7 @@ def _loads(
 
 
 def _readers(targets: Sequence[Cell], part: int, parts: int) -> Sequence[Cell]:
-    """The PCUs that need a buffer's part: each PMU serves its share of the reader."""
+    """The PCUs served by one part of a buffer: an equal share of the reader's."""
     return targets[part * len(targets) // parts : -(-(part + 1) * len(targets) // parts)]
 
 

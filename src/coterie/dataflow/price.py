@@ -1,4 +1,4 @@
-"""What a section costs once it is laid out, for whoever prices programs region by region.
+"""The price of a mapped section, for pricing programs region by region.
 
 Knows nothing about programs, launches or devices.
 """
@@ -20,11 +20,11 @@ from coterie.spec.machine import MachineSpec
 
 @dataclass(frozen=True, slots=True)
 class SectionPrice:
-    """Seconds of the slowest stage and of fill and drain, off-chip bytes and exchanges of one socket.
+    """Time of the slowest stage, fill and drain, off-chip bytes and exchanges, for one socket.
 
-    The section takes `max(compute_s + fill_s, bytes / bandwidth, exchange_s)`, and `waits_s` more by its tile streams
-    (L2 less L1): full FIFOs, shared bandwidth, bytes in order. Behind an equal one in a loop it takes `again_s`.
-    `configured` is the share of the PCUs that its program sets up.
+    The section takes `max(compute_s + fill_s, bytes / bandwidth, exchange_s)`, plus `waits_s` for stalls of its tile
+    streams (L2 - L1): full FIFOs, shared bandwidth, order of transfers. `again_s`: its time when it repeats the section
+    before it in a loop. `configured`: share of the PCUs that its program configures.
     """
 
     compute_s: float
@@ -41,9 +41,9 @@ _PRICES: dict[object, SectionPrice | None] = {}
 
 
 def section_price(spec: MachineSpec, graph: Graph, ops: Sequence[Op], sizes: Sizes) -> SectionPrice | None:
-    """The price of ops as one section of one socket; None where they do not fit as one.
+    """The price of ops as one section of one socket; None if they do not fit.
 
-    Kept for the sections asked about last: equal layers, and equal models, are laid out once for a machine and sizes.
+    Cached by structure, so that identical layers, and identical models, are mapped once per machine and sizes.
     Raises UsageError for a machine without a grid, UnsupportedError for an op without a normal form.
     """
     chip = chip_of(spec)

@@ -1,4 +1,4 @@
-"""Sections and mappings as plain values, for tables and JSON, and a run of tiles as a trace.
+"""Converts sections and mappings to plain values for tables and JSON, and tile runs to traces.
 
 Knows nothing about terminals or files.
 """
@@ -19,7 +19,7 @@ from coterie.dataflow.spill import MemoryPlan
 
 
 def plain_sections(plan: Sections) -> dict[str, Any]:
-    """All sections and boundaries of a graph; equal ones once, with how often they occur."""
+    """All sections and boundaries of a graph; identical sections once, with their number."""
     rows = []
     for which, mapped in enumerate(plan.mapped):
         first = plan.index.index(which)
@@ -42,7 +42,7 @@ SECTION_HEAD = ("section", "x", "stages", "tiles", "PCUs", "PMUs", "L0", "L1", "
 
 
 def section_rows(plan: Sections) -> list[tuple[str, ...]]:
-    """A row of words below SECTION_HEAD for each section, equal ones once; L2 as placed."""
+    """Table rows (below SECTION_HEAD), one per distinct section; L2 is that of the placed section."""
     rows = []
     for which, mapped in enumerate(plan.mapped):
         grid = mapped.chip.grid
@@ -62,13 +62,13 @@ def section_rows(plan: Sections) -> list[tuple[str, ...]]:
 
 
 def shallow_fifos(plan: Sections) -> list[tuple[str, str]]:
-    """The FIFOs that may deadlock their section, by its name; of equal sections once. None: no section can."""
+    """(section, FIFO that may deadlock it) for each distinct section. Empty: no section can deadlock."""
     firsts = [(plan.names[plan.index.index(which)], mapped) for which, mapped in enumerate(plan.mapped)]
     return [(name, str(found)) for name, mapped in firsts for found in shallow(mapped.machine())]
 
 
 def plain_mapping(mapped: Mapped, placed: Placed | None = None) -> dict[str, Any]:
-    """One section: use of units, times, bytes; `shallow_fifos` may deadlock it."""
+    """One section: units used, times, bytes, and FIFOs that may deadlock it."""
     grid, wires = mapped.chip.grid, (placed or place(mapped)).wires
     return {
         "ops": [op.kind for op in mapped.ops],
@@ -93,7 +93,7 @@ def plain_mapping(mapped: Mapped, placed: Placed | None = None) -> dict[str, Any
 
 
 def plain_layout(mapped: Mapped, placed: Placed) -> dict[str, Any]:
-    """Everything about one section: stages, buffers, edges, and where they are."""
+    """One section in full: stages, buffers and edges, with their placement."""
     stages = [
         {
             "name": stage.name,
@@ -125,7 +125,7 @@ def plain_layout(mapped: Mapped, placed: Placed) -> dict[str, Any]:
 
 
 def plain_memory(plan: MemoryPlan) -> dict[str, Any]:
-    """What lies where, what sharing saves, what was spilled and what that costs."""
+    """A memory plan: placement of symbols, savings by sharing, spilled symbols and their cost."""
 
     def row(symbol: Symbol) -> dict[str, Any]:
         where = "near" if symbol.name in plan.packed.offsets else "far"
@@ -155,14 +155,14 @@ def plain_memory(plan: MemoryPlan) -> dict[str, Any]:
 
 
 def tile_trace(mapped: Mapped, placed: Placed | None = None) -> Trace:
-    """The tile timeline of one pass: a lane per stage and per transfer, a slice per tile; no start."""
+    """The timeline of one pass, without kernel start: a lane per stage and transfer, a slice per tile."""
     network = mapped.machine((placed or place(mapped)).wires)
     run, _ = simulate_shared(network)
     stages = {stage.name: stage for stage in mapped.stages}
     slices = []
     for n, actor in enumerate(network.actors):
         for k, start_s in enumerate(run.start_s[n]):
-            # Work ends before the hand-over: a full FIFO holds the tile back, which shows as a gap.
+            # Show work only, not the wait until the tile is handed over: a full FIFO appears as a gap.
             end_s = run.end_s[n][k] if actor.resource else start_s + actor.service(k)
             stage = stages.get(actor.name)
             first, last = stage.bounds(k, mapped.tiles) if stage else (k, k + 1)

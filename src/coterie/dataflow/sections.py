@@ -1,9 +1,9 @@
-"""A graph cut into sections, each mapped once however often it repeats; every boundary with its reason.
+"""Partitions a graph into sections, maps each distinct one once, and gives a reason for every boundary.
 
-    unfused   every op a section: the baseline
-    rules     the regions of a rule set of graph/fuse.py
-    stage     every stage of the graph (embedding, a decoder layer, head) a section
-    best      within each stage, the cut of least time that fits (partition.py)
+    unfused    every op is a section: the baseline
+    rule sets  the regions of a rule set of graph/fuse.py
+    stage      every stage of the graph (embedding, a decoder layer, head) is a section
+    best       within each stage, the fastest partition that fits (partition.py)
 
 Knows nothing about devices or requests.
 """
@@ -29,7 +29,7 @@ HOW = ("best", "stage", "unfused", *RULE_SETS)
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Why section `after` is not part of section `before`: layer, data-dependent, capacity, cost or rule."""
+    """Why section `after` is not merged with `before`; `kind`: layer, data-dependent, capacity, cost or rule."""
 
     before: str
     after: str
@@ -39,7 +39,7 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """Sections in execution order. `index[i]` is which of `mapped` the i-th section is an instance of."""
+    """Sections in execution order. The i-th section is an instance of `mapped[index[i]]`."""
 
     graph: str
     how: str
@@ -50,13 +50,13 @@ class Sections:
 
     @property
     def calls(self) -> tuple[tuple[int, int], ...]:
-        """Runs of equal sections: (which, how many). With kernel looping each is one call."""
+        """Runs of identical sections: (index in `mapped`, count). With kernel looping, each is a single call."""
         return tuple((which, len(list(run))) for which, run in groupby(self.index))
 
     def seconds(self, looping: bool = False) -> float:
-        """A step: each call starts a kernel, whose program is loaded unless it is that of the call before.
+        """Time of a step. Each section starts a kernel; its program is loaded only if the previous one differs.
 
-        Looping pays the start, the fill and the drain of a run of equal sections once.
+        With looping, a run of identical sections pays start, fill and drain once.
         """
         total = 0.0
         for which, count in self.calls:
@@ -67,17 +67,17 @@ class Sections:
 
     @property
     def launches(self) -> int:
-        """Sections started in a step without looping."""
+        """Kernel launches per step without looping."""
         return len(self.index)
 
 
 def sections_of(
     graph: Graph, sizes: Sizes, chip: Chip, how: str = "best", ranks: int = 1, share_equal: bool = True
 ) -> Sections:
-    """Cut a graph and map its sections. Equal sections are mapped once, unless `share_equal` is off (for tests).
+    """Partition a graph and map its sections. Identical ones are mapped once, unless `share_equal` is off (for tests).
 
-    Raises UsageError for an unknown way, UnsupportedError for an op that has no normal form, CapacityError for an op
-    that does not fit even alone.
+    Raises UsageError for an unknown `how`, UnsupportedError for an op without a normal form, CapacityError for an op
+    that does not fit even by itself.
     """
     if how not in HOW:
         raise UsageError("sections", f"there is no way {how!r} to cut a graph", f"use one of {', '.join(HOW)}")
@@ -104,7 +104,7 @@ def sections_of(
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """The sections of one stage, and the boundaries among them."""
+    """The sections of one stage, and the boundaries between them."""
 
     mapped: tuple[Mapped, ...]
     inner: tuple[Boundary, ...] = ()
@@ -161,7 +161,7 @@ def _best(graph: Graph, ops: tuple[Op, ...], sizes: Sizes, chip: Chip, ranks: in
 def _why(
     graph: Graph, ops: tuple[Op, ...], ends: tuple[int, int], sizes: Sizes, laid_out: Callable[[int], Mapped | Misfit]
 ) -> Boundary:
-    """Why two sections that follow each other are not one."""
+    """Why two consecutive sections were not merged."""
     barriers = walk(graph, [ops[at] for at in members(ends[0] | ends[1])], sizes).barriers
     if barriers:
         return Boundary("", "", "data-dependent", barriers[0].reason)
@@ -187,7 +187,7 @@ def _fitting(found: Mapped | Misfit, chip: Chip) -> Mapped:
 
 
 def structure(graph: Graph, ops: Sequence[Op]) -> object:
-    """A key that is equal for ops that differ only in names and in the layer that they belong to."""
+    """A key that is equal for groups of ops that differ only in names and layer number."""
     numbers: dict[str, int] = {}
     key: list[object] = []
     inside = {op.name for op in ops}

@@ -1,4 +1,4 @@
-"""A picture as a list of shapes, and two ways to put it into a file: SVG (our own), PNG (matplotlib, extra `plan`).
+"""Pictures as lists of shapes, written as SVG (our own writer) or PNG (matplotlib, extra `plan`).
 
 Coordinates are pixels from the top left. Knows nothing about what is drawn.
 """
@@ -29,7 +29,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A straight line, or with `bend` a quadratic curve through that control point; perhaps with an arrow's head."""
+    """A straight line, or a quadratic curve with control point `bend`; optionally with an arrowhead."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -67,7 +67,7 @@ Shape: TypeAlias = Box | Line | Dot | Text
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Shapes from back to front on a white ground."""
+    """Shapes from back to front on a white background."""
 
     width: float
     height: float
@@ -75,12 +75,12 @@ class Picture:
 
 
 def hue(turn: float, light: float, saturation: float = 0.6) -> str:
-    """A colour as #rrggbb: hue as a part of a turn."""
+    """A colour as #rrggbb, given its hue as a fraction of a turn."""
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(turn % 1.0, light, saturation))
 
 
 def to_svg(picture: Picture) -> str:
-    """The picture as the text of an SVG file; boxes of one colour that follow each other share a path."""
+    """Render as SVG; consecutive boxes of the same colour share a path."""
     w, h = picture.width, picture.height
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w:g} {h:g}" width="{w:g}" height="{h:g}" '
@@ -158,7 +158,7 @@ def to_png(picture: Picture, path: Path, scale: float = 1.5) -> None:
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Write .svg or .png, by the file's ending. Raises UsageError."""
+    """Write .svg or .png, by the file's suffix. Raises UsageError."""
     if path.suffix == ".png":
         to_png(picture, path)
         return

@@ -1,10 +1,10 @@
-"""The same network with shared bandwidth: transfers that are under way on one resource split it equally.
+"""Simulates a network with shared bandwidth: concurrent transfers on one resource split it equally.
 
     hbm    |==== a ====|                 alone: full speed
            |== a ==|== a, b ==|== b ==|  together: half each, until one is done
 
-Moves a global clock from event to event, because how long a transfer takes depends on what runs beside it. Without
-resources it gives what stream.simulate gives; with them never less.
+An event-driven simulation with a global clock, because a transfer's duration depends on concurrent ones. Without
+resources it equals stream.simulate; with them it is never faster.
 
 Knows nothing about what the resources are.
 """
@@ -16,36 +16,36 @@ from collections import defaultdict
 
 from coterie.dataflow.stream import Network, Run, empty_run, program
 
-_EPSILON = 1e-12  # relative to the time: ends that differ by rounding alone are one event
+_EPSILON = 1e-12  # relative to the time: ends that differ only by rounding are one event
 
 
 class _Resource:
-    """Processor sharing by virtual time: it advances by real time divided by the number of transfers under way."""
+    """Processor sharing by virtual time, which advances at real time divided by the number of active transfers."""
 
     def __init__(self) -> None:
         self.virtual = self.since = self.busy_s = 0.0
         self.queue: list[tuple[float, int]] = []
 
     def advance(self, now: float) -> None:
-        """Move virtual time up to `now`."""
+        """Advance virtual time to `now`."""
         if self.queue:
             self.virtual += (now - self.since) / len(self.queue)
             self.busy_s += now - self.since
         self.since = now
 
     def add(self, now: float, actor: int, alone_s: float) -> None:
-        """A transfer that takes `alone_s` by itself starts."""
+        """Start a transfer that would take `alone_s` by itself."""
         self.advance(now)
         heapq.heappush(self.queue, (self.virtual + alone_s, actor))
 
     def next_s(self) -> float:
-        """When the first transfer ends if nothing changes."""
+        """When the next transfer ends if nothing changes."""
         return self.since + max(0.0, self.queue[0][0] - self.virtual) * len(self.queue)
 
     def ended(self, now: float) -> list[int]:
         """Actors whose transfers end at `now`.
 
-        By real time: what is left of a short transfer late in a run may be too little to move the time any further.
+        Compared in real time: late in a run, the rest of a short transfer may be too small to advance the clock.
         """
         self.advance(now)
         done = []
@@ -55,7 +55,7 @@ class _Resource:
 
 
 class _Shared:
-    """The state of a run: where each actor stands in its program, and what is under way."""
+    """The state of a run: each actor's position in its program, and the active work."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -68,7 +68,7 @@ class _Shared:
         self.run = empty_run(network)
 
     def settle(self, ready: list[int], now: float) -> None:
-        """Let everybody go on who can at `now`."""
+        """Advance all actors that can proceed at `now`."""
         while ready:
             at = ready.pop()
             while not self.working[at] and self.firing[at] < self.actors[at].firings:
@@ -84,7 +84,7 @@ class _Shared:
                 self.next_step(at, now)
 
     def next_step(self, at: int, now: float) -> None:
-        """Past a step; past the last one, to the next firing."""
+        """Advance to the next step, or after the last one to the next firing."""
         self.step[at] += 1
         if self.step[at] == len(self.programs[at]):
             self.run.end_s[at].append(now)
@@ -101,7 +101,7 @@ class _Shared:
             heapq.heappush(self.timers, (now + actor.service(self.firing[at]), at))
 
     def next_event_s(self) -> float | None:
-        """When the next piece of work ends; None if none is under way."""
+        """When the next work ends; None if none is active."""
         ends = [resource.next_s() for resource in self.resources.values() if resource.queue]
         ends += [self.timers[0][0]] if self.timers else []
         return min(ends, default=None)
@@ -118,7 +118,7 @@ class _Shared:
 
 
 def simulate_shared(network: Network) -> tuple[Run, dict[str, float]]:
-    """Run a network whose actors may share resources; also the seconds for which each resource was busy."""
+    """Simulate a network whose actors share resources; also returns the busy seconds of each resource."""
     state = _Shared(network)
     state.settle(list(reversed(range(len(network.actors)))), 0.0)
     while (now := state.next_event_s()) is not None:

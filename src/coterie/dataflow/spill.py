@@ -1,10 +1,10 @@
-"""Which symbols lie in the near tier and at which addresses; the others are spilled to the far one.
+"""Assigns symbols to the near tier, with addresses, or spills them to the far tier.
 
     paper     the paper's rule: spill the symbol that moves the fewest bytes, until the rest fits (section V-A)
-    greedy    keep what moves the most bytes per byte and step of its life, wherever it still fits
-    optimal   the largest sum of bytes moved near by, by mixed integer programming (extra `plan`), for small cases
+    greedy    keep symbols by bytes moved per byte and step of lifetime, as long as they fit
+    optimal   maximise the bytes moved in the near tier, by mixed integer programming (extra `plan`), for small cases
 
-Addresses are given first-fit in three orders (start, size, size by life); the smallest peak is kept.
+Addresses are assigned first-fit in three orders (start, size, size times lifetime); the lowest peak wins.
 Knows nothing about graphs.
 """
 
@@ -23,7 +23,7 @@ ALIGN_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """An address for each symbol; `bound_bytes` is what is alive at once at the fullest step."""
+    """An address for each symbol. `bound_bytes`: the largest number of bytes alive at once, a lower bound."""
 
     offsets: Mapping[str, int]
     peak_bytes: int
@@ -32,7 +32,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A spilled symbol is read from, or written to, the far tier for this step."""
+    """A transfer of a spilled symbol to or from the far tier, for a step."""
 
     step: int
     symbol: str
@@ -41,7 +41,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Symbols near and far, the addresses of the near ones, live bytes by step, and what spilling costs."""
+    """Near and far symbols, addresses of the near ones, live bytes by step, and the cost of spilling."""
 
     how: str
     near: tuple[Symbol, ...]
@@ -54,7 +54,7 @@ class MemoryPlan:
 
     @property
     def fetches(self) -> tuple[Fetch, ...]:
-        """When spilled symbols move, in order: what a step reads before it, what it writes after it."""
+        """Transfers of spilled symbols by step: reads happen before it, writes after it."""
         moves = (Fetch(step, symbol.name, size) for symbol in self.far for step, size in symbol.moves if size)
         return tuple(sorted(moves, key=lambda f: (f.step, f.symbol)))
 
@@ -67,14 +67,14 @@ class MemoryPlan:
 def plan_memory(
     symbols: Sequence[Symbol], near_bytes: int, far_bytes: int, far_bytes_per_s: float, how: str = "greedy"
 ) -> MemoryPlan:
-    """Place symbols in two tiers. Raises UsageError for an unknown way, CapacityError if the far tier is too small."""
+    """Place symbols in two tiers. Raises UsageError for an unknown `how`, CapacityError if the far tier is full."""
     if how not in WAYS:
         raise UsageError("memory", f"there is no way {how!r} to spill", f"use one of {', '.join(WAYS)}")
     steps = max((symbol.last for symbol in symbols), default=0) + 1
     kept = WAYS[how](symbols, near_bytes, steps)
     near = tuple(symbol for symbol in symbols if symbol.name in kept)
     packed = pack(near)
-    # First-fit may leave holes: what moves least leaves until the addresses fit too.
+    # First-fit fragments: spill the least used symbols until the addresses fit too.
     while packed.peak_bytes > near_bytes and near:
         dropped = min(near, key=lambda s: (s.moved_bytes / max(1, s.size_bytes * s.steps), s.name))
         near = tuple(symbol for symbol in near if symbol is not dropped)
@@ -91,7 +91,7 @@ def plan_memory(
 
 
 def pack(symbols: Sequence[Symbol]) -> Packed:
-    """Addresses such that symbols that are alive together do not overlap."""
+    """Assign addresses such that symbols that are alive at the same time do not overlap."""
     orders: tuple[Callable[[Symbol], Any], ...] = (
         lambda s: (s.first, -s.size_bytes, s.name),
         lambda s: (-s.size_bytes, s.first, s.name),
@@ -156,7 +156,7 @@ def _optimal(symbols: Sequence[Symbol], near_bytes: int, steps: int) -> set[str]
         raise UsageError("memory", "the optimal plan needs scipy", "install coterie[plan], or use greedy") from error
     if not symbols:
         return set()
-    # Only steps at which a life begins can be the fullest.
+    # The peak always occurs at a step in which some lifetime begins.
     marks = sorted({symbol.first for symbol in symbols})
     unit = max(1, near_bytes)
     rows = [

@@ -1,11 +1,11 @@
-"""A stage of a section: what it does per tile, on which kind of unit, and how that work can be divided.
+"""A stage of a section: its work per tile, the kind of unit it runs on, and how the work can be split.
 
     systolic   blocks of lanes x stages outputs, k cycles each      linear, the two products of attention
-    simd       vectors of `lanes` numbers, `passes` cycles each     norms, activations, the softmax between the products
-    memory     no arithmetic: addresses of a PMU                    gathers, appends to the KV state
+    simd       vectors of `lanes` values, `passes` cycles each      norms, activations, the softmax between the products
+    memory     no arithmetic: address generation in a PMU           gathers, appends to the KV cache
     link       a collective, over the links between sockets         all_reduce
 
-Knows nothing about which op is which stages (stage_rows.py), nor how many units there are.
+Knows nothing about how ops become stages (stage_rows.py), nor how many units there are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coterie.spec.machine import SpatialUnits
 
 
 class Unit(Enum):
-    """What a stage runs on."""
+    """The kind of unit that a stage runs on."""
 
     SYSTOLIC = "systolic"
     SIMD = "simd"
@@ -28,9 +28,9 @@ class Unit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How many keys the tokens of a step see: equal sequences of `new` tokens behind `past`; causal, within a window.
+    """How many keys the tokens of a step see, assuming equal sequences of `new` tokens after `past` cached ones.
 
-    `scale` makes the sum over tokens equal the pairs that the step counts.
+    Causal, within `window` (0: unlimited). `scale` makes the total equal the step's actual number of pairs.
     """
 
     past: float
@@ -39,11 +39,11 @@ class Seen:
     scale: float
 
     def pairs(self, first: int, last: int) -> float:
-        """Token-key pairs of tokens first .. last - 1 of the step."""
+        """Number of (token, key) pairs of tokens [first, last) of the step."""
         return self.scale * (self._until(last) - self._until(first))
 
     def keys(self, first: int, last: int) -> float:
-        """Keys that tokens first .. last - 1 of the step see, each once: of all the sequences that they are of."""
+        """Number of distinct keys that tokens [first, last) of the step see, over all their sequences."""
         total = 0.0
         for sequence in range(first // self.new, -(-last // self.new)):
             start = max(0, first - sequence * self.new)
@@ -57,7 +57,7 @@ class Seen:
         return whole * self._of_sequence(self.new) + self._of_sequence(rest)
 
     def _of_sequence(self, tokens: int) -> float:
-        """Pairs of the first tokens of one sequence."""
+        """Pairs of the first `tokens` tokens of one sequence."""
         if not self.window:
             return tokens * self.past + tokens * (tokens + 1) / 2
         free = min(tokens, max(0, math.floor(self.window - self.past)))
@@ -66,9 +66,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. Sizes are those of the whole step; `rows` is what the section walks, `walks` which size that is.
+    """One stage, with the sizes of the whole step. `rows`: the walked extent; `walks`: which of the sizes that is.
 
-    Systolic: `batch` products of m x k by k x n. SIMD: m rows of n numbers. `seen` replaces n or k by the keys seen.
+    Systolic: `batch` products of m x k by k x n. SIMD: m rows of n values. `seen`: replaces n or k by the visible keys.
     """
 
     name: str
@@ -88,16 +88,16 @@ class Stage:
     seen: Seen | None = None
 
     def count_of(self, tiles: int) -> int:
-        """Tiles of this stage where the section has so many: a phase that walks fewer rows has fewer."""
+        """Tiles of this stage if the section has `tiles`; a phase that walks fewer rows has fewer."""
         return max(1, min(tiles, self.rows))
 
     def bounds(self, tile: int, tiles: int) -> tuple[int, int]:
-        """First row, and one past the last, of a tile."""
+        """The half-open range of rows of a tile."""
         count = self.count_of(tiles)
         return self.rows * tile // count, self.rows * (tile + 1) // count
 
     def tile(self, first: int, last: int) -> Stage:
-        """The stage with the sizes of rows first .. last - 1."""
+        """The stage reduced to rows [first, last)."""
         share = last - first
         if self.seen is not None:
             return self._tile_seen(self.seen, first, last)
@@ -130,7 +130,7 @@ def _resized(stage: Stage, walks: str, size: int) -> Stage:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a stage is divided over PCUs: its rows, its columns (and batch), its reduction."""
+    """How a stage is split over PCUs: ways along its rows, its columns (and batch), its reduction."""
 
     rows: int = 1
     columns: int = 1
@@ -143,7 +143,7 @@ class Split:
 
 
 def blocks(tile: Stage, grid: SpatialUnits) -> tuple[int, int, int]:
-    """Row blocks, column blocks and cycles of each: the better way round of the array, or vectors on SIMD."""
+    """(row blocks, column blocks, cycles per block), in the better orientation of the array; vectors for SIMD."""
     if tile.unit is Unit.SYSTOLIC:
         rows, columns = -(-tile.m // grid.lanes), tile.batch * -(-tile.n // grid.stages)
         turned = -(-tile.m // grid.stages), tile.batch * -(-tile.n // grid.lanes)
@@ -154,12 +154,12 @@ def blocks(tile: Stage, grid: SpatialUnits) -> tuple[int, int, int]:
 
 
 def cycles(tile: Stage, split: Split, grid: SpatialUnits) -> int:
-    """Cycles of one tile: its blocks one after another, once through the array, and the tree of a divided reduction."""
+    """Cycles of one tile: its blocks in sequence, the fill of the array, and the tree of a split reduction."""
     return cycles_of(blocks(tile, grid), tile, split, grid)
 
 
 def cycles_of(found: tuple[int, int, int], tile: Stage, split: Split, grid: SpatialUnits) -> int:
-    """The same of a tile whose blocks are known."""
+    """As `cycles`, with the result of `blocks` given."""
     rows, columns, each = found
     if not rows:
         return 0
@@ -170,6 +170,6 @@ def cycles_of(found: tuple[int, int, int], tile: Stage, split: Split, grid: Spat
 
 
 def work_cycles(tile: Stage, grid: SpatialUnits) -> float:
-    """Cycles of one tile on one PCU."""
+    """Cycles of one tile on a single PCU, without fill."""
     rows, columns, each = blocks(tile, grid)
     return float(rows * columns * each)

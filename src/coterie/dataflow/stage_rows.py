@@ -1,6 +1,7 @@
-"""Which stages an op becomes in a section, a row for each op that is more than elementwise work.
+"""The stages of each op in a section, with a row for each op that is more than elementwise.
 
-Attention is three stages (scores, softmax, weigh): its running form over blocks of keys needs no row of scores.
+Attention is three stages (scores, softmax, weigh): with the online softmax over blocks of keys, no row of scores is
+stored.
 Knows nothing about how many units there are.
 """
 
@@ -25,7 +26,7 @@ _Rows: TypeAlias = Callable[[Graph, Op, Sizes, "_Where"], Sequence[Stage]]
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """Where an op stands in its section: its position, the rows it walks, in which phase, along which loop."""
+    """An op in its section: its position, the rows it walks, its phase, and which size it walks along."""
 
     op: int
     rows: int
@@ -36,7 +37,7 @@ class _Where:
 def stages_of(graph: Graph, walk: Walk, sizes: Sizes) -> tuple[Stage, ...]:
     """The stages of a section's ops, in order. Views have none: their readers index what their producers wrote.
 
-    A section of nothing but views copies: its last one is a stage.
+    A section that consists of views is a copy, with its last view as a stage.
     """
     found: list[Stage] = []
     copies = all(nest.is_view for nest in walk.nests)
@@ -49,7 +50,7 @@ def stages_of(graph: Graph, walk: Walk, sizes: Sizes) -> tuple[Stage, ...]:
 
 
 def _walked_size(walk: Walk, at: int) -> str:
-    """Which size of the stage the walked loop is part of."""
+    """The size of the stage that the walked loop belongs to."""
     name = walk.loops[at]
     if not name:
         return ""
@@ -64,7 +65,7 @@ def _walked_size(walk: Walk, at: int) -> str:
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """A linear or one of its gradients: a product of tokens, rows and columns, each in another place."""
+    """A linear or one of its gradients: the same three extents (tokens, rows, columns) in different roles."""
     weight = graph.values[op.outputs[0] if op.kind == "linear_dw" else op.inputs[1]]
     (rows, columns), t = (sizes.of(dim) for dim in weight.shape), sizes.of(graph.values[op.inputs[0]].shape[0])
     m, n, k = {
@@ -78,9 +79,9 @@ def _linear(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage
 
 
 def _dense(size: int, weight: Value) -> int:
-    """What is left of a dimension of a sparse matrix: each output sums as many elements, so that arrays stay full.
+    """The effective size of a dimension of a sparse matrix, if every output sums equally many elements.
 
-    A pattern that gives neighbouring outputs different ones would leave lanes idle: this is the fastest that it can be.
+    Optimistic: with an irregular pattern, lanes would be idle.
     """
     return max(1, math.ceil(weight.density * size))
 
@@ -106,7 +107,7 @@ def _attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[St
 
 
 def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """Every row of a group sees the whole group; groups and heads are a batch of products."""
+    """Every row of a group sees the whole group; groups and heads form the batch."""
     rows, heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
     group = op.integer("group")
     flops, product = FLOPS[op.kind](graph, op, sizes), 2 * rows * group * heads * channels
@@ -128,7 +129,7 @@ def _group_attention(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Seque
 
 
 def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """Five products of the size of the scores, and the softmax with its slope, as one stage."""
+    """Five products of the size of the scores, and the softmax with its gradient, as one stage."""
     (t, heads, channels), kv_heads = (sizes.of(d) for d in graph.values[op.inputs[1]].shape), graph.values[op.inputs[2]]
     groups = sizes.of(kv_heads.shape[1])
     flops = FLOPS[op.kind](graph, op, sizes)
@@ -139,12 +140,12 @@ def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequen
 
 
 def _kv_heads(graph: Graph, op: Op) -> int:
-    """Key/value heads of an attention op's state."""
+    """Number of KV heads of an attention op."""
     return numbers_in(state_of(graph, op).shape[2:3])
 
 
 def _seen_by(op: Op, sizes: Sizes, pairs: int) -> Seen:
-    """The keys that each token sees, for equal sequences."""
+    """The keys visible to each token, assuming equal sequences."""
     new = max(1, sizes.T // max(1, sizes.B))
     past = max(0.0, sizes.context_tokens / max(1, sizes.B) - new)
     guess = Seen(past, new, int(op.attrs.get("window", 0)), 1.0)
@@ -153,7 +154,7 @@ def _seen_by(op: Op, sizes: Sizes, pairs: int) -> Seen:
 
 
 def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
-    """Elementwise work and norms: the larger of operand and result, as often as its flops fill the stages of a PCU."""
+    """Elementwise work and norms, over the larger of operand and result; `passes` by op kind."""
     unit, passes, reduces = SIMD.get(op.kind, (Unit.SIMD, 1, False))
     unit = Unit.SIMD if op.kind in SCALED_ROWS and SCALE in op.attrs else unit
     shapes = [graph.values[name].shape for name in (op.inputs[0], *op.outputs) if graph.values[name].kind is not STATE]
@@ -170,9 +171,9 @@ def _simd(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequence[Stage]:
 
 
 STATE = Kind.STATE
-SCALED_ROWS = ("embed", "embed_part")  # moved by memory units, but for a scale
-# Unit, passes over the numbers, and whether a row is reduced. A PCU has six stages: an activation fits into one pass; a
-# norm needs its row twice, once for the sum and once to scale.
+SCALED_ROWS = ("embed", "embed_part")  # run on memory units, unless they have a scale
+# (unit, passes over the values, whether a row is reduced). A PCU has six stages: an activation fits in one pass; a norm
+# needs two, one for the sum and one to scale.
 SIMD: Mapping[str, tuple[Unit, int, bool]] = {
     **dict.fromkeys(("rms_norm", "layer_norm", "sample"), (Unit.SIMD, 2, True)),
     **dict.fromkeys(("rms_norm_dx", "layer_norm_dx", "loss_dx", "loss_parts"), (Unit.SIMD, 2, True)),

@@ -1,10 +1,10 @@
-"""Bounded FIFOs between actors: when each tile is taken, worked on and handed over, exactly, without a global clock.
+"""Exact simulation of actors connected by bounded FIFOs, without a global clock.
 
-    actor:  take its inputs in order -> work for its service time -> put its outputs in order, and again
-    fifo:   a put waits until the token `depth` places before it was taken; a take waits until the token was put
+    actor:  repeatedly take its inputs in order -> work for its service time -> put its outputs in order
+    fifo:   a put waits until the token `depth` positions earlier was taken; a take waits until the token was put
 
-Each actor is run until it must wait for another; the network is deterministic, so the order of running does not matter
-(G. Kahn, 1974; the clocks of channels are those of the Dataflow Abstract Machine, 2024).
+Each actor runs until it must wait for another one; the network is determinate, so the order of execution does not
+matter (G. Kahn, 1974; local clocks as in the Dataflow Abstract Machine, 2024).
 
 Knows nothing about ops, machines or shared bandwidth (share.py).
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Fires `firings` times; `service_s` has a time per firing, or one time for all. `resource` is for share.py.
+    """Fires `firings` times; `service_s`: one time per firing, or a single one for all. `resource`: see share.py.
 
-    On a resource, `service_s` is how long a firing takes when it has the resource to itself.
+    With a resource, `service_s` is the time of a firing that has the resource to itself.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Fifo:
-    """Holds up to `depth` tokens from actor `src` to actor `dst`; a firing puts `produce` and takes `consume`."""
+    """Holds up to `depth` tokens from actor `src` to `dst`; firings put `produce` and take `consume` tokens."""
 
     name: str
     src: int
@@ -51,22 +51,22 @@ class Fifo:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Actors in topological order and the FIFOs among them."""
+    """Actors in topological order, and the FIFOs between them."""
 
     actors: tuple[Actor, ...]
     fifos: tuple[Fifo, ...]
 
     def ins(self, actor: int) -> list[int]:
-        """Positions of the FIFOs into an actor, in the order in which it takes."""
+        """Indices of an actor's input FIFOs, in the order in which it takes from them."""
         return [i for i, fifo in enumerate(self.fifos) if fifo.dst == actor]
 
     def outs(self, actor: int) -> list[int]:
-        """Positions of the FIFOs out of an actor, in the order in which it puts."""
+        """Indices of an actor's output FIFOs, in the order in which it puts to them."""
         return [i for i, fifo in enumerate(self.fifos) if fifo.src == actor]
 
 
 def program(network: Network, actor: int) -> tuple[tuple[str, int], ...]:
-    """The steps of one firing: take all inputs, work, put all outputs; each with the FIFO (or actor) that it is on."""
+    """The steps of one firing: take all inputs, work, put all outputs; each with the index of its FIFO (or actor)."""
     ins = (i for i in network.ins(actor) for _ in range(network.fifos[i].consume))
     outs = (i for i in network.outs(actor) for _ in range(network.fifos[i].produce))
     return (*(("take", i) for i in ins), ("work", actor), *(("put", i) for i in outs))
@@ -74,7 +74,7 @@ def program(network: Network, actor: int) -> tuple[tuple[str, int], ...]:
 
 @dataclass(slots=True)
 class Run:
-    """Times of the tokens of each FIFO and of the firings of each actor; `stuck` says who waits for what for ever."""
+    """Times of each FIFO's tokens and each actor's firings. `stuck`: after a deadlock, what each actor waits for."""
 
     put_s: list[list[float]]
     take_s: list[list[float]]
@@ -84,12 +84,12 @@ class Run:
 
     @property
     def makespan_s(self) -> float:
-        """When the last actor was done with its last firing. Infinite after a deadlock."""
+        """End of the last firing of any actor. Infinite after a deadlock."""
         return float("inf") if self.stuck else max((ends[-1] for ends in self.end_s if ends), default=0.0)
 
 
 def simulate(network: Network) -> Run:
-    """Run a network to its end, or until nobody can go on (a deadlock)."""
+    """Run a network to its end, or until no actor can proceed (a deadlock)."""
     run = empty_run(network)
     processes = [_Process(network, actor, run) for actor in range(len(network.actors))]
     ready = list(reversed(range(len(processes))))
@@ -106,13 +106,13 @@ def simulate(network: Network) -> Run:
 
 
 def empty_run(network: Network) -> Run:
-    """The record of a run before its start."""
+    """The record of a run that has not started."""
     fifos, actors = range(len(network.fifos)), range(len(network.actors))
     return Run([[] for _ in fifos], [[] for _ in fifos], [[] for _ in actors], [[] for _ in actors])
 
 
 class _Process:
-    """One actor's program, and where it stands."""
+    """One actor's program, its position in it, and its local clock."""
 
     def __init__(self, network: Network, actor: int, run: Run) -> None:
         self.network, self.at, self.actor, self.run = network, actor, network.actors[actor], run
@@ -121,7 +121,7 @@ class _Process:
         self.clock = 0.0
 
     def go(self) -> set[int]:
-        """Run until something is missing; the actors that may go on because of it."""
+        """Run until a token or room is missing; returns the actors that may proceed as a result."""
         woken: set[int] = set()
         while self.firing < self.actor.firings:
             what, index = self.steps[self.step]
@@ -137,7 +137,7 @@ class _Process:
         return woken
 
     def _pass(self, what: str, index: int, woken: set[int]) -> bool:
-        """Take or put one token, later than the token or the room for it was there. False: neither is known yet."""
+        """Take or put one token, no earlier than the token or the room existed. False: that is not known yet."""
         fifo, put, take = self.network.fifos[index], self.run.put_s[index], self.run.take_s[index]
         if what == "take":
             if len(take) == len(put):
@@ -156,7 +156,7 @@ class _Process:
         return True
 
     def why(self) -> str:
-        """What this actor waits for for ever; empty if it is done."""
+        """What this actor is waiting for; empty if it is done."""
         if self.firing == self.actor.firings:
             return ""
         what, index = self.steps[self.step]
@@ -166,9 +166,9 @@ class _Process:
 
 
 def steady_s(network: Network) -> float:
-    """A lower bound of the makespan, met by constant services in a chain: fill, the slowest actor, drain.
+    """A lower bound on the makespan, exact for chains with constant service times: fill, slowest actor, drain.
 
-    For each actor: the way of the first tokens to it, all its own firings, the way of the last tokens from it.
+    The maximum over actors of: time until the first tokens reach it, all its firings, time for the last to drain.
     """
     actors, fifos = network.actors, network.fifos
     head, tail = _heads(network), [0.0] * len(actors)
@@ -180,14 +180,14 @@ def steady_s(network: Network) -> float:
 
 
 def first_s(network: Network) -> float:
-    """A lower bound of the time after which every actor has fired once: the way of the first tokens."""
+    """A lower bound on the time until every actor has fired once."""
     return max(
         (head + actor.service(0) for head, actor in zip(_heads(network), network.actors, strict=True)), default=0.0
     )
 
 
 def _heads(network: Network) -> list[float]:
-    """For each actor, the way of the first tokens to it."""
+    """For each actor, a lower bound on the time until its first inputs arrive."""
     head = [0.0] * len(network.actors)
     for fifo in sorted(network.fifos, key=lambda f: f.dst):
         firings = -(-fifo.consume // fifo.produce)
@@ -197,9 +197,9 @@ def _heads(network: Network) -> list[float]:
 
 
 def hop_depths(pairs: Sequence[tuple[int, int]], actors: int, least: int = 2) -> list[int]:
-    """Depth of each edge (src, dst) so that no shorter way throttles a longer one.
+    """Depth of each edge (src, dst) such that no short path throttles a longer parallel one.
 
-    An edge beside a way of h hops must hold h tokens: h - 1 tiles are on that way while one waits.
+    An edge parallel to a path of h hops must hold h tokens: h - 1 tiles are on that path while one waits.
     """
     depths = []
     for src, dst in pairs:

@@ -1,4 +1,4 @@
-"""What crosses a section's border and what moves inside it: streams of off-chip bytes, edges between stages.
+"""Data movement of a section: off-chip streams across its border, and edges between its stages.
 
 Knows nothing about units or time.
 """
@@ -21,11 +21,11 @@ SUM_BYTES = 4  # sums over tiles are float32, whatever the type of the result
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Off-chip bytes of one value for one stage: `kind` is weight, input, output, kv_read or kv_write.
+    """Off-chip bytes of one value for one stage. `kind`: weight, input, output, kv_read or kv_write.
 
-    A weight of which each tile reads its own part (a table of rows) counts as input. `by_tile`: each tile reads its own
-    part, not all of it; `columns`: it is the matrix whose columns a systolic array holds, not the rows. `key_bytes` are
-    those of one key and its value, `sum_bytes` those of float32 sums that grow from tile to tile until they leave.
+    A weight of which each tile reads its own part (a table of rows) counts as input. `by_tile`: each tile moves its own
+    part, not all of it. `columns`: it is the operand on the column side of the systolic array. `key_bytes`: bytes of
+    one key and value. `sum_bytes`: bytes of float32 sums that are accumulated over tiles.
     """
 
     value: str
@@ -39,15 +39,15 @@ class Stream:
 
     @property
     def held_bytes(self) -> int:
-        """What it takes to have all of it on chip."""
+        """Bytes needed to keep all of it on chip."""
         return max(self.size_bytes, self.sum_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A value from stage to stage: bytes in the whole step, and whether they stream tile by tile.
+    """A value passed between stages: bytes in the whole step, and whether it streams tile by tile.
 
-    `sum_bytes`: those of the float32 sums over tiles that it is made as, 0 if it is not.
+    `sum_bytes`: bytes of its float32 accumulators if it is a sum over tiles, else 0.
     """
 
     value: str
@@ -61,14 +61,14 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """Values that cross a set of ops, inwards and outwards."""
+    """Values that enter and leave a set of ops."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 def border(graph: Graph, ops: Sequence[Op]) -> Border:
-    """Inputs in order of first use; outputs that others read, that nobody reads, or that leave the step."""
+    """Inputs in order of first use; outputs: values read by other ops or by none at all, or that leave the step."""
     names = {op.name for op in ops}
     made = {n for op in ops for n in op.outputs if graph.values[n].kind is not Kind.STATE}
     inputs = tuple(dict.fromkeys(n for op in ops for n in op.inputs if n and n not in made))
@@ -83,7 +83,7 @@ def border(graph: Graph, ops: Sequence[Op]) -> Border:
 
 
 def section_cost(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Cost:
-    """Flops and bytes of ops run as one section: what graph/cost says of a region of them."""
+    """Flops and bytes of ops run as one section, by graph/cost."""
     edge = border(graph, ops)
     return ops_cost(graph, tuple(ops), edge.inputs, edge.outputs, sizes)
 
@@ -106,7 +106,7 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
             writer = next(at for at, op in enumerate(ops) if name in op.outputs)
             passes, sums = walk.origin(name)[2], _sum_bytes(graph, walk, name, sizes)
             size = value_bytes(graph.values[name], sizes)
-            # A view of what enters that leaves at once has no stage: it passes by the first.
+            # An output that is a view of an input has no stage; it is charged to the first.
             found.append(Stream(name, "output", last.get(writer, 0), size, passes, sum_bytes=sums))
     for at, op in enumerate(ops):
         if op.kind in (*KV_READERS, "kv_append"):
@@ -119,9 +119,9 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
 
 
 def read_by_tile(graph: Graph, walk: Walk, name: str) -> bool:
-    """Whether each tile can read its own part of what enters, for all its readers; else it must be there whole.
+    """Whether all readers of an input can read it by tile; otherwise it must be kept whole.
 
-    Readers of one phase that walk the same dimension share a tile. An activation may be kept for a later phase.
+    Readers of one phase that walk the same dimension share tiles. An activation may be kept for a later phase.
     """
     first, *others = walk.readers(name)
     where = _part_of(walk, first, name)
@@ -135,7 +135,7 @@ def read_by_tile(graph: Graph, walk: Walk, name: str) -> bool:
 
 
 def _part_of(walk: Walk, at: int, name: str) -> int | None:
-    """The dimension along which an op's tiles read a value; -1 for rows by number; None if each needs all of it."""
+    """The dimension along which an op's tiles read a value; -1 for gathered rows; None if each tile needs all of it."""
     loop, nest = walk.loops[at], walk.nests[at]
     access = next(access for access in nest.reads if access.value == name)
     by = next((place_of(a, loop) for a in nest.reads if a.value == access.by), None) if access.by else None
@@ -147,7 +147,7 @@ def _may_be_kept(value: Value) -> bool:
 
 
 def _sum_bytes(graph: Graph, walk: Walk, name: str, sizes: Sizes) -> int:
-    """Bytes of the sums over tiles behind a value, in the float32 in which they are summed; 0 if there are none."""
+    """Bytes of the float32 accumulators of a value that is a sum over tiles, else 0."""
     at, source, _ = walk.origin(name)
     written = [access for access in walk.nests[at].writes if access.value == source] if at >= 0 else []
     summed = any(place_of(access, walk.loops[at]) is None for access in written)
@@ -155,9 +155,9 @@ def _sum_bytes(graph: Graph, walk: Walk, name: str, sizes: Sizes) -> int:
 
 
 def streamed_bytes(stream: Stream, stage: Stage, tiles: int) -> tuple[int, ...]:
-    """Bytes that each tile moves of what is not kept on chip: all of a weight, the keys that its tokens see.
+    """Bytes that each tile moves of a value that is not kept on chip: the whole weight, or its tokens' visible keys.
 
-    Sums are read, added to and written back; the first tile has none to read, the last one writes the result.
+    Sums are read, added to and written back; the first tile reads none, and the last writes the result.
     """
     ends = [stage.bounds(tile, tiles) for tile in range(stage.count_of(tiles))]
     if stream.sum_bytes:
@@ -166,17 +166,17 @@ def streamed_bytes(stream: Stream, stage: Stage, tiles: int) -> tuple[int, ...]:
     if stream.kind != "kv_read" or stage.seen is None:
         return (stream.size_bytes,) * len(ends)
     seen = [round(stage.seen.keys(first, last)) * stream.key_bytes for first, last in ends]
-    # Sizes hold a mean of the contexts: together the tiles never read less than there is.
+    # Sizes only give the mean context length; make sure that the tiles together read at least everything once.
     return (seen[0] + max(0, stream.size_bytes - sum(seen)), *seen[1:])
 
 
 def again_bytes(stream: Stream, stage: Stage, tiles: int) -> int:
-    """What streaming a value costs: bytes that are read more than once."""
+    """Extra bytes moved because a value is streamed instead of kept on chip."""
     return sum(streamed_bytes(stream, stage, tiles)) - stream.size_bytes
 
 
 def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) -> tuple[Flow, ...]:
-    """Edges between stages. A view hands its producer's stage on to its own readers."""
+    """Edges between stages. Views are transparent: their readers read from the views' producers."""
     first, last = _stage_ends(walk, stages)
     through: dict[int, tuple[int, bool, Way]] = {}
     found: list[Flow] = []
@@ -199,7 +199,7 @@ def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) ->
 
 
 def _kept(graph: Graph, walk: Walk, first: dict[int, int], sizes: Sizes) -> list[Flow]:
-    """An activation from outside is read once: its first reader's tiles are kept on chip for the readers after it."""
+    """Edges for input activations with several readers: read once, then passed on chip from the first reader."""
     ops = [nest.op for nest in walk.nests]
     found = []
     for name in border(graph, ops).inputs:
@@ -221,13 +221,13 @@ def _moved_bytes(graph: Graph, walk: Walk, src: int, value: str, sizes: Sizes) -
 
 
 def _entries(stages: Sequence[Stage], op: int, first: int, value: str, graph: Graph) -> list[int]:
-    """The stages of an op that read a value: the state's keys go to the scores, its values to the last product."""
+    """The stages of an op that read a value: keys go to the scores stage, values to the last product."""
     parts = [at for at, stage in enumerate(stages) if stage.op == op]
     return [parts[0], parts[-1]] if len(parts) > 1 and graph.values[value].kind is Kind.STATE else [first]
 
 
 def _stage_ends(walk: Walk, stages: Sequence[Stage]) -> tuple[dict[int, int], dict[int, int]]:
-    """Per op its first and its last stage; a view passes on those of its neighbours (its reader, its producer)."""
+    """The first and last stage of each op; a view takes the first of its reader and the last of its producer."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for at, stage in enumerate(stages):

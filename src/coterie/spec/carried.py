@@ -1,11 +1,11 @@
-"""What kernels reach on machines where nobody published one: carried over from machines where somebody did.
+"""Kernel efficiencies for machines without published kernel measurements, carried over from machines that have them.
 
-    fixed          a kernel's own time, whatever it does: it does not shrink with faster peaks
-    flops, bytes   the shares of the peaks that it reaches beyond
+    fixed          time per kernel regardless of size; does not shrink with faster peaks
+    flops, bytes   the shares of the peaks reached for the rest
 
-A file (carried/*.toml) has them by family, each number with its source; they are fitted to measured kernels, and a
-machine's file names it. Where that file says what share of a peak was reached on the machine itself, this goes.
-Knows nothing about graphs or programs; `coterie validate` says how far off they are.
+A file (carried/*.toml) gives them per kernel family, fitted to measured kernels, each with its source; a machine's file
+refers to it by name. A share measured on the machine itself takes precedence.
+Knows nothing about graphs or programs; `coterie validate` reports their accuracy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _NUMBERS = {"fixed": q.TIME, "flops": q.SHARE, "bytes": q.SHARE}
 
 
 def carried_names() -> tuple[str, ...]:
-    """Names of the files that ship with Coterie, sorted."""
+    """Names of the sets that ship with Coterie, sorted."""
     return shipped_names("coterie.spec", "carried", ".toml")
 
 
 @cache
 def load_carried(name: str) -> Carried:
-    """Rates by family. Raises NotFoundError for an unknown name, UsageError naming the key that is wrong."""
+    """Load a set by name. Raises NotFoundError for an unknown name, UsageError naming the key that is wrong."""
     if name not in carried_names():
         raise NotFoundError(name, "no kernels are carried over from there", f"use one of {', '.join(carried_names())}")
     where = f"carried/{name}.toml"
@@ -49,7 +49,7 @@ def load_carried(name: str) -> Carried:
 
 
 def on_machine(carried: Carried, flops_share: float | None, bytes_share: float | None) -> Carried:
-    """With the shares that were reached on the machine itself, where they are known; attention's in proportion."""
+    """Replace the GEMM shares by those measured on the machine, where known; the other families scale with them."""
     by_flops = flops_share / carried.gemm.flops_share if flops_share else 1.0
     by_bytes = bytes_share / carried.gemm.bytes_share if bytes_share else 1.0
     each = (carried.gemm, carried.gemm_fp8, carried.prefill, carried.decode)

@@ -1,10 +1,10 @@
-"""What an exchange among ranks costs where none was measured: one formula for every model of a machine.
+"""Analytic cost of a collective among ranks, for machines without measured ones.
 
     all-reduce of B bytes, n ranks    ring 2 (n - 1) a + 2 (n - 1) / n B / bw      tree 2 log2(n) (a + B / bw)
     all-gather to B bytes             ring   (n - 1) a +   (n - 1) / n B / bw      tree   log2(n) a + (n - 1) / n B / bw
 
-a is the latency of one message, bw what one rank sends; the faster is taken. Source of the forms: Thakur, Rabenseifner
-and Gropp, Optimization of collective communication operations in MPICH, 2005. Knows nothing about graphs.
+a is the latency of one message, bw the send bandwidth of one rank; the faster algorithm is used. Source: Thakur,
+Rabenseifner and Gropp, Optimization of collective communication operations in MPICH, 2005. Knows nothing about graphs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ ALL_REDUCE = "all_reduce"
 def exchange_s(
     kind: str, size_bytes: float, ranks: int, latency_s: float, bytes_per_s: float, messages: int = 1
 ) -> tuple[float, float]:
-    """Seconds of latency, and seconds in which bytes move, of a collective whose result has so many bytes.
+    """(latency, transfer time) in seconds of a collective whose result has `size_bytes`.
 
-    Of `messages` that follow each other latencies overlap: the way is taken on which all of them are done soonest.
+    Successive `messages` overlap in latency; the algorithm is chosen that finishes all of them first.
     """
     if ranks <= 1:
         return 0.0, 0.0

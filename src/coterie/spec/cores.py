@@ -1,13 +1,13 @@
-"""A machine that computes with its cores alone: what fewer threads, fewer memory channels or more sockets make of it.
+"""Machines without a GPU: how their rates depend on threads, memory channels and sockets.
 
-    arithmetic     in proportion to the threads, one on each core
-    bandwidth      in proportion to the channels in use; no more than threads * what one core reads
-    sockets        slabs are laid across their memories page by page (docs/architecture.md, More cores), so of what one
-                   of n sockets reads (n - 1) / n comes from the others: all together no more than n^2 / (n - 1) times
-                   what comes into one
-    barrier        a region's end waits for each thread
+    arithmetic     proportional to the number of threads, one per core
+    bandwidth      proportional to the channels in use; at most threads * bandwidth of one core
+    sockets        slabs are interleaved across sockets page by page (docs/architecture.md, More cores), so each of n
+                   sockets reads (n - 1) / n of its data from the others: the total is at most n^2 / (n - 1) times the
+                   bandwidth into one socket
+    barrier        at the end of a region, proportional to the number of threads
 
-Counted from specifications: Coterie has run on no machine with more than two cores. Knows nothing about programs.
+Derived from specifications: Coterie has not run on a machine with more than two cores. Knows nothing about programs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _INTO = "into_socket"
 def with_cores(
     reader: q.Reader, raw: Mapping[str, Any], settings: Mapping[str, str], flops: q.Quantity, tiers: tuple[Tier, ...]
 ) -> tuple[q.Quantity, tuple[Tier, ...], Cores | None]:
-    """Arithmetic, tiers and cores of a machine file with the settings `threads` (all) and `channels` (of a socket).
+    """Apply the settings `threads` (in total) and `channels` (per socket) to a machine's arithmetic and tiers.
 
-    As they are, without cores, where the file counts none. Raises UsageError for settings that it cannot have.
+    Unchanged, and without Cores, if the file has no [cores]. Raises UsageError for settings that do not apply.
     """
     if "cores" not in raw:
         for key in SETTINGS:

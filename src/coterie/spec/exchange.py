@@ -1,12 +1,12 @@
-"""Measured exchanges among GPUs (calibration/all-reduce.csv), and what lies between their sizes.
+"""Measured all-reduces among GPUs (calibration/all-reduce.csv), and interpolation between their sizes.
 
     h100/nccl      one library on one GPU generation
     h100/custom    the faster, at each size, of the serving engine's own all-reduce and NCCL
 
-A message goes around n ranks in chunks; with k of them T = (n - 2 + k)(l + m / k), l the latency of a hop and m the
-time in which all bytes move, which is least at T = (n - 2) l + m + 2 sqrt((n - 2) l m). Of a latency a, that of
-2 (n - 1) hops, (n - 2) l is the part (n - 2) / (2 n - 2). So every row has an m, and m is affine in bytes between two
-rows; among two ranks that is T itself. Left out of the calibration rows, a size was 37 % off with T affine, 18 % so.
+A message circulates among n ranks in k chunks: T = (n - 2 + k)(l + m / k), with l the latency per hop and m the time to
+move all bytes. The best k gives T = (n - 2) l + m + 2 sqrt((n - 2) l m). The total latency is that of 2 (n - 1) hops,
+of which (n - 2) l is the share (n - 2) / (2 n - 2). Each row is solved for m, and m is interpolated linearly in bytes;
+for two ranks that equals interpolating T. In leave-one-out tests the error was 18 %, and 37 % with T linear.
 
 Knows nothing about graphs or machines.
 """
@@ -38,14 +38,14 @@ class ExchangeRow:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeTime:
-    """Seconds, and how they are known."""
+    """Seconds, and their provenance."""
 
     seconds: float
     provenance: str
 
 
 def exchange_rows() -> tuple[ExchangeRow, ...]:
-    """Every row."""
+    """Every row of the table."""
     rows = read_table("coterie.spec", "calibration/all-reduce.csv")
     return tuple(
         ExchangeRow(r["device"], r["backend"], int(r["ranks"]), int(r["bytes"]), float(r["us"]) * 1e-6) for r in rows
@@ -64,14 +64,14 @@ class Exchanges:
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """What `library` of a machine may name."""
+        """The valid values of a machine's `peers.library`."""
         return tuple(dict.fromkeys(f"{device}/{library}" for device, library, _ in self._tables))
 
     def all_reduce(self, library: str, ranks: int, size_bytes: int) -> ExchangeTime | None:
-        """Time of one; None for a library that was not measured.
+        """Time of an all-reduce; None for a library that was not measured.
 
-        A library without rows for that many ranks answers for the nearest number: a latency hardly changes, and NCCL
-        is there for large messages. Where the library itself has rows for it NCCL needs them too.
+        Without rows for this number of ranks, the nearest number is used: latency hardly changes, and NCCL is there for
+        large messages. If the library itself has such rows, NCCL is considered only if it has them too.
         """
         device, _, name = library.partition("/")
         own = (device, name, ranks) in self._tables
@@ -103,11 +103,11 @@ class Exchanges:
 
 
 def _moving_s(above_s: float, hops_s: float) -> float:
-    """m of m + 2 sqrt(hops m) = what is above the latency."""
+    """Solve m + 2 sqrt(hops m) = above for m, where `above` is the time beyond the latency."""
     return (sqrt(hops_s + max(0.0, above_s)) - sqrt(hops_s)) ** 2
 
 
 @cache
 def all_exchanges() -> Exchanges:
-    """From every row."""
+    """The table of all rows; cached."""
     return Exchanges(exchange_rows())

@@ -1,4 +1,4 @@
-"""A kernel that was measured, or is asked about: its family and shape, and what follows from them.
+"""A kernel, measured or to be estimated: its family and shape, and the quantities derived from them.
 
 Knows nothing about machines or speeds.
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log
 
-HEADS = 32  # of measured attention; x counts batches of so many heads
+HEADS = 32  # heads of the measured attention; x is normalised to them
 ELEMENT_WISE = "element-wise"
 GEMM, GEMM_FP8, GEMM_INT8, GEMM_INT4 = "gemm", "gemm-fp8", "gemm-int8", "gemm-int4"
-# Bytes of a weight. Those of FP8 meet activations of FP8, by arithmetic of 8 bits; whole numbers meet 16 bits.
+# Bytes per weight. FP8 weights are multiplied by FP8 activations in 8-bit arithmetic, integer ones by 16-bit ones.
 GEMMS = {GEMM: 2.0, GEMM_FP8: 1.0, GEMM_INT8: 1.0, GEMM_INT4: 0.5}
 DECODE = "attention-decode"
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What was measured, or is asked for. `shape` is m, n, k of a gemm; heads, kv heads, channels, batch, length of
-    attention (tokens in prefill, context in decode, both of one sequence); bytes and tokens of an element-wise one.
+    """`shape`: (m, n, k) of a GEMM; (heads, kv heads, channels, batch, length) of attention, where length is tokens in
+    prefill and context in decode, per sequence; (bytes, tokens) of an element-wise kernel.
 
-    `planes` of a decode step's cache come from memory: keys and values, or 1 where a bench gave both the same memory.
+    `planes`: parts of the KV cache that decode reads from memory: 2, or 1 if a benchmark used one buffer for both.
     """
 
     family: str
@@ -30,7 +30,7 @@ class Kernel:
 
     @property
     def is_gemm(self) -> bool:
-        """A product with weights of any type."""
+        """A GEMM with weights of any type."""
         return self.family in GEMMS
 
     @property
@@ -40,39 +40,39 @@ class Kernel:
 
     @property
     def variant(self) -> int:
-        """Rows of one variant are near each other: query heads for each kv head; 0 for gemm."""
+        """Query heads per kv head for attention, 0 for GEMMs; measurements of one variant are comparable."""
         return max(1, self.shape[0] // self.shape[1]) if len(self.shape) == 5 else 0
 
     @property
     def x(self) -> float:
-        """The work at one y: weights of a gemm, batch times heads of attention."""
+        """Work per unit of y: weights of a GEMM; batch times heads of attention (normalised to 32 heads of 128)."""
         if self.is_gemm:
             return float(self.shape[1] * self.shape[2])
         return self.shape[3] * self.shape[0] * self.shape[2] / (HEADS * 128)
 
     @property
     def work(self) -> tuple[str | int, ...]:
-        """All but y."""
+        """Everything but y."""
         return (self.family, self.planes, *(self.shape[1:] if self.is_gemm else self.shape[:4]))
 
     @property
     def form(self) -> float:
-        """log(n / k) of a gemm: as much work has more tiles of output, or longer sums. 0 for others."""
+        """log(n / k) of a GEMM: more output tiles, or longer reductions, for the same work. 0 for others."""
         return log(self.shape[1] / self.shape[2]) if self.is_gemm else 0.0
 
     @property
     def y(self) -> float:
-        """Tokens or context."""
+        """Tokens, or context length in decode."""
         return float(self.shape[0 if self.is_gemm else {ELEMENT_WISE: 1}.get(self.family, 4)])
 
     def at(self, y: float) -> Kernel:
-        """The same work with as many tokens or as long a context."""
+        """The same kernel with another y."""
         where = 0 if self.is_gemm else 4
         return Kernel(self.family, (*self.shape[:where], round(y), *self.shape[where + 1 :]), self.planes)
 
     @property
     def flops(self) -> float:
-        """Multiplies and adds; causal pairs only."""
+        """Multiplications and additions; for prefill, causal pairs only."""
         if self.family == ELEMENT_WISE:
             return 0.0
         if self.is_gemm:
@@ -84,7 +84,7 @@ class Kernel:
 
     @property
     def bytes(self) -> float:
-        """Operands and result once, two bytes each but for weights of fewer."""
+        """Operands and results, each moved once; two bytes per element, except for narrower weights."""
         if self.family == ELEMENT_WISE:
             return float(self.shape[0])
         if self.is_gemm:

@@ -1,4 +1,4 @@
-"""Lines through points, and between two of them. Knows nothing about kernels."""
+"""Curve fitting and interpolation. Knows nothing about kernels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from math import log, sqrt
 
 
 def bend(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """a and b of y = hypot(a, b x), fitted as the line y^2 = a^2 + b^2 x^2."""
+    """Fit y = hypot(a, b x) as the line y^2 = a^2 + b^2 x^2; returns (a, b)."""
     a, b = line([(x * x, y * y) for x, y in points])
     return sqrt(a), sqrt(b)
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """a and b of y = a + b x with the least sum of squared relative errors; neither below 0."""
+    """Fit y = a + b x by least squares of relative errors, with a and b non-negative; returns (a, b)."""
     w = [1 / y**2 for _, y in points]
     sx, sy = (sum(wi * point[i] for wi, point in zip(w, points, strict=True)) for i in (0, 1))
     sxx = sum(wi * x * x for wi, (x, _) in zip(w, points, strict=True))
@@ -24,7 +24,7 @@ def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def across(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Effort / seconds u at x: x / u is a time, affine in x between the nearest two points, and outside them."""
+    """Interpolate a rate u at x: the time x / u is linear in x between the nearest two points, and beyond them."""
     if len(points) == 1:
         return points[0][1]
     i = min(max(1, bisect_left([at for at, _ in points], x)), len(points) - 1)
@@ -32,13 +32,13 @@ def across(points: Sequence[tuple[float, float]], x: float) -> float:
     t0, t1 = x0 / u0, x1 / u1
     rate = max(0.0, (t1 - t0) / (x1 - x0))
     if x < x0:
-        rate = min(rate, t0 / x0)  # less work is not done at a higher share of the peaks
+        rate = min(rate, t0 / x0)  # less work does not reach a higher share of the peaks
     time = t0 + rate * (x - x0) if x <= x1 else t1 + rate * (x - x1)
     return x / time if time > 0 else 1.0
 
 
 def between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """u at x: linear in log x between the nearest two points, outside them that of the nearest."""
+    """Interpolate u at x linearly in log x between the nearest two points; constant outside them."""
     if x <= points[0][0]:
         return points[0][1]
     if x >= points[-1][0]:

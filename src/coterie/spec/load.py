@@ -1,15 +1,15 @@
-"""Machines from TOML files, by name or path, with settings behind a colon.
+"""Loads machines from TOML files, by name or path, with optional settings after a colon.
 
     sn40l-node                                     one that ships with Coterie
     mine.toml                                      a file
     dgx-h100:host_links=8,stack=trtllm-2024        with more host links and another software stack
     sn40l-node:peers.bandwidth=low                 at the low end of an unpublished number's range
     dgx-a100:units=2                               two of its units
-    dgx-b200:price=400000                          what one costs, in any currency; no file has prices
-    dgx-h100:kernels=none                          priced by shares of its peaks, as machines without measured kernels
-    epyc-9554:threads=32,channels=8                with fewer threads, and fewer of its memory channels in use
+    dgx-b200:price=400000                          its price, in any currency; machine files have none
+    dgx-h100:kernels=none                          priced like a machine without measured kernels
+    epyc-9554:threads=32,channels=8                with fewer threads and memory channels
 
-What a number must carry: quantity.py. Knows nothing about devices or about the machine it runs on.
+The format of numbers: quantity.py. Knows nothing about devices or about the machine it runs on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from coterie.spec.cores import SETTINGS, with_cores
 from coterie.spec.machine import Carried, Link, MachineSpec, Peers, SpatialUnits, Tier
 from coterie.spec.stack import read_text, with_stack
 
-_TIMES = (  # each by that name and _s in a spec, 0 where a file does not give it
+_TIMES = (  # optional times, 0 by default; the field of MachineSpec is the name plus `_s`
     *("program_host", "program_device", "step_host", "step_floor", "prompt_floor", "step_sequence"),
     *("run_start", "prompt_start"),
 )
@@ -40,7 +40,7 @@ _KNOWN = _NEEDED | {
     "multiprocessors", "gated_launch", "exchange_share", "large_step", "power", "carried", "cores", "flops_fp8",
 }  # fmt: skip
 _KERNELS = "kernels"
-_PRICE = "price"  # a setting and no key: what a machine costs is its buyer's number
+_PRICE = "price"  # a setting only, not a key of files: prices depend on the buyer
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
     "stages": q.COUNT, "clock": q.CLOCK, "pmu_bandwidth": q.PER_CYCLE, "d2d_bandwidth": q.RATE,
@@ -54,7 +54,7 @@ def machine_names() -> tuple[str, ...]:
 
 
 def load_machine(ref: str) -> MachineSpec:
-    """Read a machine by the name of one that ships with Coterie, or from the path of a `.toml` file.
+    """Load a machine that ships with Coterie by name, or from the path of a `.toml` file.
 
     Raises NotFoundError for an unknown name or file, UsageError naming file, key and what to change.
     """
@@ -75,7 +75,7 @@ def load_machine(ref: str) -> MachineSpec:
 
 
 def split_ref(ref: str) -> tuple[str, dict[str, str]]:
-    """A reference as name and settings. Raises UsageError for a setting without a value, or one given twice."""
+    """Split a reference into name and settings. Raises UsageError for a setting without value or given twice."""
     name, _, rest = ref.partition(":")
     settings: dict[str, str] = {}
     for setting in filter(None, rest.split(",")):
@@ -87,27 +87,27 @@ def split_ref(ref: str) -> tuple[str, dict[str, str]]:
 
 
 def with_setting(ref: str, key: str, value: object) -> str:
-    """The reference with one more setting, in place of one that it has."""
+    """The reference with a setting added or replaced."""
     name, settings = split_ref(ref)
     joined = ",".join(f"{k}={v}" for k, v in {**settings, key: value}.items())
     return f"{name}:{joined}"
 
 
 def without_setting(ref: str, key: str) -> str:
-    """The reference without one of its settings, as people are shown it."""
+    """The reference with a setting removed, for display."""
     name, settings = split_ref(ref)
     joined = ",".join(f"{k}={v}" for k, v in settings.items() if k != key)
     return f"{name}:{joined}" if joined else name
 
 
 def parse_machine(text: str, where: str, settings: Mapping[str, str] | None = None) -> MachineSpec:
-    """Turn the text of a machine file into a spec; `where` names the file in errors. Raises UsageError."""
+    """Parse a machine file; `where` names it in errors. Raises UsageError."""
     raw = parse_toml(text, where)
     return _Machine(where, raw, settings or {}).machine()
 
 
 class _Machine(q.Reader):
-    """Walks one file."""
+    """Parses one machine file."""
 
     def __init__(self, where: str, raw: dict[str, Any], settings: Mapping[str, str]) -> None:
         counts = {key: settings[key] for key in ("units", "host_links", *SETTINGS) if key in settings}
@@ -145,7 +145,7 @@ class _Machine(q.Reader):
             fact = f"is missing, and {self.units} units, each with memory of its own, exchange in every layer"
             raise self.wrong("peers", fact, "add a table [peers] with bandwidth, one unit's each way, and latency")
         power = self.quantity(self.raw["power"], "power", q.POWER) if "power" in self.raw else q.Quantity(0.0, "")
-        times = {f"{key}_s": self.time(key) for key in _TIMES}  # before what they mark is taken
+        times = {f"{key}_s": self.time(key) for key in _TIMES}  # must precede the use of self.marked
         notes = self.typed(self.raw.get("notes", []), "notes", list, "a list of strings")
         spec = MachineSpec(
             name=self.string("name"),
@@ -187,9 +187,9 @@ class _Machine(q.Reader):
     def carried(
         self, flops: q.Quantity, tiers: tuple[Tier, ...]
     ) -> tuple[q.Quantity, tuple[Tier, ...], Carried | None]:
-        """Arithmetic and tiers with what other machines reach of their peaks, and all of that, if the file says so.
+        """Apply the efficiencies carried over from other machines to arithmetic and run tier, if the file names a set.
 
-        A share that the file gives was reached on the machine itself, and goes.
+        A share given in the file itself was measured on the machine, and takes precedence.
         """
         if "carried" not in self.raw:
             return flops, tiers, None
@@ -223,7 +223,7 @@ class _Machine(q.Reader):
         return int(value)
 
     def cost(self) -> float:
-        """What the settings say that one machine costs, 0 where they do not."""
+        """The price from the settings, or 0."""
         if not self.price:
             return 0.0
         try:
@@ -235,7 +235,7 @@ class _Machine(q.Reader):
         return value
 
     def check_ends(self, spec: MachineSpec) -> None:
-        """Every other setting must be the `low` or `high` end of a range."""
+        """All remaining settings must select the `low` or `high` end of a range."""
         ranges = [item.key for item in spec.unpublished]
         for key, end in self.at.items():
             if key not in ranges:
@@ -244,7 +244,7 @@ class _Machine(q.Reader):
                 raise self.wrong(key, f"is set to {end}", "set it to low or high")
 
     def check_way_up(self, spec: MachineSpec) -> None:
-        """Experts come up tier by tier; a machine of one tier needs no link."""
+        """Require a link from each weight tier to the one above it."""
         there = {(link.src, link.dst) for link in spec.links}
         for near, far in pairwise(spec.weight_tiers):
             if (far, near) not in there:
@@ -267,7 +267,7 @@ class _Machine(q.Reader):
         return int(self.quantity(self.raw[key], key, q.COUNT).value) if key in self.raw else 0
 
     def share(self, key: str) -> float:
-        """1, as fast as measured, where it is not given or unknown."""
+        """A share; 1 if it is not given or unknown."""
         return (self.quantity(self.raw[key], key, q.SHARE).value or 1.0) if key in self.raw else 1.0
 
     def tier(self, raw: Mapping[str, Any], index: int) -> Tier:

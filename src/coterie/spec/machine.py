@@ -1,10 +1,10 @@
 """MachineSpec: the description of a device that policies may read. Tiers are listed nearest first.
 
     total, physical     what the fields hold: all units together, as published
-    achieved            times the share that software was seen to reach (`share`, with its own source)
-    per unit            divided by `units` (sockets, GPUs), where the number is the units' own
+    achieved            multiplied by the share that software was observed to reach (`share`, with its own source)
+    per unit            divided by `units` (sockets, GPUs), for resources that each unit has for itself
 
-Knows nothing about where the numbers come from (machines/*.toml and this_machine.py say that).
+Knows nothing about where the numbers come from (machines/*.toml and this_machine.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A memory. `bytes_per_s` is its physical read bandwidth, 0 where unknown; `share` of it can be achieved.
+    """A memory. `bytes_per_s`: physical read bandwidth, 0 if unknown; `share`: the achievable part of it.
 
-    `per_unit`: each unit has its own part (HBM); otherwise all units see one (the host's DRAM).
+    `per_unit`: each unit has its own part (HBM); otherwise all units share it (the host's DRAM).
     """
 
     name: str
@@ -29,13 +29,13 @@ class Tier:
 
     @property
     def achieved_bytes_per_s(self) -> float:
-        """What streaming kernels get."""
+        """Bandwidth of streaming kernels."""
         return self.bytes_per_s * self.share
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way between two tiers, from `src` to `dst`. A copy draws on the bandwidth of both tiers too."""
+    """The connection from tier `src` to tier `dst`. A copy also uses the bandwidth of both tiers."""
 
     src: str
     dst: str
@@ -47,15 +47,15 @@ class Link:
 
     @property
     def achieved_bytes_per_s(self) -> float:
-        """What a copy gets."""
+        """Bandwidth of a copy."""
         return self.bytes_per_s * self.share
 
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """How units reach each other: each sends `bytes_per_s` while it receives as much; a message costs `latency_s` more.
+    """The interconnect between units: each sends and receives at `bytes_per_s`, with `latency_s` per message.
 
-    `library` names the collectives whose measured times apply (spec/calibration), empty where none were measured.
+    `library`: the collectives whose measured times apply (spec/calibration), empty if none were measured.
     """
 
     bytes_per_s: float
@@ -67,15 +67,17 @@ class Peers:
 
     @property
     def achieved_bytes_per_s(self) -> float:
-        """What one unit sends to its neighbour."""
+        """Bandwidth from one unit to its neighbour."""
         return self.bytes_per_s * self.share
 
 
 @dataclass(frozen=True, slots=True)
 class SpatialUnits:
-    """The grid of one unit of a dataflow machine. `*_share`: how much of it mapped programs were seen to use.
+    """The grid of one unit of a dataflow machine. `pcu_share`: the part of the PCUs that mapped programs were seen to
+    use.
 
-    A PMU reads `pmu_bytes_per_cycle` and writes as much in each cycle. Source of the form: the paper, section IV.
+    A PMU reads `pmu_bytes_per_cycle`, and writes as much, in each cycle. Source of this structure: the paper, section
+    IV.
     """
 
     tiles: int
@@ -93,7 +95,7 @@ class SpatialUnits:
 
     @property
     def pcu_flops_per_s(self) -> float:
-        """Peak of one PCU: a multiply and an add per lane, stage and cycle."""
+        """Peak of one PCU: one multiply-add per lane, stage and cycle."""
         return 2.0 * self.lanes * self.stages * self.clock_hz
 
     @property
@@ -104,7 +106,7 @@ class SpatialUnits:
 
 @dataclass(frozen=True, slots=True)
 class KernelRates:
-    """What a kernel of one family takes: `fixed_s`, and the longer of flops and bytes at these shares of the peaks."""
+    """Time of a kernel: `fixed_s` plus the longer of its flops and its bytes at these shares of the peaks."""
 
     fixed_s: float
     flops_share: float
@@ -113,11 +115,11 @@ class KernelRates:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What kernels reached on other machines, carried over to one on which none was measured; by family of kernels.
+    """Kernel efficiencies carried over from other machines to one without kernel measurements, by kernel family.
 
-    `gemm` is every product's, and that of what only goes over its operands; `gemm_fp8` is of products with weights of
-    FP8 on a machine with arithmetic for them, at shares of this. `source` says where they were measured.
-    `own_flops`, `own_bytes`: that share of a peak was reached on the machine itself, and attention's is in proportion.
+    `gemm` applies to all products and to element-wise kernels; `gemm_fp8` to products with FP8 weights on machines with
+    FP8 arithmetic, relative to its peak. `source`: where they were measured. `own_flops`, `own_bytes`: that share of
+    the peak was measured on the machine itself, and the other families were scaled with it.
     """
 
     gemm: KernelRates
@@ -131,10 +133,9 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """The cores of a machine that computes with these alone: a thread on each of `threads`.
+    """The CPU cores of a machine without GPU: one thread on each of `threads` cores.
 
-    `bytes_per_s`: what one core can read, however many channels are idle. Threads wait for each other at the end of a
-    region, `barrier_s` for each of them.
+    `bytes_per_s`: read bandwidth of a single core. `barrier_s`: cost of the barrier at the end of a region, per thread.
     """
 
     threads: int
@@ -144,9 +145,9 @@ class Cores:
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
-    """A number that nobody published, as it stands in the machine's file: a value and the range it is in.
+    """An unpublished number of a machine's file: an assumed value and its plausible range.
 
-    `key` names it (`launch_device`, `peers.bandwidth`); numbers are in base units, of all units together.
+    `key`: its name (`launch_device`, `peers.bandwidth`). In base units, for all units of the machine together.
     """
 
     key: str
@@ -158,39 +159,38 @@ class Unpublished:
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """A device: peak arithmetic, tiers nearest first, links, launch costs, and the rule set by which it fuses.
+    """A device: peak arithmetic, tiers nearest first, links, launch costs, and its fusion rule set.
 
-    `run_tier`: where programs read weights; `home_tier`: the lowest, where every expert has its bytes.
+    `run_tier`: where programs read weights; `home_tier`: the lowest tier, where every expert is stored.
     Source of the three-tier form: the paper, section IV; launch kinds: section IV-D.
 
-    launch = program load + argument load + execute. `launch_*_s` are the last two; `program_*_s` loads a configuration
-    of all units' grids, a smaller one in proportion.
+    launch = program load + argument load + execute. `launch_*_s` covers the last two; `program_*_s` is the load of a
+    configuration for all units' grids, and proportional for smaller ones.
 
-    Software: `step_host_s` and, for each sequence, `step_sequence_s` are its work between two steps; a step takes no
-    less than `step_floor_s`, in which it issues the kernels one by one, and one that reads prompts no less than
-    `prompt_floor_s`; `kernel_share` is how fast its kernels are next to those measured on the GPU that `kernels` names;
-    `stack` is its name (spec/stacks). In steps of more than `large_step` tokens exchanges among units run at
-    `exchange_share` of the speed that they have alone.
+    Software: between two steps it takes `step_host_s`, plus `step_sequence_s` per sequence. Issuing the kernels of a
+    step takes at least `step_floor_s`, and with prefill at least `prompt_floor_s`, overlapped with execution.
+    `kernel_share`: speed of its kernels relative to those measured on the GPU named by `kernels`. `stack`: its name
+    (spec/stacks). In steps of more than `large_step` tokens, exchanges among units run at `exchange_share` of their
+    isolated speed.
 
-    A run takes `run_start_s` besides its launches, however many steps it has: its words cross, and the host hears of
-    its end. A step that reads prompts takes `prompt_start_s` more, however long these are: kernels too short to fill
-    the machine.
+    `run_start_s`: overhead per run, whatever its number of steps: transfer of arguments, and notification of the host.
+    `prompt_start_s`: overhead of a step with prefill, whatever its length: kernels too short to fill the machine.
 
-    `gated_launch`: who starts the kernels of a step whose weights are still coming, host or device; empty: who starts
-    those of all others. Software may start each stage when it is there, where it starts whole steps otherwise.
+    `gated_launch`: what launches the kernels of steps whose weights are still arriving, `host` or `device`; empty: as
+    for all other steps. Software may launch stage by stage as weights arrive, but whole steps otherwise.
 
-    `carried`: what prices kernels that were not measured on this machine, where its file names other machines; `cores`
-    of a machine without GPU, where its file counts them.
+    `carried`: prices of kernels that were not measured on this machine, if its file names a set; `cores`: for a machine
+    without GPU whose file has them.
 
-    `fp8_times`: arithmetic of FP8 is so many times that of 16 bits; 1 where a machine has none, and widens weights.
+    `fp8_times`: FP8 arithmetic rate over the 16-bit one; 1 for a machine without it, which widens weights.
 
-    `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
+    `multiprocessors`: per unit, executing a GPU's thread blocks; 0 if not given.
 
-    `flops_per_byte`: of processors whose speeds nobody gives, what their kernels compute for rows of a step while they
-    read a byte of weights; `few_flops_per_byte`, likewise, for the first four rows.
+    `flops_per_byte`: for CPUs of unknown speed, how much their kernels compute for the rows of a step in the time in
+    which they read a byte of weights; `few_flops_per_byte`: the same for the first four rows.
 
-    `power_w`: what the units are rated at, in watts; `power_source` says of what, since a host is seldom in it; 0 where
-    the file does not say. `price`: of one machine, as its user said and in the user's currency; 0 where nobody did.
+    `power_w`: rated power of the units in watts, 0 if not given; `power_source` says what it includes (seldom the
+    host). `price`: of one machine, given by the user in any currency; 0 if not given.
     """
 
     name: str
@@ -236,7 +236,7 @@ class MachineSpec:
 
     @property
     def known_by(self) -> str:
-        """Where the speed of its kernels is from, in words."""
+        """The provenance of its kernel speeds, in words."""
         if self.kernels:
             return f"kernels measured on {self.kernels}"
         if self.carried is not None:
@@ -245,7 +245,7 @@ class MachineSpec:
 
     @property
     def achieved_flops_per_s(self) -> float:
-        """What kernels get."""
+        """Arithmetic rate that kernels reach."""
         return self.flops_per_s * self.flops_share
 
     @property
@@ -254,14 +254,14 @@ class MachineSpec:
         return self.flops_per_s / self.units
 
     def unit_bytes_per_s(self, tier: str) -> float:
-        """Physical bandwidth of one unit's part of a tier; all of it where units share the tier."""
+        """Physical bandwidth of a tier per unit; the whole bandwidth if units share the tier."""
         found = self.tier(tier)
         return found.bytes_per_s / (self.units if found.per_unit else 1)
 
     def launch_s(self, orchestration: str, configured: float = 0.0) -> float:
         """Program load, argument load and execute of one kernel, in seconds.
 
-        `configured` is the share of the grid that its program sets up, 0 to 1; 0 when it is loaded already.
+        `configured`: the share of the grid that the program configures, 0 to 1; 0 if it is already loaded.
         """
         if orchestration == "host":
             return self.launch_host_s + configured * self.program_host_s
@@ -283,15 +283,15 @@ class MachineSpec:
 
     @property
     def weight_tiers(self) -> tuple[str, ...]:
-        """Tiers that hold whole experts, nearest first: all but sram."""
+        """Tiers that can hold whole experts, nearest first: all but sram."""
         return tuple(t.name for t in self.tiers if t.name != "sram")
 
     @property
     def run_tier(self) -> str:
-        """The tier from which an expert runs."""
+        """The tier that experts run from."""
         return next(tier.name for tier in self.tiers if tier.name != "sram")
 
     @property
     def home_tier(self) -> str:
-        """The lowest tier."""
+        """The lowest tier, where all experts are stored."""
         return self.weight_tiers[-1]

@@ -1,18 +1,18 @@
-"""Measured kernels (calibration/*.csv) and how fast others run that are near them.
+"""Measured kernels (calibration/*.csv), and interpolation of kernels near them.
 
-    possible      what the peaks allow <= what was measured; else the row is wrong: dropped, and listed
-    effort        hypot(time of flops at the peak, time of bytes at the peak): near the ridge a kernel waits for both;
-                  decode attention with grouped heads: the time of its thread blocks (waves.py), which goes for all x
-    along y       tokens or context, between two neighbours: gemms hypot(fixed, rate * effort), decode attention
-                  fixed + rate * effort; effort per second of prefill and of grouped heads is linear in log y, their
-                  time within their neighbours'
-    above y       gemms as the last row; attention goes on at the last two rows' seconds per effort
-    form          n / k of a gemm: effort per second is linear in its log between two
-    along x       work at one y: time = fixed + rate * x between two neighbours; that also holds outside, for a while
-    element-wise  one curve through all: time = hypot(fixed, bytes / rate), least relative squares
+    possible      the peaks allow the measured time; other rows must be wrong: they are ignored, and reported
+    effort        hypot(time of flops at peak, time of bytes at peak): near the roofline's ridge, both limit a kernel;
+                  for decode attention with grouped heads, the time of its thread blocks (waves.py), whatever x is
+    along y       (tokens or context) between two rows: GEMMs as hypot(fixed, rate * effort), decode attention as
+                  fixed + rate * effort; for prefill and grouped heads, effort per second is linear in log y, with
+                  the time kept within its neighbours'
+    above y       GEMMs at the last row's rate; attention at the seconds per effort of the last two rows
+    form          (n / k of a GEMM) effort per second is linear in its logarithm
+    along x       (work per unit of y) time = fixed + rate * x between two rows, extrapolated up to REACH
+    element-wise  a single curve, time = hypot(fixed, bytes / rate), by least squares of relative errors
     provenance    measured (this row), interpolated (between rows), transferred (outside them, within REACH)
 
-Chosen by leaving rows out of those that calibrate (plan/validate), never by those that validate.
+These forms were chosen by leave-out tests on the calibration rows (plan/validate), never by the validation rows.
 Knows nothing about graphs or programs.
 """
 
@@ -34,8 +34,8 @@ from coterie.spec.load import load_machine, machine_names
 from coterie.spec.machine import MachineSpec
 from coterie.spec.waves import Blocks
 
-MAX_EFFORTS = 1 << 14  # that are kept; a bound on memory, not on use
-REACH = 16.0  # how many times outside measured work a kernel's speed is still transferred
+MAX_EFFORTS = 1 << 14  # cache entries; bounds memory, not use
+REACH = 16.0  # extrapolate up to this factor beyond measured work
 MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC = "measured", "interpolated", "transferred", "analytic"
 CARRIED = "carried over"  # from other machines (carried.py)
 _NAMES = {
@@ -48,7 +48,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement. `ideal_s` is what the device's physical peaks allow."""
+    """One measurement. `ideal_s`: the roofline time at the device's physical peaks."""
 
     device: str
     backend: str
@@ -59,13 +59,13 @@ class Row:
 
     @property
     def possible(self) -> bool:
-        """False when it beats the device's peaks: bytes / time or flops / time above them."""
+        """False if it exceeds the device's peak flops or bandwidth."""
         return self.ideal_s <= self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """The share of what the peaks allow that a kernel reaches, and how that is known."""
+    """A kernel's roofline time over its actual time, and the provenance of that."""
 
     util: float
     provenance: str
@@ -77,26 +77,26 @@ def measured_devices() -> tuple[str, ...]:
 
 
 def measured_rows(device: str) -> tuple[Row, ...]:
-    """Every row of a device, possible or not."""
+    """Every row of a device, including impossible ones."""
     return tuple(row for row in _rows() if row.device == device)
 
 
 def ideal_s(device: str, kernel: Kernel) -> float:
-    """Seconds of a kernel at the physical peaks of the device that was measured."""
+    """Roofline time of a kernel at the device's physical peaks."""
     flops_per_s, bytes_per_s = peaks(device, kernel.family)
     return max(kernel.flops / flops_per_s, kernel.bytes / bytes_per_s)
 
 
 def effort_s(device: str, kernel: Kernel) -> float:
-    """Seconds at the peaks of a kernel that waits for arithmetic and for memory: at most 1.41 times `ideal_s`."""
+    """A smooth roofline, where arithmetic and memory both limit a kernel near the ridge: up to 1.41 * `ideal_s`."""
     flops_per_s, bytes_per_s = peaks(device, kernel.family)
     return hypot(kernel.flops / flops_per_s, kernel.bytes / bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """The rows of one x and form: (y, effort / seconds), in order. `rate`: seconds per effort above the last, 0 for as
-    there.
+    """The rows of one x and form as (y, effort / seconds), by y. `rate`: seconds per effort beyond the last row; 0:
+    as at the last row.
     """
 
     x: float
@@ -107,7 +107,7 @@ class _Curve:
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """The curves of one variant of a family: by x, those of each x by form; between which y there are rows."""
+    """The curves of one variant of a family, by x and then by form, and the range of y of their rows."""
 
     xs: tuple[float, ...]
     curves: tuple[tuple[_Curve, ...], ...]
@@ -116,16 +116,16 @@ class _Variant:
 
     @classmethod
     def of(cls, curves: Sequence[_Curve]) -> _Variant:
-        """From curves sorted by x and form."""
+        """Group curves that are sorted by x and form."""
         by_x = [(x, tuple(same)) for x, same in groupby(curves, key=lambda curve: curve.x)]
         low, high = min(curve.points[0][0] for curve in curves), max(curve.points[-1][0] for curve in curves)
         return cls(tuple(x for x, _ in by_x), tuple(same for _, same in by_x), low, high)
 
 
 class Kernels:
-    """The speeds of one device's kernels, from rows; those that are not possible are left out.
+    """Kernel speeds of one device, from measured rows; impossible rows are ignored.
 
-    `blocks`, by query heads for each kv head: what was fitted to decode attention with grouped heads.
+    `blocks`: models fitted to decode attention with grouped heads, by query heads per kv head.
     """
 
     def __init__(self, device: str, rows: Iterable[Row]) -> None:
@@ -149,7 +149,7 @@ class Kernels:
         self._moved = (min(size for size, _ in moves), max(size for size, _ in moves)) if moves else (0.0, 0.0)
 
     def speed(self, kernel: Kernel) -> Speed | None:
-        """How fast a kernel runs; None where no measured one is near."""
+        """The speed of a kernel; None if it is out of reach of all measured ones."""
         if kernel.family == ELEMENT_WISE:
             return self._move(kernel)
         if kernel in self._exact:
@@ -162,7 +162,7 @@ class Kernels:
         if not first / REACH <= x <= last * REACH or not known.low / REACH <= y <= known.high * REACH:
             return None
         inside = near == kernel.variant and first <= x <= last and known.low <= y <= known.high
-        # Only the two beside it matter.
+        # Only the two neighbours in x matter.
         at = min(max(1, bisect_left(known.xs, x)), len(known.xs) - 1)
         beside = zip(known.xs[max(0, at - 1) : at + 1], known.curves[max(0, at - 1) : at + 1], strict=True)
         shares = [(at_x, self._of_form(same, kernel)) for at_x, same in beside]
@@ -172,7 +172,7 @@ class Kernels:
         return Speed(util, INTERPOLATED if inside else TRANSFERRED)
 
     def _near(self, family: str, variant: int) -> int | None:
-        """The measured variant of a family that is nearest to one; None where none was measured."""
+        """The nearest measured variant of a family; None if none was measured."""
         key = family, variant
         if key not in self._nearest:
             variants = [known for name, known in self._variants if name == family]
@@ -193,14 +193,14 @@ class Kernels:
         return blocks.seconds(kernel, effort) if blocks else effort
 
     def _block_times(self, kernel: Kernel) -> Blocks | None:
-        """How long thread blocks take that are like the kernel's; None for other kernels, or where that is unknown."""
+        """The thread-block model for a decode attention; None for other kernels, or if none could be fitted."""
         if kernel.family != DECODE:
             return None
         near = self._near(DECODE, kernel.variant)
         return None if near is None else self.blocks.get(near)
 
     def _blocks_of(self, rows: Iterable[Row]) -> dict[int, Blocks]:
-        """By variant, what thread blocks of grouped heads take, where there are rows enough."""
+        """Fit a thread-block model per variant with grouped heads, if there are enough rows."""
         multiprocessors, points = one_unit(self.device).multiprocessors, defaultdict(list)
         for row in rows:
             if row.possible and row.kernel.grouped and multiprocessors:
@@ -209,7 +209,7 @@ class Kernels:
         return {variant: blocks for variant, blocks in fits.items() if blocks}
 
     def _effort_at(self, kernel: Kernel, y: float) -> float:
-        """The effort of the same work with as many tokens, or as long a context, as a row has."""
+        """The effort of the same kernel at the y of a row; cached."""
         key = kernel.work, y
         if key not in self._efforts_s:
             if len(self._efforts_s) >= MAX_EFFORTS:
@@ -218,7 +218,7 @@ class Kernels:
         return self._efforts_s[key]
 
     def _curves_of(self, by_work: Mapping[tuple[float, float], Sequence[Row]]) -> list[_Curve]:
-        """The curves of one variant. One of a single row goes on at the rate of the nearest that has more."""
+        """The curves of one variant. A curve with a single row borrows the rate of the nearest one with more."""
         curves, rates = [], {}
         for (x, form), rows in sorted(by_work.items()):
             by_y: dict[float, list[Row]] = defaultdict(list)
@@ -236,7 +236,7 @@ class Kernels:
         return [replace(curve, rate=rates[min(rates, key=lambda x: abs(log(x / curve.x)))]) for curve in curves]
 
     def _of_form(self, curves: Sequence[_Curve], kernel: Kernel) -> float:
-        """Effort / seconds at one x: linear in the form between curves of two, and beyond them as the nearer."""
+        """Effort / seconds at one x: linear in the form between two curves; beyond them, that of the nearest."""
         for low, high in pairwise(curves):
             if low.form <= kernel.form <= high.form:
                 part = (kernel.form - low.form) / (high.form - low.form)
@@ -244,7 +244,7 @@ class Kernels:
         return self._along(min(curves, key=lambda curve: abs(curve.form - kernel.form)), kernel)
 
     def _rate(self, kernel: Kernel, points: Sequence[tuple[float, float]]) -> float:
-        """Seconds per effort from the last row but one to the last; not below what the peaks allow."""
+        """Seconds per effort between the last two rows; at least 1, what the peaks allow."""
         (x0, u0), (x1, u1) = ((self._effort_s(kernel.at(y)), share) for y, share in points[-2:])
         return max(1.0, (x1 / u1 - x0 / u0) / (x1 - x0))
 
@@ -257,7 +257,7 @@ class Kernels:
             return effort / (at_last / last + curve.rate * (effort - at_last)) if curve.rate and y > last_y else last
         if len(points) == 1:
             return last
-        if y < points[0][0]:  # a fixed time remains
+        if y < points[0][0]:  # a fixed part of the time remains
             if self._block_times(kernel):
                 return points[0][1]
             return across([(self._effort_at(kernel, at), share) for at, share in points[:2]], effort)
@@ -277,7 +277,7 @@ class Kernels:
 
 @cache
 def kernels_of(device: str) -> Kernels:
-    """The kernels of a device, from all its rows. Raises KeyError for a device without any."""
+    """The kernels of a device, from all its rows; cached. Raises KeyError for a device without any."""
     if device not in measured_devices():
         raise KeyError(f"no kernels were measured on {device}; there are those of {', '.join(measured_devices())}")
     return Kernels(device, measured_rows(device))
@@ -285,14 +285,14 @@ def kernels_of(device: str) -> Kernels:
 
 @cache
 def peaks(device: str, family: str) -> tuple[float, float]:
-    """Flops and bytes a second that one GPU of a device has, at most, for a family of kernels."""
+    """Peak flops and bytes per second of one GPU for a kernel family."""
     spec = one_unit(device)
     times = spec.fp8_times if family == GEMM_FP8 else 1.0
     return spec.flops_per_s * times, spec.tier(spec.run_tier).bytes_per_s
 
 
 def one_unit(device: str) -> MachineSpec:
-    """The machine of a device with measured kernels: one GPU of it."""
+    """The machine of a measured device, reduced to one GPU."""
     return load_machine(f"{device}:units=1")
 
 
@@ -311,6 +311,6 @@ def _rows() -> tuple[Row, ...]:
 
 
 def read_table(package: str, path: str) -> tuple[dict[str, str], ...]:
-    """The rows of a CSV file that ships with a package, by the names in its first line."""
+    """The rows of a CSV file that ships with a package, as dicts by its header."""
     text = files(package).joinpath(*path.split("/")).read_text(encoding="utf-8")
     return tuple(csv.DictReader(text.splitlines()))

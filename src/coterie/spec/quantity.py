@@ -1,12 +1,12 @@
-"""Numbers in machine files: each carries its unit and its source, or the file is refused.
+"""Numbers in machine files: each must have a unit and a source, or the file is rejected.
 
     { value = 1.8, unit = "TB/s", source = "Table II", per_unit = true, achieved = 0.85, achieved_source = "..." }
     { low = 10, value = 20, high = 40, unit = "us", source = "not published; ..." }
     { unknown = true, source = "not published" }
 
 `per_unit` multiplies by the machine's units, `per_host_link` by its host links; `achieved` is the share of the physical
-value that software reaches. `assumed` marks a guess, `fitted` a number chosen so that the model meets data, `low` and
-`high` a range that nobody has published the middle of: the machine lists them. Knows nothing about machines.
+value that software reaches. `assumed` marks a guess, `fitted` a number fitted to data, `low` and `high` the range of an
+unpublished number; the machine lists all of these. Knows nothing about machines.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number in base units, 0 where unknown, its source, and the share of it that can be achieved."""
+    """A number in base units (0 if unknown), its source, and the achievable share of it."""
 
     value: float
     source: str
@@ -55,9 +55,9 @@ class Quantity:
 
 
 class Reader:
-    """Reads values of one file by key; `where` of every error is the file and the key.
+    """Reads and validates values of one file; errors name the file (`where`) and the key.
 
-    `at` chooses the `low` or `high` end of ranges by key. `marked` and `unpublished` collect what was met.
+    `at`: selects the `low` or `high` end of ranges, by key. `marked` and `unpublished` collect such numbers on the way.
     """
 
     def __init__(self, where: str, at: Mapping[str, str]) -> None:
@@ -67,7 +67,7 @@ class Reader:
         self.unpublished: list[Unpublished] = []
 
     def quantity(self, raw: Any, key: str, units: Mapping[str, float]) -> Quantity:
-        """A table as a number. Only times may be zero. Raises UsageError naming the key."""
+        """Read a table as a number; only times may be zero. Raises UsageError naming the key."""
         self.typed(raw, key, dict, "a table { value, unit, source }")
         self.keys(raw, key, _KEYS, {"source"})
         source = self.text(raw, key, "source")
@@ -94,7 +94,7 @@ class Reader:
         return Quantity(value * scale, source, share, share_source, per_unit)
 
     def _range(self, raw: Mapping[str, Any], key: str, units: Mapping[str, float], scale: float, source: str) -> float:
-        """The value, or the end of the range that `at` asks for."""
+        """The value, or the end of the range that `at` selects."""
         self.keys(raw, key, _KEYS, {"low", "high"})
         low, value, high = (self._number(raw, key, name, units) for name in ("low", "value", "high"))
         if not low <= value <= high:
@@ -115,18 +115,18 @@ class Reader:
         return float(value)
 
     def text(self, raw: Mapping[str, Any], key: str, name: str) -> str:
-        """A string that is not blank."""
+        """Read a string that must not be blank."""
         text = str(self.typed(raw[name], f"{key}.{name}", str, "a string")).strip()
         if not text:
             raise self.wrong(f"{key}.{name}", "is empty", "say where the number is from")
         return text
 
     def flag(self, raw: Mapping[str, Any], key: str, name: str) -> bool:
-        """True where a table says so."""
+        """Read an optional boolean, by default False."""
         return bool(self.typed(raw.get(name, False), f"{key}.{name}", bool, "true or false"))
 
     def keys(self, raw: Mapping[str, Any], key: str, known: set[str], needed: set[str]) -> None:
-        """Refuse keys that are not known and the lack of those needed."""
+        """Raise UsageError for unknown or missing keys."""
         prefix = f"{key}." if key else ""
         for extra in sorted(set(raw) - known):
             raise self.wrong(f"{prefix}{extra}", "is an unknown key", f"use {', '.join(sorted(known))}")
@@ -135,11 +135,11 @@ class Reader:
             raise self.wrong(f"{prefix}{missing}", "is missing", f"add {missing} = {like}")
 
     def typed(self, value: Any, key: str, kind: type, meaning: str) -> Any:
-        """The value if it is of that type."""
+        """The value, if it has that type. Raises UsageError."""
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.wrong(key, f"is {value!r}", f"give {meaning}")
         return value
 
     def wrong(self, key: str, fact: str, remedy: str) -> UsageError:
-        """An error about a key of this file."""
+        """Make an error about a key of this file."""
         return UsageError(f"{self.where}: {key}", fact, remedy)

@@ -1,6 +1,6 @@
-"""How much what nobody published matters: a question asked of a machine with each range at its low and its high end.
+"""Sensitivity to unpublished numbers: evaluates a question with each range of a machine at its low and high end.
 
-Knows nothing about what is asked.
+Knows nothing about the question.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from coterie.spec.machine import MachineSpec, Unpublished
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """An answer with one number at the ends of its range, all others as taken; `base` with this one as taken too."""
+    """The answer with one number at either end of its range, all others as assumed; `base`: with all as assumed."""
 
     number: Unpublished
     at_low: float
@@ -23,12 +23,12 @@ class Sensitivity:
 
     @property
     def spread(self) -> float:
-        """The difference between the ends, as a share of the base."""
+        """Difference between the ends, relative to the base."""
         return abs(self.at_high - self.at_low) / self.base if self.base else 0.0
 
 
 def sensitivity(ref: str, ask: Callable[[MachineSpec], float]) -> tuple[Sensitivity, ...]:
-    """The answer's sensitivity to each unpublished number of a machine, the most important first.
+    """The sensitivity of an answer to each unpublished number of a machine, largest spread first.
 
     Raises what `load_machine` raises.
     """

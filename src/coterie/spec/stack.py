@@ -1,8 +1,8 @@
-"""Software stacks: what serving software adds to a machine, as named factors laid over its file, each with its source.
+"""Software stacks: overheads and efficiencies of serving software, which override those in a machine's file.
 
-    library = "nccl"                                      collectives of the machine's GPUs that it uses
-    launch_device = { value = ..., unit, source }         one number for all
-    step_host.a100 = { value = ..., unit, source }        one for each GPU
+    library = "nccl"                                      the measured collectives that it uses
+    launch_device = { value = ..., unit, source }         one number for all machines
+    step_host.a100 = { value = ..., unit, source }        one number per GPU
 
 Knows nothing about what the factors mean.
 """
@@ -31,9 +31,9 @@ def stack_names() -> tuple[str, ...]:
 
 
 def with_stack(machine: Mapping[str, Any], ref: str, where: str) -> dict[str, Any]:
-    """A machine file's contents with a stack's factors in place of its own.
+    """A machine file's contents, overridden by a stack's.
 
-    Raises NotFoundError for an unknown stack, UsageError where it has no number for the machine's GPU.
+    Raises NotFoundError for an unknown stack, UsageError if it has no number for the machine's GPU.
     """
     stack = _read(ref)
     name, gpu = f"stack {ref}", str(machine.get("kernels", ""))
@@ -66,7 +66,7 @@ def with_stack(machine: Mapping[str, Any], ref: str, where: str) -> dict[str, An
 
 
 def read_text(path: Path, where: str) -> str:
-    """The text of a file of ours; `where` names it in errors. Raises UsageError."""
+    """Read a text file; `where` names it in errors. Raises UsageError."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

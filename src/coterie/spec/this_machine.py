@@ -1,9 +1,8 @@
-"""The machine that this process runs on: memory and CPUs that it may use, and the disk. Speeds are not measured here.
+"""The machine this process runs on: the memory and CPUs that it may use, and the disk.
 
-    memory = min(MemAvailable, cgroup limit - what the group already holds, page cache aside, what is free of the NUMA
-                 nodes that it may use)
+    memory = min(MemAvailable, cgroup limit - usage excluding page cache, free memory of the allowed NUMA nodes)
     CPUs   = min(affinity, cgroup quota rounded down, at least 1)
-    cores  = the CPUs of that affinity, one of those that share a core, without slow cores; no more than CPUs
+    cores  = physical cores in the affinity (hyperthreads count once) without slow cores; at most CPUs
 
 Knows nothing about kernels or benchmarks: every speed is 0, unknown.
 """
@@ -20,18 +19,18 @@ from coterie.spec.machine import Link, MachineSpec, Tier
 
 _ROOT = Path("/")
 _NOT_MEASURED = "not measured"
-# Steps of 1, 2, 4, 8 and 16 rows on two cores with AVX-512, processor time over one row: of 1.5B parameters of 4 to 8
-# bits 1, 1.05, 1.4, 2.7, 4.9, and of 0.5B 1, 1, 1.1, 1.9, 3.5. Without it one row more costs as much as any.
+# Measured CPU time of steps of 1, 2, 4, 8 and 16 rows relative to one row, two cores with AVX-512: 1, 1.05, 1.4, 2.7,
+# 4.9 for 1.5B parameters of 4 to 8 bits, and 1, 1, 1.1, 1.9, 3.5 for 0.5B. Without AVX-512, every row costs the same.
 _WIDE, _WIDE_FLOPS_PER_BYTE, _WIDE_FEW_FLOPS_PER_BYTE = "avx512vl", 6.0, 12.0
-# Of the fastest core. Threads take work from one another, so a core somewhat slower helps; one much slower is waited
-# for at the end of each region, of which a token has some 150. A choice: no such machine was at hand.
+# Relative to the fastest core. Work is shared dynamically, so a moderately slower core helps; but a much slower one
+# delays the end of each region, of which a token has some 150. Not measured: no such machine was available.
 _SLOW_CORE = 0.5
 
 
 def this_machine(root: Path = _ROOT) -> MachineSpec:
-    """Describe this machine with tiers `dram` and `disk` and rule set `cache`; `units` is the cores that may be used.
+    """Describe this machine: tiers `dram` and `disk`, rule set `cache`; `units` is the number of usable cores.
 
-    `root` is where /proc and /sys are looked for. Source: proc(5); the kernel's cgroup-v1 and cgroup-v2 documents.
+    `root`: parent of /proc and /sys. Source: proc(5); the kernel's cgroup-v1 and cgroup-v2 documents.
     """
     memory_bytes, memory_source = allowed_memory(root)
     cores, cores_source = allowed_cores(root)
@@ -59,7 +58,7 @@ def this_machine(root: Path = _ROOT) -> MachineSpec:
 
 
 def allowed_memory(root: Path = _ROOT) -> tuple[int, str]:
-    """Bytes that this process may still take, and what bounds them."""
+    """Bytes that this process may still allocate, and what limits them."""
     bounds = [_available(root), *_available_of_nodes(root)]
     for folder in _groups(root, "memory"):
         bounds += [bound for names in _LIMITS if (bound := _limit(folder, *names)) is not None]
@@ -67,15 +66,15 @@ def allowed_memory(root: Path = _ROOT) -> tuple[int, str]:
 
 
 def allowed_cpus(root: Path = _ROOT) -> tuple[int, str]:
-    """CPUs that this process may use, and what bounds them."""
+    """Number of CPUs that this process may use, and what limits it."""
     return _within_quota(root, len(_affinity()), "affinity" if hasattr(os, "sched_getaffinity") else "the machine")
 
 
 def allowed_cores(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tuple[int, str]:
-    """Cores that this process may use, each worth a thread that computes, and why so many.
+    """Number of cores worth a compute thread, and an explanation.
 
-    `cpus`: those of its affinity, by default what the system says. CPUs of one core (hyperthreads) count once, as they
-    share its vector units and its way to memory. Cores that are much slower than the fastest do not count.
+    `cpus`: overrides the process's affinity. Hyperthreads of a core count once, since they share its vector units and
+    memory path. Cores much slower than the fastest do not count.
     Source: the kernel's documents, ABI/stable/sysfs-devices-system-cpu (thread_siblings_list),
     ABI/testing/sysfs-devices-system-cpu (cpu_capacity), admin-guide/pm/cpufreq (cpuinfo_max_freq).
     """
@@ -94,7 +93,7 @@ def allowed_cores(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tu
 
 
 def allowed_nodes(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tuple[int, ...]:
-    """The NUMA nodes whose CPUs this process may use; none where the system does not say. `cpus`: as of allowed_cores.
+    """The NUMA nodes whose CPUs this process may use; empty if unknown. `cpus`: as for allowed_cores.
 
     Source: the kernel's ABI document sysfs-devices-node (cpulist).
     """
@@ -110,7 +109,7 @@ def _affinity() -> Collection[int]:
 
 
 def _slow(folders: Collection[Path]) -> int:
-    """How many of these CPUs are slow beside the fastest: by capacity, else by highest clock, where all have it."""
+    """How many of these CPUs are slow relative to the fastest, by capacity or else maximal clock, if all report it."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
         speeds = [_number(folder / name) or 0 for folder in folders]
         if all(speeds):
@@ -119,7 +118,7 @@ def _slow(folders: Collection[Path]) -> int:
 
 
 def _listed(path: Path) -> frozenset[int]:
-    """The CPUs or nodes of a list such as `0-3,8`; none where there is no such file."""
+    """Parse a file with a list such as `0-3,8`; empty if there is no such file."""
     return _numbers(_text(path) or "")
 
 
@@ -146,7 +145,7 @@ def _available(root: Path) -> tuple[int, str]:
 
 
 def _available_of_nodes(root: Path) -> Iterator[tuple[int, str]]:
-    """What is free, or page cache, of the NUMA nodes whose memory this process may use, where these are not all.
+    """Free memory and page cache of the NUMA nodes this process may use, if it is restricted to some of them.
 
     Source: proc(5), Mems_allowed_list of /proc/self/status; the kernel's ABI document sysfs-devices-node (meminfo).
     """
@@ -162,14 +161,14 @@ def _available_of_nodes(root: Path) -> Iterator[tuple[int, str]]:
 
 
 def _node_bytes(path: Path) -> int:
-    """Bytes that are free in a node, or were once its page cache is given up."""
+    """Free bytes of a node, including its page cache."""
     words = [line.split() for line in (_text(path) or "").splitlines()]
     taken = ("MemFree:", "Active(file):", "Inactive(file):")
     return sum([int(line[3]) * 1024 for line in words if len(line) > 3 and line[2] in taken])
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's group and of every group above it (a limit of any of them binds)."""
+    """Folders of this process's cgroup and all its ancestors; a limit of any of them applies."""
     mounts = root / "sys/fs/cgroup"
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -187,7 +186,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
                     yield folder
 
 
-# Of each version of cgroups: files of the limit and of what is used, and what of that is page cache but shared memory.
+# Per cgroup version: files of the limit and the usage, and the entries of memory.stat for page cache (which includes
+# shared memory) and shared memory.
 _LIMITS = (
     ("cgroup v2 memory.max", "memory.max", "memory.current", "file", "shmem"),
     ("cgroup v1 limit", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"),
@@ -221,7 +221,7 @@ def _stat(folder: Path, key: str) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file, None if there is none (no such file, or `max`)."""
+    """The number in a file; None if there is no such file, or it says `max`."""
     text = (_text(path) or "").strip()
     return int(text) if text.lstrip("-").isdigit() else None
 
@@ -229,5 +229,5 @@ def _number(path: Path) -> int | None:
 def _text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="ascii")
-    except OSError:  # an absent file means an absent limit; so does one that may not be read
+    except OSError:  # a missing or unreadable file means no limit
         return None

@@ -1,11 +1,11 @@
-"""Decode attention with grouped heads as thread blocks on a GPU's multiprocessors, and what they take.
+"""A model of decode attention with grouped heads: thread blocks in waves on a GPU's multiprocessors.
 
-    parts    of a context, each a block: context / 128, but no more than sqrt(8 context / 128), and fewer where blocks
-             would be more than 8 waves; the rule of TensorRT-LLM (computeMultiBlockCount of its XQA kernels)
-    waves    sequences * kv heads * parts / multiprocessors, the last one as long as the others
+    parts    of a context, one thread block each: context / 128, at most sqrt(8 context / 128), and fewer if blocks
+             would take more than 8 waves; the rule of TensorRT-LLM (computeMultiBlockCount of its XQA kernels)
+    waves    sequences * kv heads * parts / multiprocessors, rounded up
     time     fixed + waves * start of a block + effort / share
 
-Fixed, start and share are fitted to a GPU's rows, by least relative squares. Knows nothing about interpolation.
+Fixed, start and share are fitted to a GPU's rows, least squares of relative errors. Knows nothing about interpolation.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 
 from coterie.spec.kernel import Kernel
 
-PART_TOKENS = 128  # of a context, at least, in a part
+PART_TOKENS = 128  # minimal context length per part
 MAX_WAVES = 8
 _ROUNDING = 1e-6
 
 
 def parts(batch: int, kv_heads: int, context: int, multiprocessors: int) -> int:
-    """Into how many parts a context is cut, each of which is a thread block for each kv head."""
+    """Number of parts that a context is split into; there is one thread block per part and kv head."""
     cut = context // PART_TOKENS
     cut = max(1, min(cut, round(sqrt(MAX_WAVES * cut))))
     over = batch * kv_heads * cut / multiprocessors / MAX_WAVES
@@ -33,7 +33,7 @@ def parts(batch: int, kv_heads: int, context: int, multiprocessors: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What a GPU's thread blocks take: `fixed_s` for all, `start_s` for each wave, bytes at a `share` of the peak."""
+    """Fitted times of thread blocks: `fixed_s` per kernel, `start_s` per wave, effort at `share` of the peak."""
 
     multiprocessors: int
     fixed_s: float
@@ -42,7 +42,7 @@ class Blocks:
 
     @classmethod
     def fit(cls, multiprocessors: int, points: Sequence[tuple[Kernel, float, float]]) -> Blocks | None:
-        """From kernels with their efforts and seconds; None where those are too few, or bytes would beat the peak."""
+        """Fit (kernel, effort, seconds) triples; None if there are too few, or the fit would exceed the peak."""
         if len(points) < 4:
             return None
         terms = [
@@ -50,7 +50,7 @@ class Blocks:
             for kernel, effort_s, seconds in points
         ]
         used, found = [0, 1, 2], np.zeros(3)
-        while used:  # a part that would be below 0 is left out
+        while used:  # drop terms whose coefficient would be negative
             found[:] = 0.0
             found[used] = np.linalg.lstsq(np.array(terms)[:, used], np.ones(len(points)), rcond=None)[0]
             if found.min() >= 0:
@@ -61,11 +61,11 @@ class Blocks:
 
     @staticmethod
     def waves_of(kernel: Kernel, multiprocessors: int) -> int:
-        """Waves of a decode attention's blocks."""
+        """Number of waves of a decode attention's thread blocks."""
         _, kv_heads, _, batch, context = kernel.shape
         blocks = batch * kv_heads * parts(batch, kv_heads, context, multiprocessors)
         return ceil(blocks / multiprocessors)
 
     def seconds(self, kernel: Kernel, effort_s: float) -> float:
-        """Of a decode attention whose flops and bytes take `effort_s` at the peaks."""
+        """Time of a decode attention whose effort at the peaks is `effort_s`."""
         return self.fixed_s + self.waves_of(kernel, self.multiprocessors) * self.start_s + effort_s / self.share
