@@ -1,6 +1,6 @@
 """`coterie batch`: answers a file of requests in OpenAI's batch format, in process.
 
-    IN.jsonl: custom_id, url, body -> AT_ONCE of them in the engine -> OUT.jsonl: custom_id, response, as each has ended
+    IN.jsonl: custom_id, url, body -> AT_ONCE of them in the engine -> OUT.jsonl: custom_id, response, as each one ends
 
 Knows nothing about HTTP. Source: the OpenAI API reference, "Batch": the request input and output objects.
 """
@@ -28,10 +28,10 @@ from coterie.server.embeddings import parse_embeddings, whole
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.rerank import parse_rerank, ranked
 
-AT_ONCE = 1024  # answers that run or wait: of so many the scheduler finds many for each expert that comes in
-WAIT_S = 0.05  # a step that waits for bytes lets Ctrl-C be seen
-PAUSES_S = (1.0, 4.0)  # before what no request is to blame for is tried again, behind all others
-_BEGINNING = b'{"id":"batch_req_'  # of each row of answers
+AT_ONCE = 1024  # requests in the engine: enough for the scheduler to find many for each expert that it loads
+WAIT_S = 0.05  # bounds a step that waits for bytes, so that Ctrl-C is noticed
+PAUSES_S = (1.0, 4.0)  # before the retries of requests that failed through no fault of their own
+_BEGINNING = b'{"id":"batch_req_'  # the beginning of each row of answers
 CHAT, COMPLETIONS, EMBEDDINGS, RERANK = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"
 FIELDS = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RERANK: "documents"}  # what a model reads
 Write = Callable[[str, int, Mapping[str, Any]], None]
@@ -60,7 +60,7 @@ def batch(
         if answers.exists() and answers.samefile(requests):
             raise UsageError(str(answers), "is the file of requests itself", "name another file for the answers")
         done = _done(answers)
-        answers.open("ab").close()  # what cannot be written is said before anything is loaded
+        answers.open("ab").close()  # report an unwritable file before anything is loaded
     left = [line for custom_id, line in rows.items() if custom_id not in done]
     statuses = list[int]()
     with opened_on(composition, how) as coterie:
@@ -88,7 +88,7 @@ def batch(
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What a request asks, and the body of its response by the answers."""
+    """A request's queries, and a function that makes the response's body from their answers."""
 
     queries: Sequence[Query]
     whole: Callable[[Sequence[Answer]], Any]
@@ -97,7 +97,7 @@ class _Form:
 
 @dataclass(slots=True)
 class _Asked:
-    """A request in the engine: how its answers are written, and those that are there, by the place of their query."""
+    """A request in the engine, and the answers so far, by the index of their query."""
 
     row: Mapping[str, Any]
     form: _Form
@@ -108,8 +108,8 @@ class _Asked:
 def answer_all(coterie: Serving, rows: Iterator[Mapping[str, Any]], write: Write) -> None:
     """Answer requests, AT_ONCE at a time; each is written once, an error as its status and body.
 
-    Where a device, a file or the memory is to blame, the request is tried again after all others, when there is more
-    room, and after a pause.
+    A request that fails because of a device, a file or memory is retried after all others, when there is more room, and
+    after a pause.
     """
     for pause_s in (*PAUSES_S, None):
         failed = list[Mapping[str, Any]]()
@@ -128,7 +128,7 @@ def answer_all(coterie: Serving, rows: Iterator[Mapping[str, Any]], write: Write
 def _answered_once(
     coterie: Serving, rows: Iterator[Mapping[str, Any]], write: Write
 ) -> Iterator[tuple[Mapping[str, Any], CoterieError]]:
-    """Write what is answered; yield the rows that were not, and why."""
+    """Write the answered requests; yield the rows of the others, with the error."""
     running: dict[str, tuple[_Asked, int]] = {}
     rest = True
     while rest or running:
@@ -157,11 +157,11 @@ def _answered_once(
                     write(asked.row["custom_id"], 200, body)
             for request_id in asked.ids if chunk.error is not None else [chunk.request_id]:
                 running.pop(request_id, None)
-                coterie.cancel(request_id)  # of one that has ended nothing is left to end
+                coterie.cancel(request_id)  # has no effect on one that has ended
 
 
 def _begin(coterie: Serving, row: Mapping[str, Any]) -> dict[str, tuple[_Asked, int]]:
-    """Ask what a row asks. Raises CoterieError where it is refused; then nothing of it is asked."""
+    """Submit a row's queries, or none of them. Raises CoterieError if one is refused."""
     form, ids = _form(coterie, row.get("url"), row.get("body")), list[str]()
     if form.stream:
         raise RequestError("stream", "is true, but answers of a batch are not streamed", "leave it out")
@@ -195,7 +195,7 @@ def _form(coterie: Serving, url: object, body: object) -> _Form:
 
 @contextlib.contextmanager
 def _of(path: Path) -> Iterator[None]:
-    """What the system says of a file, as a sentence. Raises UsageError."""
+    """Context manager that turns an OSError about a file into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -204,7 +204,7 @@ def _of(path: Path) -> Iterator[None]:
 
 
 def _requests(path: Path) -> dict[str, bytes]:
-    """The lines of a file by their custom_id, not parsed, which is several times as large. Raises UsageError."""
+    """A file's lines by custom_id, kept as text: parsed, they are several times as large. Raises UsageError."""
     rows = dict[str, bytes]()
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
@@ -221,13 +221,11 @@ def _requests(path: Path) -> dict[str, bytes]:
 
 
 def _done(path: Path) -> dict[str, int]:
-    """The statuses of the requests that a file has an answer to; a last line that was cut is taken away.
+    """The statuses of the answers in a file, by custom_id; an incomplete last line is removed.
 
-    Raises UsageError.
-
-    Nothing is taken from a file of something else, as of requests where the two were swapped.
+    Raises UsageError, and changes nothing, if the file holds anything else, for example the requests.
     """
-    if not path.is_file():  # what is no file, as a pipe, has nothing to go on with
+    if not path.is_file():  # for example a pipe, which holds no earlier answers
         return {}
     done, kept_bytes, cut = dict[str, int](), 0, False
     with path.open("rb") as file:
@@ -245,7 +243,7 @@ def _done(path: Path) -> dict[str, int]:
 
 
 def _answered(line: bytes) -> tuple[str, int] | None:
-    """The request that a line of answers is about, and its status; None for one that is no answer."""
+    """The custom_id and the status in a line of answers; None if it is not an answer."""
     try:
         row = json.loads(line)
     except ValueError:

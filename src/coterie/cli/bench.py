@@ -1,4 +1,4 @@
-"""`coterie bench`: measure this machine; a table for people, then one JSON line.
+"""`coterie bench`: measures this machine; prints a table for people, then one JSON line.
 
 Knows nothing about how it is measured.
 """
@@ -322,7 +322,7 @@ def bench_coe(
 
 
 def _gpu(device: str, activations: str = AUTO) -> Gpu | None:
-    """As `measured_gpu`. Raises UsageError also for what a GPU lacks."""
+    """Like `measured_gpu`. Also raises UsageError for activations that GPU kernels do not support."""
     gpu = measured_gpu(device)
     if gpu is not None and activations not in (AUTO, FLOAT32, INT16):
         halves = f"the GPU's kernels round to {BF16} in steps of more than four tokens, and in no others"
@@ -332,7 +332,7 @@ def _gpu(device: str, activations: str = AUTO) -> Gpu | None:
 
 
 def _target(asked: Target, gpu: Gpu | None, checkpoint: str | None, gguf: str | None) -> Target:
-    """With the user's own checkpoint, if any. Raises UsageError, and for a GPU, which has random experts alone."""
+    """The target with the user's own checkpoint, if any, which a GPU does not support. Raises UsageError."""
     others = {"--shape": asked.shape != SHAPE, "--weights": asked.weights != WEIGHTS}
     own = own_of(checkpoint, gguf, asked.peers, others)
     if own is not None and gpu is not None:

@@ -1,4 +1,4 @@
-"""What every bench prints: a table for people, then one JSON line.
+"""Prints a bench's report: tables for people, then one JSON line.
 
 Knows nothing about what was measured.
 """
@@ -12,7 +12,7 @@ from coterie.cli.options import out
 
 
 def print_report(report: Report, json_: bool) -> None:
-    """The machine, tables and notes, unless only JSON is wanted; then the line."""
+    """Print machine, tables and notes, unless only JSON is wanted; then the JSON line."""
     if not json_:
         show_frame(out)
         report.show(out)
@@ -20,6 +20,6 @@ def print_report(report: Report, json_: bool) -> None:
 
 
 def print_line(value: dict[str, object]) -> None:
-    """One line of JSON, with machine and commit."""
+    """Print one line of JSON, with machine and commit."""
     sys.stdout.write(json_line(value) + "\n")
     sys.stdout.flush()

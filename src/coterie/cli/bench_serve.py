@@ -1,4 +1,4 @@
-"""`coterie bench serve`: what a client of the HTTP endpoint gets, of our own server or of one that runs.
+"""`coterie bench serve`: what clients get over HTTP, from our own server or from others.
 
 Knows nothing about how it is measured.
 """
@@ -139,7 +139,7 @@ def bench_serve(
 
 
 def _own_options(given: Mapping[str, int | None]) -> tuple[str, ...]:
-    """As the command line of `coterie serve` has them."""
+    """The given options, as arguments of `coterie serve`."""
     return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
 
 

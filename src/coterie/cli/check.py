@@ -1,4 +1,4 @@
-"""`coterie check`: does the composition open, does it fit, and where do the bytes go. Nothing is loaded.
+"""`coterie check`: whether a composition opens and fits, and where the memory goes. No weights are loaded.
 
 Knows nothing about running experts.
 """
@@ -95,11 +95,10 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
 
 
 def sampling_lines(models: Mapping[str, Model]) -> list[str]:
-    """How tokens are drawn where a request does not say, a line for all who do so alike; none where all are greedy.
-
-    Then what of their files is passed over.
+    """The experts' default sampling, a line for each distinct one (none if all are greedy); then notes on ignored
+    settings in their files.
     """
-    drawn = {name: _drawn(model) for name, model in models.items() if name != ROUTER}  # whose model is asked greedily
+    drawn = {name: _drawn(model) for name, model in models.items() if name != ROUTER}  # the router's is always greedy
     alike = grouped((words, name) for name, words in drawn.items())
     is_said = set(alike) != {"greedy"}
     lines = [f"sampling of {first_few(names)}: {words}" for words, names in alike.items()] if is_said else []
@@ -113,13 +112,13 @@ def _drawn(model: Model) -> str:
 
 
 def activation_lines(models: Mapping[str, Model]) -> list[str]:
-    """Whose activations are rounded to bfloat16, a line; none where nobody's are."""
+    """A line naming the experts whose activations are rounded to bfloat16, if any."""
     names = [name for name, model in models.items() if model.activations == BF16]
     return [f"activations of {first_few(names)}: bfloat16 for bfloat16 weights (--activations)"] if names else []
 
 
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
-    """The experts of each draft, a line for each draft, and then which of them lack memory for that."""
+    """A line for each draft expert and those it drafts for, then notes where there is too little memory for both."""
     drafts = grouped((model.draft, name) for name, model in models.items() if model.draft)
     lines = [f"draft {small}: drafts for {first_few(names)}" for small, names in drafts.items()]
     size = {name: round_up(size_bytes) for name, size_bytes in made.expert_bytes.items()}
@@ -142,7 +141,7 @@ def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
 
 
 def _rows(models: dict[str, Model]) -> list[list[str]]:
-    """The names of each row: one, or those of experts without bytes that a file counts, alike but for their names."""
+    """The names in each row: one expert, or consecutive experts without weights that differ only in their names."""
 
     def alike(name: str) -> object:
         model = models[name]
@@ -152,13 +151,13 @@ def _rows(models: dict[str, Model]) -> list[list[str]]:
 
 
 def _kept(kv: KvShape) -> str:
-    """What a token takes, and what a sequence does besides."""
+    """KV cache bytes per token, and recurrent state bytes per sequence, if any."""
     state = f" + {format_bytes(kv.state_bytes)} a sequence" if kv.recurrent else ""
     return format_bytes(kv.bytes_per_token) + state
 
 
 def _family(model: Model) -> str:
-    """The family, the larger model that it is a part of, and what it gives where that is no tokens."""
+    """The family; in brackets, a larger model that it is part of, and its output if that is not tokens."""
     part = f" (of {model.part_of})" if model.part_of else ""
     return model.config.family + part + ("" if model.gives == "tokens" else f" ({model.gives})")
 
@@ -194,7 +193,7 @@ def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[st
 
 
 def plan_line(made: Plan) -> str:
-    """One line: what was reserved for experts and KV, and how much of the composition is resident at once."""
+    """One line: the memory for experts and KV cache, and how much of the composition fits at once."""
     tier = made.spec.run_tier
     share = min(1.0, made.near_bytes / made.total_bytes) if made.total_bytes else 1.0
     held = "all experts fit" if share == 1 else f"{share:.0%} of the experts' bytes fit"
@@ -206,12 +205,12 @@ def plan_line(made: Plan) -> str:
 
 
 def stored_line(size_bytes: int) -> str:
-    """What a server may take besides, where it takes anything: it is part of no slab."""
+    """One line on the memory for stored responses, which is separate from the slabs."""
     return f"stored responses, while it serves: at most {format_bytes(size_bytes)} besides (--response-store)"
 
 
 def budget_line(coterie: Serving) -> str:
-    """The same line for a running composition, and what its device has remarked since; of several, for each."""
+    """`plan_line` of a running composition and its device's remarks since the plan was made; for each device."""
     lines = []
     for name, one in zip(coterie.names, coterie.members, strict=True):
         remarks = [note for note in one.parts.device.spec.notes if note not in one.plan.spec.notes]

@@ -1,6 +1,6 @@
-"""`coterie compile`: the kernels that serving a composition on a GPU may launch, compiled before, by all cores.
+"""`coterie compile`: compiles the kernels that serving a composition on a GPU may launch ahead of time, on all cores.
 
-Knows nothing about kernels, or how it is found out which they are.
+Knows nothing about kernels, or about how they are determined.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def compile_(
 def _wanted(
     models: dict[str, Model], ahead: DryRun, sequences: int, tokens: int, context: int | None
 ) -> dict[Wanted, None]:
-    """All kernels of all architectures, each once."""
+    """The distinct kernels of all architectures."""
     policy = Policy(max_batch=sequences, max_step_tokens=tokens)
     made = plan(models, ahead.spec(), Settings(policy=policy))
     asked = asked_of(models, made.programs, made.base_of, policy)
@@ -97,15 +97,15 @@ def _wanted(
 
 
 def _programs(program: Program, alone: bool) -> Iterator[Program]:
-    """What is served of an architecture: as it is, and for vectors, whose steps are `alone` one expert's."""
+    """The programs served for an architecture: its own and, if steps are for one expert (`alone`), for embeddings."""
     yield program
     if alone and program.draws:
-        with suppress(UnsupportedError):  # no norm stands before its head: it is never asked for vectors
+        with suppress(UnsupportedError):  # without a norm before its head it cannot give embeddings
             yield without_head(program)
 
 
 def _compile(missing: list[Wanted], ahead: DryRun, processes: int | None) -> tuple[int, list[str]]:
-    """Compile these; in how many processes, and what went wrong."""
+    """Compile these; returns the number of processes, and messages about failures."""
     if not missing:
         return 0, []
     compilers = ahead.compilers(processes)

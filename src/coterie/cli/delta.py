@@ -1,6 +1,6 @@
-"""`coterie delta`: writes a fine-tune as its packed difference from a base, and says what that lost.
+"""`coterie delta`: writes a fine-tune as its quantised difference from a base, and reports the loss.
 
-Knows nothing about how a difference is taken or packed.
+Knows nothing about how a difference is computed or quantised.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def delta(
 
 
 def _type(option: str, bits: str, known: Mapping[str, DType | None]) -> DType | None:
-    """The type that a number of bits names. Raises UsageError."""
+    """The data type for an option's number of bits. Raises UsageError."""
     if bits not in known:
         raise UsageError(option, f"{bits} bits are not known", f"use one of {', '.join(known)}")
     return known[bits]

@@ -1,4 +1,4 @@
-"""`coterie diff`: runs one prompt on a device and on the NumPy reference, and compares them buffer by buffer.
+"""`coterie diff`: runs one prompt on a device and on the NumPy reference, and compares the results buffer by buffer.
 
 Knows nothing about how either computes.
 """

@@ -1,6 +1,6 @@
-"""`coterie eval`: asks held-out questions; prints what router, experts, composition and a single model get right.
+"""`coterie eval`: scores router, experts, composition and a single model on held-out questions.
 
-Where no answers are known, or only the router is asked about, no expert runs, and its settings are swept.
+If the questions have no answers, or with --router-only, no expert runs, and the router's settings are swept.
 
 Knows nothing about how questions were made.
 """
@@ -29,7 +29,7 @@ from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, swe
 from coterie.core.errors import CompositionError, NotFoundError
 
 QUESTIONS = "questions.jsonl"
-NAME_CHARS = 16  # of experts, in a table that 80 letters hold; a longer one is folded
+NAME_CHARS = 16  # minimum width of expert names in an 80-column table; longer names are folded
 
 
 @sentences
@@ -62,7 +62,7 @@ def evaluate(
         return
     with Coterie(found, replace(how, sampling=GREEDY)) as coterie:
         routes = [coterie.route(Query.text(q.text)) for q in asked]
-        # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
+        # Greedy answers depend only on prompt and expert, so each distinct pair is asked once.
         both = list(zip(asked, routes, strict=True))
         asks = ((q.text, name) for q, r in both if q.expert for name in (q.expert, r.expert, spec.fallback))
         pairs = list(dict.fromkeys(asks))
@@ -123,7 +123,7 @@ def _evaluate_router(composition: Composition, spec: RouterSpec, asked: list[Que
 
 
 def _swept(routing: Routing, spec: RouterSpec, asked: list[Question]) -> Iterator[SweepPoint]:
-    """The points of every setting that the router's kind has; a router that asks a model has none."""
+    """Sweep points for each setting of this kind of router; none if it asks a model."""
     texts = [question.text for question in asked]
     if spec.kind in ("rules", "lexical", "knn"):
         sure = routing.tuned(replace(spec, threshold=0.0))

@@ -1,6 +1,6 @@
-"""The form of an answer, from options: a JSON schema in a file or as it is, or any object.
+"""The form of an answer, from options: a JSON schema, in a file or inline, or any JSON object.
 
-Knows nothing about how a form is kept.
+Knows nothing about how a form is enforced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OPTION = "--json-schema"
 
 
 def form_of(schema: str | None, any_object: bool) -> str:
-    """A query's form; empty: none. What begins with a brace is a schema, all else a file. Raises UsageError."""
+    """A query's form; empty for none. `schema` is inline if it begins with a brace, else a file. Raises UsageError."""
     if schema is None:
         return ANY_OBJECT if any_object else ""
     if any_object:

@@ -1,4 +1,4 @@
-"""`coterie import`: writes an expert from a GGUF file, and says what that did to its weights.
+"""`coterie import`: writes an expert from a GGUF file, and reports the error that this adds to its weights.
 
 Knows nothing about what is in such a file.
 """
@@ -71,14 +71,14 @@ def import_(
 
 
 def _import(file: Path, target: Path, weights: str, tokenizer: Path | None, shown: bool) -> Imported:
-    free_path(target)  # told before the file is read
+    free_path(target)  # fail before the file is read
     job = plan_import(file, weights)
     with counted(target.name, job.num_tensors, shown=shown) as tell:
         return import_gguf(job, target, tokenizer, tell)
 
 
 def _import_folder(folder: Path, target: Path, weights: str, tokenizer: Path | None, json_: bool) -> None:
-    """Each file that can be; those that cannot are told one by one, and then the exit status is 2."""
+    """Import all files that can be; the others are reported one by one, and the exit status is then 2."""
     if tokenizer is not None:
         raise UsageError("--tokenizer", "one tokenizer for a folder of files", "import the file that wants it alone")
     found = gguf_folder(folder, target)
@@ -89,7 +89,7 @@ def _import_folder(folder: Path, target: Path, weights: str, tokenizer: Path | N
     for name, file in found.files.items():
         try:
             experts[name] = _import(file, found.target / name, weights, None, not json_)
-        except (UsageError, PermissionError) as error:  # in a folder that may not be entered, nothing is opened
+        except (UsageError, PermissionError) as error:  # PermissionError: an unreadable folder
             refused[str(file)] = str(error)
             err.print(f"coterie: {error}", style="red", markup=False)
             continue

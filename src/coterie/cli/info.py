@@ -1,4 +1,4 @@
-"""`coterie info`: what Coterie found on this machine, and the machines it can model.
+"""`coterie info`: describes this machine or a modelled one, and calibrates a machine file.
 
 Knows nothing about compositions.
 """
@@ -112,7 +112,7 @@ def info(
 
 
 def _calibrated(file: Path, shape: str, threads: int | None, device: str) -> MachineSpec:
-    """Measure this machine, write its file, and read that as any other. Raises UsageError when it cannot be written."""
+    """Measure this machine, write its file, and load that. Raises UsageError if it cannot be written."""
     gpu = measured_gpu(device)
     if gpu is None:
         text = measure(file.stem, threads, Effort(), shape or SHAPE).to_toml()
@@ -173,7 +173,7 @@ def _ranges(spec: MachineSpec) -> Table:
 
 
 def _sensitivities(machine: str, model: str) -> dict[str, tuple[Sensitivity, ...]]:
-    """Of a decode step and of a prompt of the model, by every number that nobody published."""
+    """How the times of a decode step and of a prefill of the model depend on each unpublished number."""
     spec = load_machine(machine)
     program = rank_program(spec, compile_graph(zoo_graph(model), spec.rule_set))
     steps = {"decode, context 4096": Sizes.decode(1, 4096), "prefill, 1024 tokens": Sizes.prefill(1, 1024)}

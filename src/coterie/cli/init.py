@@ -1,6 +1,6 @@
-"""`coterie init`: from a folder of checkpoints to a composition file with all of them. Nothing is loaded.
+"""`coterie init`: writes a composition file for all experts of a folder. No weights are loaded.
 
-Knows nothing about what such a file may say.
+Knows nothing about what such a file may contain.
 """
 
 from __future__ import annotations

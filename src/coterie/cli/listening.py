@@ -1,6 +1,6 @@
-"""The socket that a server listens on: an address, a file (a Unix socket), or one that was opened by who started it.
+"""The socket that a server listens on: TCP, a Unix socket, or one inherited from systemd (socket activation).
 
-Knows nothing about HTTP. Source: sd_listen_fds(3), for the variables of a socket that is inherited.
+Knows nothing about HTTP. Source: sd_listen_fds(3), for the variables of an inherited socket.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from coterie.core.errors import UsageError
 
-FIRST_FD = 3  # that an inherited socket has
+FIRST_FD = 3  # the file descriptor of an inherited socket
 MAX_FILES = 1 << 16
 
 
 @contextmanager
 def listening(host: str, port: int, path: Path | None = None) -> Iterator[socket.socket]:
-    """A bound socket: one that was handed over goes before `path`, and that before an address; its file goes with it.
+    """A bound socket: an inherited one if there is one, else at `path` if given, else at the address.
 
-    Raises UsageError where it cannot be had.
+    A socket's file is removed on exit. Raises UsageError if it cannot be bound.
     """
     inherited = handed_over()
     listener = inherited or (listen(host, port) if path is None else listen_at(path))
@@ -36,10 +36,10 @@ def listening(host: str, port: int, path: Path | None = None) -> Iterator[socket
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind before the models are opened, so that a taken port is known at once. Raises UsageError."""
+    """Bind an address, before models are opened, so that a taken port is noticed at once. Raises UsageError."""
     try:
         family, kind, proto, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # By the protocol's number asyncio knows TCP and sends at once; without it each answer takes 40 ms more.
+        # asyncio sets TCP_NODELAY only if it sees the protocol number; without it each answer takes 40 ms more.
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -51,9 +51,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_at(path: Path) -> socket.socket:
-    """The same at a file, whose rights are those of the umask; one that a server left behind is replaced.
+    """Bind a Unix socket, with the umask's permissions; a stale file of a server that has ended is replaced.
 
-    Who connects waits from now on: as long as nobody listens, another server would take the file for one left behind.
+    It listens at once, so that clients queue; otherwise another server would take the file for a stale one.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -69,11 +69,11 @@ def listen_at(path: Path) -> socket.socket:
 
 
 def handed_over(variables: MutableMapping[str, str] = os.environ) -> socket.socket | None:
-    """The socket that systemd listens on for this process, if it does. Raises UsageError for several or others."""
+    """The socket inherited from systemd, if any. Raises UsageError for several, or one that is not listening."""
     if variables.get("LISTEN_PID") != str(os.getpid()):
         return None
     count = variables.get("LISTEN_FDS", "")
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # not for processes that this one starts
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # child processes must not see them
         variables.pop(name, None)
     if count != "1":
         raise UsageError("LISTEN_FDS", f"is {count or 'empty'}", "give a .socket unit with one ListenStream=")
@@ -88,7 +88,7 @@ def handed_over(variables: MutableMapping[str, str] = os.environ) -> socket.sock
 
 
 def more_files() -> None:
-    """Let this process have as many files open as it may: each connection is one, and each file that is read."""
+    """Raise the limit on open files, since each connection and each file being read counts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -97,7 +97,7 @@ def more_files() -> None:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether nobody listens at this file any more."""
+    """Whether the socket file is stale: no process is listening on it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         try:
             client.connect(str(path))

@@ -1,4 +1,4 @@
-"""The `coterie` command: names every subcommand.
+"""The `coterie` command: lists every subcommand and imports each on demand.
 
 Knows nothing about what they do.
 """
@@ -18,8 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from coterie import __version__
 
-# What each does, in the order of the help page. A module is imported when its command is run or asked for its own page:
-# all of them take a second.
+# The first line of each command's help, in the order of the help page. A command's module is imported only when it is
+# run or its own help is shown: importing all of them takes a second.
 COMMANDS = {
     "run": "Query a composition; each answer shows the expert, hit or switch, and the speed.",
     "serve": "Serve a composition over HTTP until interrupted.",
@@ -48,7 +48,7 @@ COMMANDS = {
     "paper": "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
     "bench": "Measure this machine; without a command, small versions of everything.",
 }
-# Module and function, where these are not called as the command is: the names are Python's, or of what they use.
+# Module and function of commands for which these are not the command's name, which Python or an import already uses.
 _ELSEWHERE = {
     "eval": ("eval", "evaluate"),
     "import": ("import_gguf", "import_"),
@@ -61,15 +61,15 @@ _ELSEWHERE = {
 
 
 class _Later(TyperCommand):
-    """A subcommand as the help page lists it, made when it is asked for more."""
+    """A subcommand as the help page lists it; the real one is imported when it is run."""
 
     def make_context(self, *args: Any, **settings: Any) -> Any:
-        """That of the command itself, which then runs in it."""
+        """The context of the real command, which then runs in it."""
         return command(str(self.name)).make_context(*args, **settings)
 
 
 class Commands(TyperGroup):
-    """The subcommands."""
+    """The subcommands, none of them imported."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -77,7 +77,7 @@ class Commands(TyperGroup):
 
 
 def command(name: str) -> Any:
-    """The whole subcommand of a name, its module imported."""
+    """Import the module of a subcommand and build it."""
     module, attribute = _ELSEWHERE.get(name, (name, name))
     found = getattr(import_module(f"coterie.cli.{module}"), attribute)
     if isinstance(found, typer.Typer):
@@ -114,7 +114,7 @@ def root(
 
 
 class _ToldToEnd(SystemExit):
-    """SIGTERM has come, or SIGHUP."""
+    """Raised on SIGTERM or SIGHUP."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -122,21 +122,24 @@ class _ToldToEnd(SystemExit):
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    """End as on Ctrl-C, so that what was made for a while is taken away: a bench's experts are gigabytes."""
-    if number == signal.SIGHUP:  # a shell and then the kernel say it, and the second must not stop what takes away
+    """End as on Ctrl-C, so that temporary files are removed: a bench's experts are gigabytes."""
+    if number == signal.SIGHUP:  # sent by the shell and again by the kernel: the second must not interrupt the cleanup
         signal.signal(number, signal.SIG_IGN)
     raise _ToldToEnd(number)
 
 
 def _take_signals() -> None:
-    """End in order when told to, and when the terminal is gone, which `nohup` has ignored."""
+    """End in order on SIGTERM, and on SIGHUP unless that is ignored, as under `nohup`."""
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _leave)
 
 
 def _write_anywhere() -> None:
-    """Let stdout show a question mark for what it cannot encode; stderr has an escape for it, and so may the user."""
+    """Let stdout print a question mark for characters it cannot encode, unless the user chose another error handler.
+
+    stderr prints escapes by default.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")
 
@@ -147,11 +150,11 @@ def main() -> None:
     _take_signals()
     try:
         app()
-    except _ToldToEnd as told:  # and then by the signal, as who sent it expects
-        with suppress(OSError):  # of a terminal that is gone
+    except _ToldToEnd as told:  # then die by the signal, as its sender expects
+        with suppress(OSError):  # the terminal may be gone
             sys.stdout.flush()
         signal.signal(told.number, signal.SIG_DFL)
         signal.raise_signal(told.number)
-    except import_module("coterie.core.errors").CoterieError as error:  # when something ends: help needs no more
+    except import_module("coterie.core.errors").CoterieError as error:  # imported lazily: --help does not need it
         typer.echo(f"coterie: {error}", err=True)
         raise SystemExit(2) from None

@@ -1,4 +1,4 @@
-"""`coterie map`: how a model lies in space on a dataflow machine: its sections, and one of them unit by unit.
+"""`coterie map`: maps a model onto a dataflow machine in space: its sections, and one of them unit by unit.
 
 Knows nothing about how sections are chosen or mapped.
 """
@@ -120,7 +120,7 @@ def map_(
 
 
 def plan_of_memory(symbols: Sequence[Symbol], spec: MachineSpec, how: str) -> MemoryPlan:
-    """Where the symbols of one socket lie, in its run tier and in the tier below. Raises UsageError without one."""
+    """Place one socket's symbols in its run tier and the tier below. Raises UsageError if there is no tier below."""
     if len(spec.weight_tiers) < 2:
         raise UsageError("--memory", f"{spec.name} has no memory below {spec.run_tier}", "leave it out")
     far = spec.tier(spec.weight_tiers[1])
@@ -130,13 +130,13 @@ def plan_of_memory(symbols: Sequence[Symbol], spec: MachineSpec, how: str) -> Me
 
 
 def _near_bytes(spec: MachineSpec) -> int:
-    """A socket's part of the run tier."""
+    """One socket's share of the run tier."""
     near = spec.tier(spec.run_tier)
     return near.capacity_bytes // (spec.units if near.per_unit else 1)
 
 
 def _symbols(graph: Graph, plan: Sections, sizes: Sizes) -> tuple[Symbol, ...]:
-    """What one socket holds, section by section."""
+    """The symbols of one socket, with their lifetimes in sections."""
     at, steps = 0, []
     for which in plan.index:
         count = len(plan.mapped[which].ops)
@@ -146,7 +146,7 @@ def _symbols(graph: Graph, plan: Sections, sizes: Sizes) -> tuple[Symbol, ...]:
 
 
 def _print_excess(symbols: Sequence[Symbol], spec: MachineSpec) -> None:
-    """Say by how much it does not fit, for the times are of what does."""
+    """Warn if the run tier is too small, since the times assume that everything fits in it."""
     last = max((symbol.last for symbol in symbols), default=0)
     needed, room = max(live_bytes(symbols, last + 1)), _near_bytes(spec)
     if needed > room:

@@ -1,4 +1,4 @@
-"""`coterie merge`: writes experts from bases and LoRA adapters or packed differences, and says what that changed.
+"""`coterie merge`: writes whole experts from bases and LoRA adapters or deltas, and reports the changes.
 
 Knows nothing about how these are added.
 """

@@ -1,4 +1,4 @@
-"""How to open a composition, from the options that several commands share; apart, since most commands open none.
+"""Opens a composition as the shared options say. Separate from options.py, since most commands open none.
 
 Knows nothing about what the commands do.
 """
@@ -52,7 +52,7 @@ def options(
     sampling: SamplingOpt = CHECKPOINT,
     max_batch: MaxBatchOpt = None,
 ) -> Options:
-    """What these options say together. Raises UsageError."""
+    """The Options for these command-line options. Raises UsageError."""
     return Options(
         near_bytes=near,
         pool_bytes=pool,
@@ -69,10 +69,10 @@ def options(
 
 
 def opens(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a command some of the options of `options`; its parameter `how`, which they stand in for, is what they say.
-    `several`: it can do with several devices.
+    """Decorator: replace a command's parameter `how` by the named options of `options`, and pass it their Options.
+    `several`: --device may be repeated.
 
-    Typer reads which options a command has from its signature.
+    Typer reads a command's options from its signature, so that is rewritten.
     """
 
     def opening(command: Callable[..., T]) -> Callable[..., T]:
@@ -101,9 +101,9 @@ def opens(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Ca
 
 
 def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
-    """A composition and its models, of which no number is computed: those without bytes will do.
+    """A composition and its models for modelling only: experts without weights are accepted.
 
-    What cannot be opened of a folder is told and left out, as where it is served.
+    Experts of a folder that cannot be opened are left out with a message, as in serving.
     """
     found = load_composition(ref)
     if not found.leaves_out:
@@ -114,9 +114,9 @@ def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
 
 
 def opened_to_answer(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[str, Model]]:
-    """As `opened_to_price`, of experts that are to answer, with keys and values of this type.
+    """Like `opened_to_price`, for experts that generate text, with a KV cache of this type.
 
-    Raises UnsupportedError where one does not answer, or cannot keep these so, UsageError for an unknown type.
+    Raises UnsupportedError if an expert generates no text or does not support this type, UsageError for an unknown one.
     """
     found, opened = opened_to_price(ref)
     models = {name: with_kv_type(model, kv_type) for name, model in opened.items()}
@@ -128,7 +128,7 @@ def opened_to_answer(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[s
 
 
 def say_left_out(composition: Composition) -> None:
-    """On stderr, what is not served, and why; and who is served without whom the file names to guess for it."""
+    """Report on stderr which experts are left out, and why; and which experts lose their draft expert by that."""
     left_out = composition.left_out
     told = [f"{name} is left out: {error}" for name, error in left_out.items()]
     told += [

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a failure becomes one sentence and an exit status.
+"""Options shared by several commands, and the conversion of errors into one sentence and an exit status.
 
 Knows nothing about what the commands do.
 """
@@ -25,12 +25,12 @@ from coterie.core.units import parse_bytes, parse_seconds
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# No emoji: a name such as lognormal:100:0.8 is text, and :100: in it no picture.
+# No emoji codes: the :100: in a name such as lognormal:100:0.8 must stay text.
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-_WIDEST = 1000  # characters of a table's line
-# What the system says of a path that somebody gave, even when it is only asked whether something is there.
+_WIDEST = 1000  # characters in a line of a table
+# Errors of the system about a path that the user gave, which may come even from a check for existence.
 _OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
@@ -165,7 +165,7 @@ def write_text(path: Path, text: str, option: str) -> None:
 
 
 def save_trace(path: Path, trace: Trace) -> None:
-    """Write a trace and say so on stderr, with what it had no room for. Raises UsageError."""
+    """Write a trace and report it on stderr, with the number of dropped events. Raises UsageError."""
     write_trace(path, trace)
     dropped = trace.notes.get("dropped", 0)
     lost = f"; the {dropped} oldest events were dropped" if dropped else ""
@@ -173,9 +173,9 @@ def save_trace(path: Path, trace: Trace) -> None:
 
 
 def sentences(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn a CoterieError into one sentence on stderr: exit 2 for the user's mistakes, 1 for a device's failures.
+    """Decorator: report a CoterieError in one sentence on stderr, with exit status 2 for user errors, 1 for a device's.
 
-    Paths among the options are users' too: a shell leaves the ~ of --out=~/file as it is.
+    A leading ~ in Path arguments is expanded, since a shell does not do that in --out=~/file.
     """
 
     @functools.wraps(command)
@@ -202,27 +202,27 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def picked(of: object, *names: str) -> dict[str, Any]:
-    """Some attributes, for JSON."""
+    """Some attributes of an object, for JSON."""
     return {name: getattr(of, name) for name in names}
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, as plain text; escaped where stdout could not encode that."""
+    """Print one JSON document on stdout; non-ASCII characters are escaped unless stdout's encoding is a UTF."""
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     sys.stdout.write(json.dumps(value, ensure_ascii=escaped, indent=2) + "\n")
     sys.stdout.flush()
 
 
 def print_whole(shown: RenderableType) -> None:
-    """Print tables as wide as they are, so that a name is one word to who looks for it."""
+    """Print tables at their full width, so that names are not wrapped and can be searched for."""
     wide = Measurement.get(out, out.options.update(max_width=_WIDEST), shown).maximum
     Console(file=out.file, width=max(out.width, wide), highlight=False, soft_wrap=True, emoji=False).print(shown)
 
 
 def short_base(base: str) -> str:
-    """An adapter's base as tables name it: a base that no expert is has its folder's whole path for a name.
+    """A short name for an adapter's base. A base that is not an expert is named by its folder's absolute path.
 
-    In the Hugging Face cache that is models--TEAM--NAME/snapshots/COMMIT.
+    In the Hugging Face cache, models--TEAM--NAME/snapshots/COMMIT is shortened to TEAM/NAME.
     """
     path = Path(base)
     if not path.is_absolute():

@@ -1,6 +1,6 @@
-"""`coterie paper`: the paper's tables and figures, published beside ours; a table, JSON or an HTML page.
+"""`coterie paper`: compares the paper's tables and figures with our values; as a table, JSON or an HTML page.
 
-Knows nothing about how values are found.
+Knows nothing about how values are computed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _print(exhibit: Exhibit) -> None:
 
 
 def _notes(exhibit: Exhibit) -> Iterable[tuple[str, list[str]]]:
-    """Each note once, with the rows that it is about."""
+    """The distinct notes, each with its rows."""
     return grouped((row.note, row.row) for row in exhibit.rows if row.note).items()
 
 

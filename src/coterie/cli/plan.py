@@ -1,6 +1,6 @@
-"""`coterie plan`: how many of each machine, and which experts where, for a load and a promise.
+"""`coterie plan`: how many machines of each kind meet an SLO under a load, and which experts go where.
 
-Knows nothing about how it is found.
+Knows nothing about how that is computed.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _promised(slo: str, busy: float) -> Slo:
 def _planned_rows(
     machines: Sequence[str], parts: Sequence[Part], goals: Sequence[Goal], to_check: OfferedLoad | None, requests: int
 ) -> list[dict[str, Any]]:
-    """A row for each machine and part. Raises what `size` does where there is one row, and no number will do."""
+    """A row for each machine and part. If there is only one machine and no number of it suffices, raises its error."""
     specs, rows = {without_setting(ref, "price"): load_machine(ref) for ref in machines}, []
     for number, (part, goal) in enumerate(zip(parts, goals, strict=True)):
         for name, spec in specs.items():
@@ -148,7 +148,7 @@ def _planned_rows(
 
 
 def _in_all(rows: Sequence[Mapping[str, Any]], parts: int) -> tuple[Choice, ...]:
-    """What the machines come to; nothing where a part has none that will do."""
+    """Total costs of the machines for all parts; empty if no machine suffices for some part."""
     options = [
         Option(row["part"], row["machine"], row["machines"], row["power_w"], row["price"])
         for row in rows
@@ -183,7 +183,7 @@ def _wish(part: Part, asked: OfferedLoad, promised: Slo, resident: bool, reused:
 def _planned(
     name: str, spec: MachineSpec, part: Part, goal: Goal, to_check: OfferedLoad | None, requests: int
 ) -> dict[str, Any]:
-    """One row; where no number of these machines will do, why."""
+    """One row; if no number of these machines suffices, with the reason."""
     begun = perf_counter()
     try:
         answer = size(spec, part.composition, part.models, goal)

@@ -1,6 +1,6 @@
-"""How `coterie plan` shows what it found: tables, sentences, a page.
+"""Prints the results of `coterie plan`: tables, sentences, a page.
 
-Knows nothing about how it was found.
+Knows nothing about how they were computed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def print_plan(head: str, rows: Rows, checked: bool, in_all: Sequence[Choice], limits: Limits) -> None:
-    """A table of all machines and what there is to say of each, for each part; and what they come to."""
+    """For each part, a table of all machines and remarks on each; then the totals."""
     out.print(escape(head))
     parts = dict.fromkeys(row["experts"] for row in rows)
     for part in parts:
@@ -55,7 +55,7 @@ def _table(rows: Rows, checked: bool, part: str) -> Table:
 
 
 def _print_in_all(rows: Rows, in_all: Sequence[Choice], limits: Limits, several: bool) -> None:
-    """What the machines of all parts come to; of one part the table has said it, but for limits."""
+    """Print totals over all parts; with a single part only if limits are exceeded, as its table has the rest."""
     limited = limits.power_w is not None or limits.price is not None
     for choice in in_all:
         over = choice.exceeds(limits)
@@ -109,7 +109,7 @@ def _print_row(row: Mapping[str, Any]) -> None:
 
 
 def plan_page(title: str, rows: Rows) -> str:
-    """The curves of machines over experts, as one page."""
+    """A page with the number of machines over the number of experts."""
     several = len({row["experts"] for row in rows}) > 1
     series = tuple(
         Series(

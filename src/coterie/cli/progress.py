@@ -1,4 +1,4 @@
-"""How far something long is, on a terminal, in one line that goes away.
+"""A transient progress bar on a terminal.
 
 Knows nothing about what is done.
 """
@@ -18,7 +18,7 @@ REFRESH_S = 0.2
 
 @contextmanager
 def counted(what: str, count: int, *, shown: bool = True) -> Iterator[Callable[[int], None] | None]:
-    """Give what to tell how many of `count` are done; None where no terminal shows it, or it shall not."""
+    """Yields a function to report how many of `count` are done; None if stderr is no terminal or `shown` is False."""
     if not (shown and err.is_terminal):
         yield None
         return

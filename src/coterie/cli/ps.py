@@ -1,4 +1,4 @@
-"""`coterie ps`: which experts a running server has where, and what they do.
+"""`coterie ps`: shows where a running server's experts are, and what they do.
 
 Knows nothing about engines: it asks the server's GET /v1/status.
 """
@@ -24,7 +24,7 @@ from coterie.core.http_get import Answer, get_json
 from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.server.keys import bearer
 
-TOKENS = "tokens"  # what experts give that were made for nothing else
+TOKENS = "tokens"  # the output of ordinary experts, which needs no column
 ORDER = ("resident", "loading", "absent")
 STYLES = {"resident": "green", "loading": "yellow", "absent": "dim"}
 
@@ -61,7 +61,7 @@ def ps(
 
 
 def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
-    """The status of the server at `url`. Raises UsageError where there is none, or where it refuses."""
+    """The status of the server at `url`. Raises UsageError if there is none, or if it refuses."""
     answer = get_json(url, "/v1/status", bearer(api_key))
     if answer.status != HTTPStatus.OK:
         raise UsageError(url, *_refusal(answer))
@@ -75,7 +75,7 @@ _STRANGER = ("what answers there is no coterie server", "say with --url where on
 
 
 def _refusal(answer: Answer) -> tuple[str, str]:
-    """What to say of an answer that is no status: the server's own sentence, if it gave one."""
+    """Fact and remedy for an answer that is not a status: the server's own sentence, if it gave one."""
     try:
         message = str(answer.body["error"]["message"])
     except (KeyError, TypeError):
@@ -88,7 +88,7 @@ def _refusal(answer: Answer) -> tuple[str, str]:
 
 
 def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
-    """Tables, with a line above that says what is served. `whole`: no name is folded, however wide it is."""
+    """Tables, below a line that says what is served. `whole`: do not wrap names, however long."""
     name, device = escape(status["composition"]), escape(status["device"])
     count = sum(expert["state"] == "resident" for expert in status["experts"])
     here = f"{count} of {format_count(len(status['experts']), 'expert')} resident"
@@ -133,7 +133,7 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
 
 
 def _devices_of(status: dict[str, Any]) -> dict[str, list[str]]:
-    """On which of several devices each expert is or comes; nothing where there is one."""
+    """The devices on which each expert is resident or loading; empty if there is only one device."""
     found: dict[str, list[str]] = {}
     for name, its in status.get("devices", {}).items():
         for expert in its["experts"]:
@@ -142,7 +142,7 @@ def _devices_of(status: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _priorities(status: dict[str, Any]) -> list[Table]:
-    """What became of requests by their priorities; nothing where nobody has given one."""
+    """A table of requests by priority; none if no request has had one."""
     each = status.get("priorities", {})
     asked = {name: its for name, its in each.items() if its["waiting"] or its["queued"]["count"]}
     if asked.keys() <= {"usual"}:

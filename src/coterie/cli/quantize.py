@@ -1,6 +1,6 @@
-"""`coterie quantize`: writes an expert with packed weights or bfloat16 ones, and says what that did to them.
+"""`coterie quantize`: writes an expert with quantised or bfloat16 weights, and reports the error.
 
-Knows nothing about how weights are packed.
+Knows nothing about how weights are quantised.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _quantized(expert: Path, target: Path, bits: str | None, embedding_bits: str
 
 
 def _type(option: str, bits: str | None) -> DType | None:
-    """The type that a number of bits names, None where the option is left out. Raises UsageError."""
+    """The data type for an option's number of bits, None if the option is left out. Raises UsageError."""
     types = {**TYPES, AS_IS: DType.BF16}
     if bits is not None and bits not in types:
         raise UsageError(option, f"{bits} bits are not known", f"use {_choice(TYPES)}, or {AS_IS} for unpacked")
@@ -117,7 +117,7 @@ def _packed(dtype: DType | None) -> DType | None:
 
 
 def report_of(result: Quantized | Imported | Delta, kinds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """A written folder for JSON: how it is packed, its sizes, and what became of each kind of tensor."""
+    """A written folder for JSON: its packing, its sizes, and the error of each kind of tensor."""
     return {
         "folder": str(result.folder),
         **(result.packing or Packing(None, None)).words(),
@@ -129,7 +129,7 @@ def report_of(result: Quantized | Imported | Delta, kinds: Iterable[Mapping[str,
 
 
 def kind_of(row: KindError) -> dict[str, Any]:
-    """One kind of tensor for JSON."""
+    """One kind of tensor, for JSON."""
     return {
         "kind": row.kind,
         "type": row.dtype.value,

@@ -1,7 +1,7 @@
-"""`coterie route`: which expert would answer, how sure the router is, who came next, and why.
+"""`coterie route`: which expert would answer, how sure the router is, the runners-up, and why.
 
-Only a router that asks a model needs a device; of experts, those that may get a prompt are opened. Knows nothing about
-running them.
+Only a router that asks a model needs a device; only experts that may be chosen for a prompt are opened. Knows nothing
+about running them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def route(
 
 
 def routes_of(composition: Composition, texts: list[str], kv: int | None = None, kv_type: str = AUTO) -> list[Route]:
-    """The router's decision for each text; a model is opened only where the router asks it. Raises CoterieError."""
+    """The router's decision for each text; models are opened only if the router asks one. Raises CoterieError."""
     if composition.router is None or composition.router.model is None:
         return routes_by(Routing(composition), texts)
     with Coterie(composition, Options(kv_bytes=kv, kv_type=kv_type)) as coterie:
@@ -57,7 +57,7 @@ def routes_of(composition: Composition, texts: list[str], kv: int | None = None,
 
 
 def routes_by(routing: Routing, texts: list[str]) -> list[Route]:
-    """The decision for each text of a router that asks nothing."""
+    """The decision for each text, by a router that asks no model."""
     return [routing.route(Prompt(text))[0] for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""`coterie run`: ask a composition questions, from the command line, from stdin or in a chat prompt.
+"""`coterie run`: asks a composition questions, from the command line, from stdin or in an interactive chat.
 
 Knows nothing about HTTP.
 """
@@ -33,7 +33,7 @@ ENDS, ANEW, HELP = ("/bye", "/exit", "/quit"), "/new", ("/?", "/help")
 QUOTES = '"""'
 KEYS = f"{ANEW} starts over, {QUOTES} begins and ends several lines, Ctrl-C stops an answer, {ENDS[0]} or Ctrl-D ends."
 MANY_NAMES = 12
-WAIT_S = 0.05  # a step that waits for bytes lets Ctrl-C be seen
+WAIT_S = 0.05  # bounds a step that waits for bytes, so that Ctrl-C is noticed
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
@@ -87,7 +87,7 @@ def run(
         try:
             for text in prompt or (line.rstrip("\n") for line in sys.stdin if line.strip()):
                 answer = coterie.ask(query(text)) if json_ else told(coterie.stream(query(text)), text)
-                answers.append(answer)  # at once: a later question may be refused
+                answers.append(answer)  # one by one: a later question may be refused
                 if not json_:
                     out.print()
         finally:
@@ -104,9 +104,9 @@ def _save(trace: Path | None, coterie: Serving) -> None:
 
 
 def told(chunks: Iterator[Chunk], heading: str = "") -> Answer:
-    """Print the heading, an answer as it comes, and one dim line about how it came. Raises the error that ended it.
+    """Print the heading, an answer as it streams, and one dim line of details. Raises the error that ended it.
 
-    A terminal shows what is thought before it too, dim; a file has the answer alone.
+    A terminal also shows the reasoning, dim; redirected output has only the answer.
     """
     answer, begun, thinks = None, False, False
     try:
@@ -133,7 +133,7 @@ def told(chunks: Iterator[Chunk], heading: str = "") -> Answer:
 
 
 def _shown(text: str) -> str:
-    """As it is, for a file; a terminal would obey the control characters in it."""
+    """The text, with control characters replaced if it goes to a terminal, which would interpret them."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if out.is_terminal else text
 
 
@@ -157,23 +157,23 @@ def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Que
     said: tuple[Message, ...] = ()
     expert, previous = expert and coterie.composition.expert(expert).name, ""
     with contextlib.suppress(ImportError):
-        import_module("readline")  # then input() has a history, and keys that edit a line
+        import_module("readline")  # gives input() a history and line editing
     out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")
     while (text := _typed()) is not None:
         if text in HELP:
             out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")
         elif text == ANEW:
             said = ()
-            previous = "" if coterie.composition.router else previous  # who was addressed goes on; who was chosen, not
+            previous = "" if coterie.composition.router else previous  # keep an addressed expert, not a routed one
         if not text or text in HELP or text == ANEW:
             continue
         asked = query(text, said, previous)
         addressee = coterie.routing.split_address(text)[1]
         able = [name for name in (expert, addressee, previous) if name][:1] or coterie.composition.names
-        if not any(coterie.texts[name].chats(asked) for name in able):  # who writes on at a text knows no turns
+        if not any(coterie.texts[name].chats(asked) for name in able):  # a completion-only expert has no turns
             asked = query(text, (), previous)
         try:
-            with contextlib.closing(_stoppable(coterie, asked)) as chunks:  # an error holds on to it, and to Ctrl-C
+            with contextlib.closing(_stoppable(coterie, asked)) as chunks:  # restores Ctrl-C even after an error
                 answer = told(chunks)
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
@@ -181,13 +181,13 @@ def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Que
                 out.print(f"[dim]with all that was said before it; {KEYS.partition(',')[0]}[/dim]")
             continue
         if answer.finish_reason == "cancelled" and not answer.token_ids:
-            continue  # a question that was taken back: an empty answer would be a turn to learn from
+            continue  # a cancelled question: an empty answer must not become a turn of the conversation
         spoken = Message("assistant", answer.text, reasoning=answer.reasoning)
         said, previous = (*said, Message("user", text), spoken), answer.expert
 
 
 def _who(coterie: Serving, expert: str) -> str:
-    """Who may answer, and how one of them is named."""
+    """A line that tells which experts may answer, and how to address one."""
     names = coterie.composition.names
     if expert or len(names) == 1:
         return f"{expert or names[0]}."
@@ -197,7 +197,7 @@ def _who(coterie: Serving, expert: str) -> str:
 
 
 def _typed() -> str | None:
-    """What is typed, without blanks around it; None: the chat ends."""
+    """The user's input, stripped; None at the end of the chat."""
     try:
         text = input("> ").strip()
         if text.startswith(QUOTES):
@@ -208,14 +208,14 @@ def _typed() -> str | None:
     except EOFError:
         text = ENDS[0]
         out.print()
-    except KeyboardInterrupt:  # a line is given up
+    except KeyboardInterrupt:  # drop the line
         out.print(f"[dim]{ENDS[0]} or Ctrl-D ends[/dim]")
         return ""
     return None if text in ENDS else text
 
 
 def _stoppable(coterie: Serving, query: Query) -> Generator[Chunk]:
-    """The chunks of a query that is alone; Ctrl-C cancels it between two steps, and another one ends the command."""
+    """The chunks of the only query; Ctrl-C cancels it between two steps, a second Ctrl-C ends the command."""
     request_id, stops = coterie.submit(query), 0
 
     def stop(number: int, frame: FrameType | None) -> None:

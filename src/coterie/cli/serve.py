@@ -1,4 +1,4 @@
-"""`coterie serve`: the OpenAI-compatible server on one composition.
+"""`coterie serve`: the HTTP server for a composition.
 
 Knows nothing about requests.
 """
@@ -45,7 +45,7 @@ from coterie.server.shutdown import GRACE_S, Server
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is the capital of France?"
 DOCUMENTS = ["Paris is the capital of France.", "It rained."]
-OF_DEMO = "What is 47 plus 85?"  # its experts know their tasks alone
+OF_DEMO = "What is 47 plus 85?"  # the demo's experts know only their own tasks
 KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 
 
@@ -106,7 +106,7 @@ def serve(
     open_log(log_answers)
     more_files()
     with listening(host, port, uds) as listener, opened_on(composition, how, leave_out) as coterie:
-        listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
+        listener.listen()  # clients that connect as soon as the address is printed wait instead of being refused
         stored = DEFAULT_BYTES if response_store is None else response_store
         _say(coterie, listener.getsockname(), api_key or (), allow_origin or (), stored)
         server = Server(
@@ -114,17 +114,17 @@ def serve(
             GRACE_S if grace is None else grace,
         )
         try:
-            server.run(sockets=[listener])  # raises again what interrupted it, once all requests are answered
+            server.run(sockets=[listener])  # once all requests are answered, re-raises the signal that interrupted it
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())
     if server.failed:
-        raise SystemExit(1)  # the log says why; 2 is for what starting again would not mend
+        raise SystemExit(1)  # the log says why; 2 is reserved for errors that a restart would not fix
 
 
 def _check(api_key: list[str] | None, urgent_key: list[str] | None, allow_origin: list[str] | None) -> None:
-    """Raise UsageError for keys or origins that are none, before anything is opened."""
-    if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
+    """Raise UsageError for invalid keys or origins, before anything is opened."""
+    if not api_key and KEYS_IN in os.environ:  # set, but empty: probably a mistake, not meant to allow everyone
         raise UsageError(KEYS_IN, "is set but holds no key", "give it a key, or unset it to require none")
     if urgent_key and not api_key:
         raise UsageError(
@@ -143,7 +143,7 @@ def _say(
     origins: Sequence[str] = (),
     stored_bytes: int = 0,
 ) -> None:
-    """Where it is, what memory it has, that for stored responses too, how to ask, and who may."""
+    """Print the address, the memory budgets, an example request, and warnings about who has access."""
     local = isinstance(where, str)
     host = "localhost" if local else str(where[0])
     url = "http://localhost" if local else f"http://{f'[{host}]' if ':' in host else host}:{where[1]}"
@@ -170,7 +170,7 @@ def _say(
 
 
 def _example(coterie: Serving) -> tuple[str, dict[str, Any]]:
-    """A path and a body that are worth asking: a chat, or, where no expert answers, what its first one gives."""
+    """The path and body of an example request: a chat, or if no expert generates text, what the first one gives."""
     asked, gives = coterie.composition, {name: coterie.models[name].gives for name in coterie.composition.names}
     named = next((name for name in asked.names if gives[name] == "tokens"), asked.names[0])
     chooses = asked.router is not None and gives[named] == "tokens"
@@ -183,7 +183,7 @@ def _example(coterie: Serving) -> tuple[str, dict[str, Any]]:
 
 
 def example_of(composition: Composition) -> str:
-    """A question that is worth asking it: the first example of its router, or else what any model may be asked."""
+    """An example question: the router's first example for an expert, or else one for any model."""
     if composition.root.is_relative_to(PRESETS):
         return OF_DEMO
     examples = () if composition.router is None else composition.router.examples

@@ -1,6 +1,6 @@
-"""Side by side: several pieces of work at once, each in a process of its own; results come in order.
+"""Runs several pieces of work in parallel, each in its own process; results come in order.
 
-    parent   work(0) .. work(n - 1)  forked, so many at a time, the next as soon as any ends  ->  results over pipes
+    parent   work(0) .. work(n - 1)  forked, `jobs` at a time, the next as soon as any ends  ->  results over pipes
 
 Knows nothing about what the work is.
 """
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]:
-    """Yield work(0), work(1) and so on; with `jobs` above 1 so many are under way at once, where processes can fork.
+    """Yield work(0), work(1) and so on; up to `jobs` run at once, if processes can fork.
 
-    Raises what a piece of work raises: it is done again here for that, since not every error crosses a pipe.
+    Raises what a piece of work raises: failed work is run again in this process, since not every error can be pickled.
     """
     if min(jobs, count) <= 1 or "fork" not in get_all_start_methods():
         yield from map(work, range(count))
@@ -38,7 +38,7 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
                     theirs.close()
                     running[ours] = begun, process
                     begun += 1
-                # Whoever ends first makes room, whether it is the one whose turn it is or not.
+                # Any process that ends makes room, in whatever order.
                 for ready in wait(list(running)):
                     if isinstance(ready, Connection):
                         place, process = running.pop(ready)
@@ -52,17 +52,17 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
 
 
 def _send(pipe: Connection, work: Callable[[int], T], number: int) -> None:
-    for told in (signal.SIGINT, signal.SIGHUP):  # by a terminal, which tells the parent too, and the parent ends us
+    for told in (signal.SIGINT, signal.SIGHUP):  # a terminal also signals the parent, which terminates this process
         signal.signal(told, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         pipe.send((work(number),))
-    except Exception:  # whatever it is, the parent meets it again
+    except Exception:  # the parent runs the work again and raises it there
         pipe.send(None)
 
 
 def _received(pipe: Connection) -> tuple[Any] | None:
-    """What a child sent; None where it failed, or ended without a word."""
+    """What a child sent; None if it failed or sent nothing."""
     try:
         found: tuple[Any] | None = pipe.recv()
     except EOFError:

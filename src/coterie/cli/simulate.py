@@ -1,4 +1,4 @@
-"""`coterie simulate`: what a composition would do on machines that need not be there, under a load.
+"""`coterie simulate`: simulates a composition under a load on modelled machines.
 
 Knows nothing about how it is simulated.
 """
@@ -74,8 +74,8 @@ TokensOpt = Annotated[
 ]
 SloOpt = Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")]
 PROMPT, TOKENS = "128", "20"
-LONG = 50_000  # requests: from here on it takes minutes, and compiling first a minute
-COMPILER = Path(__file__).parents[3] / "benchmarks" / "compiled.py"  # beside sources, not beside what it made of them
+LONG = 50_000  # requests from which a simulation takes minutes; compiling the code first takes one
+COMPILER = Path(__file__).parents[3] / "benchmarks" / "compiled.py"  # exists in a source tree, not in a compiled copy
 SeedOpt = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 
 
@@ -166,7 +166,7 @@ def _tell_of_the_compiled_copy(requests: int) -> None:
 
 
 def _check_once(option: str, names: Sequence[str]) -> None:
-    """A run is the same again, and would take the other's place in files and pages."""
+    """Refuse repeated names: the second run would give the same result, and overwrite the first in files and pages."""
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
         raise UsageError(
@@ -180,7 +180,7 @@ def _of_run(path: Path, name: str, case: Case, runs: int) -> Path:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page and say so on stderr. Raises UsageError."""
+    """Write a page and report it on stderr. Raises UsageError."""
     write_text(path, text, "--html")
     err.print(f"report: {path}", markup=False)
 

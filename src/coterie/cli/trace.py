@@ -1,4 +1,4 @@
-"""`coterie trace`: what is in a file of `--trace`, and a picture of it.
+"""`coterie trace`: summarises a file written by `--trace`, and draws it.
 
 Knows nothing about how it was recorded.
 """

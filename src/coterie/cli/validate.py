@@ -1,6 +1,6 @@
-"""`coterie validate`: how far modelled times are from measured ones.
+"""`coterie validate`: compares modelled times with measured ones.
 
-Knows nothing about how either is found.
+Knows nothing about how either is obtained.
 """
 
 from __future__ import annotations
