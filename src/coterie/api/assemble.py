@@ -40,15 +40,17 @@ _FOUND = {INT8: "pack an expert with coterie quantize", BF16: "serve one whose m
 class Options(Settings):
     """How to serve, and on what: Settings, and a device.
 
-    `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
-    numbers at all). `activations`: rounding of activations on a CPU. float32 (same as int16): none for bfloat16
-    weights, 16 bits for packed ones; int8: 8 bits for packed ones; bf16: bfloat16 for bfloat16 ones; auto: see
-    `rounded_for`. `kv_type`: type of keys and values: auto, that of each model's weights; or int8, on a CPU.
-    `sampling`: whose defaults apply where a request says nothing: checkpoint, or greedy. `draft`: the draft expert of
-    all others with its vocabulary, unless they name one; empty: none. `beside`: further devices of the same kind,
-    behind one endpoint (fleet.py). Devices in this machine share its cores and memory evenly; `threads` is their total,
-    other budgets are per device. `shared_by`: how many devices share the machine, including this one. `max_waiting`:
-    how many requests may wait before more are refused; None: unlimited.
+    device: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
+        numbers at all).
+    activations: rounding of activations on a CPU. float32 (same as int16): none for bfloat16 weights, 16 bits for
+        packed ones; int8: 8 bits for packed ones; bf16: bfloat16 for bfloat16 ones; auto: see `rounded_for`.
+    kv_type: type of keys and values: auto, that of each model's weights; or int8, on a CPU.
+    max_waiting: how many requests may wait before more are refused; None: unlimited.
+    sampling: whose defaults apply where a request says nothing: checkpoint, or greedy.
+    draft: the draft expert of all others with its vocabulary, unless they name one; empty: none.
+    beside: further devices of the same kind, behind one endpoint (fleet.py). Devices in this machine share its cores
+        and memory evenly; `threads` is their total, other budgets are per device.
+    shared_by: how many devices share the machine, including this one.
     """
 
     device: str = "cpu"

@@ -106,9 +106,7 @@ class Fleet(FleetExperts, Serving):
 
     @property
     def avoided(self) -> dict[str, CoterieError]:
-        """The devices that are asked only if no other can be, because they hang or fail what others answer, with the
-        errors.
-        """
+        """The devices asked only if no other can be, because they hang or fail what others answer, with the errors."""
         with self._board.lock:
             self._board.look()
             return self._board.avoiding.reasons()
@@ -118,9 +116,7 @@ class Fleet(FleetExperts, Serving):
         self._board.avoiding.tells.append(lambda member, error: tell(member.name, error))
 
     def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
-        """Register a callback for a device that breaks, with the error and its cause. It runs in the device's thread
-        and must return at once.
-        """
+        """Register a callback for a device that breaks. It runs in the device's thread and must return at once."""
         self._board.at_break.append(lambda member, error, cause: tell(member.name, error, cause))
 
     def route(self, query: Query) -> Route:
@@ -189,9 +185,7 @@ class Fleet(FleetExperts, Serving):
         return tuple(dict.fromkeys([name for each in all_of(self._members, Coterie.resident) for name in each]))
 
     def status(self) -> Status:
-        """All devices as one, and each (`devices`), between its own steps; for one in a long step, the last known one
-        (`late`).
-        """
+        """All devices as one, and each (`devices`), between its own steps; last known during a long one (`late`)."""
         self._check_open()
         return self._together(*known_of(self._members))
 
@@ -225,9 +219,7 @@ class Fleet(FleetExperts, Serving):
         return replace(found, kept={**mine, **found.kept})
 
     def release_idle(self) -> int:
-        """On each device, unload all that is not pinned and free its memory; returns the bytes. 0 if the fleet is not
-        quiet.
-        """
+        """On each device, unload all that is not pinned and free its memory; returns the bytes. 0 if not quiet."""
         self._check_open()
         return sum(all_of(self._members, Coterie.release_idle)) if self.quiet else 0
 
@@ -259,9 +251,7 @@ class Fleet(FleetExperts, Serving):
         return begun(self.routing, query, self.texts, self._residents)
 
     def _asked_for(self, query: Query, pending: Pending) -> Route:
-        """The route by a model's answer, run on the device where that costs least. Also raises an error if that device
-        hangs.
-        """
+        """The route by a model's answer, run on the device where that costs least. Also raises if that device hangs."""
         request_id = f"{next(self._numbers):08x}"
         with self._board.lock:
             member = self._board.placing.cheapest(pending.asks[0].expert)

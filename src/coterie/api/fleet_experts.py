@@ -117,9 +117,7 @@ class FleetExperts(ExpertCommands):
             self._pin_on_one_of(able, name, member, ConflictError(name, fact, "pin it again after a rescan"))
 
     def _pin_on_one_of(self, able: Sequence[Member], name: str, was: Member, error: CoterieError) -> None:
-        """Pin an expert on the first member that accepts it, and load it there if it was resident; else record the
-        error.
-        """
+        """Pin an expert on the first member that accepts it, and load it there if it was; else record the error."""
         if not able:
             self._unpinned[name] = error
             self._tell_repinned(name, was.name, error)

@@ -15,9 +15,7 @@ from coterie.core.errors import DeviceError
 
 @dataclass(slots=True)
 class Failure:
-    """A step that failed one or more queries of a member; `counted`: held against it, once, however many queries
-    failed.
-    """
+    """A step that failed queries of a member; `counted`: held against the member, once for however many queries."""
 
     member: Member
     error: DeviceError

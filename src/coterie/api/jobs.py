@@ -26,9 +26,7 @@ def _for_ever() -> None:
 
 
 class Inbox:
-    """Jobs for one thread. `wake` ends its step early. `refuses`: the error that new jobs fail with; None: they are
-    accepted.
-    """
+    """Jobs for one thread. `wake` ends its step early. `refuses`: the error that new jobs fail with, or None."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()

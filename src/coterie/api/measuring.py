@@ -68,9 +68,7 @@ class Measuring(ABC):
         return best_first(scores_of(*self._by_the_same(pairs, name, priority)), top_n)
 
     def _by_the_same(self, queries: Sequence[Query], name: str, priority: int) -> tuple[list[Answer], Text]:
-        """An expert's answers, all from one version of its files, and its Text; asked again if the files are replaced
-        meanwhile.
-        """
+        """An expert's answers, all from one version of its files, and its Text; retried if files change meanwhile."""
         asked = [replace(query, priority=priority) for query in queries]
         while True:
             text, answers = self.texts[name], self.ask_all(asked)

@@ -42,9 +42,7 @@ class Ready:
         return self.begun.asks[0].expert if self.route is None else self.route.expert
 
     def is_current(self, texts: Mapping[str, Text], names: Collection[str]) -> bool:
-        """Whether its expert is still served with the same Text: after a rescan it may be gone, or have another
-        tokenizer.
-        """
+        """Whether its expert is still served with the same Text, which a rescan may have replaced or removed."""
         return self.text is None or (self.text.expert in names and texts[self.text.expert] is self.text)
 
 

@@ -35,7 +35,8 @@ class Rescan:
     composition changed; and removed.
 
     `kept`: experts that should have changed but stay as they are, with the reason. Under ROUTER's name it may hold the
-    router, and `renewed` its model. `left_out`: what is not served, likewise.
+    router, and `renewed` its model.
+    `left_out`: what is not served, likewise.
     """
 
     added: tuple[str, ...]

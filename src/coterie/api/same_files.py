@@ -21,9 +21,7 @@ def serving(members: Iterable[Member], like: Coterie, expert: str) -> list[Membe
 
 
 def same_files(one: Coterie, other: Coterie, expert: str) -> bool:
-    """Whether both serve an expert, and from the same files: a rescan may renew it on one member while it is in use on
-    the other.
-    """
+    """Whether both serve an expert, from the same files: a rescan may renew it on one and find it busy on the other."""
     text, its = one.texts.get(expert), other.texts.get(expert)
     model, like = one.models.get(expert), other.models.get(expert)
     if text is None or its is None or model is None or like is None:

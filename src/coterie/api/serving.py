@@ -89,9 +89,7 @@ class Serving(Measuring, ExpertCommands):
 
     @property
     def avoided(self) -> Mapping[str, CoterieError]:
-        """The devices, of several, that are asked only if no other can be, because they hang or fail what others
-        answer, with the errors.
-        """
+        """Of several devices, those asked only if no other can be, as they hang or fail what others answer."""
         return {}
 
     def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
@@ -153,9 +151,7 @@ class Serving(Measuring, ExpertCommands):
         """Where every expert is, what is queued and what has been done, between two steps. Raises ClosedError."""
 
     def turns(self) -> Sequence[Future[None]]:
-        """For each device that steps itself, a future that is done when it has taken a turn, that is, has ended any
-        step it was in.
-        """
+        """For each device that steps itself, a future that is done after its next turn, hence after any step."""
         return ()
 
     @abstractmethod
@@ -195,9 +191,7 @@ class Serving(Measuring, ExpertCommands):
         """Stop these queries and discard their remaining chunks."""
 
     def stream(self, query: Query) -> Iterator[Chunk]:
-        """Submit a query and yield its chunks; leaving early cancels it. Other queries continue, and their chunks are
-        kept.
-        """
+        """Submit a query and yield its chunks; leaving early cancels it. Chunks of other queries are kept."""
         request_id = self.submit(query)
         try:
             while self._has_more(request_id):

@@ -33,8 +33,8 @@ class ExpertStatus:
 
     `tier`: the nearest that holds all of it, or that of its files. `size_bytes`: its weights, for an adapter only its
     own; `base`: the expert or folder whose weights it shares, empty if it is no adapter. `architecture`: experts with
-    equal keys share programs. `gives`: tokens (and vectors); only vectors; or only scores of documents. `last_used_s`:
-    when it last answered, on the device's clock; None: not yet.
+    equal keys share programs. `gives`: tokens (and vectors); only vectors; or only scores of documents.
+    `last_used_s`: when it last answered, on the device's clock; None: not yet.
     """
 
     name: str
@@ -57,7 +57,8 @@ class ExpertStatus:
 @dataclass(frozen=True, slots=True)
 class TierStatus:
     """The part of a tier that holds weights: `of` the experts, the bases that adapters share, or the router's own
-    model. `experts`: how many it holds.
+    model.
+    `experts`: how many it holds.
     """
 
     tier: str
@@ -88,22 +89,18 @@ class PriorityStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """As of `now_s` on the device's clock. `running` and `waiting` count requests, including those of the router's
-    model and of retired experts.
+    """As of `now_s` on the device's clock.
 
-    `held`: of the waiting ones, those kept out of the queue until their client has a place there again.
-
-    `by_priority`: running and waiting requests by class of the requested priority, as in the metrics.
-
-    `lacks`: a message for each lack of memory that prevents drafting. `left_out`: experts not served, with the reason.
-
-    `late`: devices in a long step, for which this is the last known status, with its age in seconds.
-
-    `devices`: if there are several, the status of each by name; `broken`: those that have stopped for good, with the
-    reason; `avoided`: those asked only if no other can be, with the reason. `unpinned`: experts that lost their pin
-    because a device broke, with the reason.
-
-    `metrics` and `moves` (of all caches together) are copies and do not change.
+    running, waiting: requests, including those of the router's model and of retired experts.
+    held: of the waiting ones, those kept out of the queue until their client has a place there again.
+    metrics, moves: copies, which do not change; `moves` is of all caches together.
+    by_priority: running and waiting requests by class of the requested priority, as in the metrics.
+    lacks: a message for each lack of memory that prevents drafting.
+    left_out: experts not served, with the reason.
+    devices: if there are several, the status of each by name.
+    broken: devices that have stopped for good; avoided: those asked only if no other can be; with the reasons.
+    late: devices in a long step, for which this is the last known status, with its age in seconds.
+    unpinned: experts that lost their pin because a device broke, with the reason.
     """
 
     composition: str

@@ -47,9 +47,9 @@ _LAST = 16  # trailing prompt tokens searched for the opening mark of a thought
 class Text:
     """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes.
 
-    `files`: those beside its weights, as they were when read. `embedding`: how it makes vectors of texts; `draws`
-    False: it generates no text. `scoring`: for a model that only scores pairs, how the vector of a pair becomes a
-    score.
+    `files`: those beside its weights, as they were when read.
+    `embedding`: how it makes vectors of texts; `draws` False: it generates no text. `scoring`: for a model that only
+    scores pairs, how the vector of a pair becomes a score.
     """
 
     expert: str
@@ -99,9 +99,7 @@ class Text:
         return self._pair(query)[1] if query.ranks and self.scoring and self.scoring.tells_apart else ()
 
     def decode(self, ids: Sequence[int], field: str = "prompt", special: bool = False) -> str:
-        """The text of tokens, with `special` ones spelled out or left out. Raises RequestError naming `field` for an
-        invalid one.
-        """
+        """The text of tokens, with or without `special` ones. Raises RequestError naming `field` for invalid ones."""
         checked = self._checked(ids, field)
         if self.tokenizer is None:
             return bytes(token % 256 for token in checked).decode(errors="replace")
@@ -147,9 +145,7 @@ class Text:
         return "has no chat template for several messages" if self.template is None and len(query.messages) > 1 else ""
 
     def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
-        """How an answer's tokens are chosen, including its grammar. Raises RequestError for a constraint it cannot
-        satisfy.
-        """
+        """How an answer's tokens are chosen, including its grammar. Raises RequestError for invalid constraints."""
         held = is_constrained(query.tools, query.calling)
         if not (query.form or held):
             return query.choice

@@ -67,23 +67,26 @@ class Message:
 class Query:
     """A conversation to be answered.
 
-    If `model` is empty or the composition's name, the router chooses; an expert's name bypasses it. `raw` skips the
-    chat template: the last message is the text itself, and `prompt_ids`, if given, are its tokens. `previous_expert`:
-    the expert that answered this conversation before. `form`: a constraint on the answer: a JSON schema, as JSON, or a
-    Constraint (a regular expression, a choice of texts, a grammar), which excludes tools; empty: none. `tools`: offered
-    to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}. `calling`: requirements
-    on the tool calls; with them, or a strict tool, the calls' format and arguments are constrained. `prediction`: a
-    text that the answer is expected to repeat, with changes; used for speculative decoding. `suffix`: for
-    fill-in-the-middle on a raw text, what follows the gap; empty: plain continuation. `sampling`: a SamplingParams is
-    complete, together with the penalties of `choice`; what a PartialSampling leaves open is taken from the expert's
-    defaults (its checkpoint or composition file), except penalties set in `choice`. `otherwise`: used in place of an
-    expert's defaults if it has none; unset settings are greedy. `continues`: the last message is the assistant's, and
-    the answer continues it. `switches`: values of chat-template variables, as {"enable_thinking": False}. `embeds`:
-    return a vector of the text instead of an answer; `use`: the name of the prompt to put before it, as the expert
-    names them ("query", "document"); empty: its default. `ranks`, in addition: the two messages are a question and a
-    document, and the vector is the one their score is computed from. `max_tokens` 0 generates nothing, if `choice` asks
-    to score the prompt. `client`: the requester; while several wait, each has a share of the queue. "" is exempt.
-    `priority`: lower goes first; ties in order of arrival.
+    model: an expert's name bypasses the router; empty or the composition's name lets it choose.
+    sampling: a SamplingParams is complete, together with the penalties of `choice`. What a PartialSampling leaves open
+        is taken from the expert's defaults (its checkpoint or composition file), except penalties set in `choice`.
+    max_tokens: 0 generates nothing, if `choice` asks to score the prompt.
+    raw: skip the chat template: the last message is the text itself, and `prompt_ids`, if given, are its tokens.
+    previous_expert: the expert that answered this conversation before.
+    client: the requester; while several wait, each has a share of the queue. "" is exempt.
+    tools: offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
+    form: a constraint on the answer: a JSON schema, as JSON, or a Constraint (a regular expression, a choice of texts,
+        a grammar), which excludes tools; empty: none.
+    calling: requirements on tool calls; with them, or a strict tool, the calls' format and arguments are constrained.
+    switches: values of chat-template variables, as {"enable_thinking": False}.
+    prediction: a text that the answer is expected to repeat, with changes; used for speculative decoding.
+    suffix: for fill-in-the-middle on a raw text, what follows the gap; empty: plain continuation.
+    embeds: return a vector of the text instead of an answer. `use`: the name of the prompt to put before it, as the
+        expert names them ("query", "document"); empty: its default.
+    ranks: with `embeds`: the two messages are a question and a document; the vector is what their score is made from.
+    priority: lower goes first; ties in order of arrival.
+    continues: the last message is the assistant's, and the answer continues it.
+    otherwise: used in place of an expert's defaults if it has none; settings left open are greedy.
     """
 
     messages: tuple[Message, ...]
@@ -141,16 +144,20 @@ _COUNTED = (
 class Answer:
     """A finished answer. Times are seconds on the device's clock.
 
-    `hit`: the expert was resident when the answer was scheduled; `switch_s`: else how long loading it took; 0 on a hit.
-    `ttft_s`: from submission to the first token; of this, `routed_s` was spent on a model asked for the route (0:
-    none), and then `queued_s` in the queue. `tokens_per_s`: rate after the first token, 0 for a single token.
-    `cached_tokens`: prompt tokens found in the prefix cache, from an earlier turn, say. `guessed_tokens`: drafted by
-    speculative decoding; `accepted_tokens`: how many of them were accepted. `predicted_tokens`: tokens of the query's
-    prediction that the answer repeated; `unpredicted_tokens`: the others, if it was used. `synthetic`: the tokens are
-    made up by a modelled device that computes no numbers. `logprobs`: if requested, one for each token of the text,
-    without an end token. `prompt_logprobs`: if the prompt was scored, one for each of its tokens, the first being NaN;
-    `logprobs` then includes an end token. `reasoning`: the reasoning before the text, of `reasoning_tokens` tokens;
-    `token_ids` includes it. `vector`: for a query that `embeds`, the pooled output of the expert's last norm.
+    hit: the expert was resident when the answer was scheduled; switch_s: else how long loading it took; 0 on a hit.
+    ttft_s: from submission to the first token. Of this, `routed_s` was spent on a model asked for the route (0: none),
+        and then `queued_s` in the queue.
+    tokens_per_s: rate after the first token, 0 for a single token.
+    synthetic: the tokens are made up by a modelled device that computes no numbers.
+    cached_tokens: prompt tokens found in the prefix cache, from an earlier turn, say.
+    guessed_tokens: drafted by speculative decoding; accepted_tokens: how many of them were accepted.
+    logprobs: if requested, one for each token of the text, without an end token.
+    prompt_logprobs: if the prompt was scored, one for each of its tokens, the first being NaN; `logprobs` then includes
+        an end token.
+    reasoning: the reasoning before the text, of `reasoning_tokens` tokens; `token_ids` includes it.
+    predicted_tokens: tokens of the query's prediction that the answer repeated; unpredicted_tokens: the others, if it
+        was used.
+    vector: for a query that `embeds`, the pooled output of the expert's last norm.
     """
 
     request_id: str

@@ -68,8 +68,8 @@ class _Load:
 class Waiting:
     """A query without a token so far. `expert` is empty while a model is asked for the route; `begun`: it is admitted.
 
-    Its expert is `absent`; or `loading`, with `arrived_bytes` of `size_bytes` there; or resident. `num_waiting`:
-    waiting requests over all experts.
+    Its expert is `absent`; or `loading`, with `arrived_bytes` of `size_bytes` there; or resident.
+    `num_waiting`: waiting requests over all experts.
     """
 
     expert: str
@@ -96,9 +96,7 @@ class Watch:
         self._routing = set[str]()  # requests reported as routing and not yet as routed
 
     def follow(self, sink: Sink | None) -> None:
-        """Report events to `sink` from now on; None: stop. The sink is called in the middle of steps, so it must return
-        at once.
-        """
+        """Report events to `sink` from now on; None: stop. It is called within steps and must return at once."""
         self._sink, self._load = sink, _Load()
         self._routing.clear()
         self._log.follower = None if sink is None else self._engine_said
@@ -106,9 +104,7 @@ class Watch:
             cache.follower = None if sink is None else self._cache_said
 
     def residents(self) -> list[dict[str, Any]]:
-        """The residents of each tier, including those being loaded: tier, of (experts or router), capacity_bytes,
-        residents.
-        """
+        """Each tier's residents, loading ones included: tier, of (experts or router), capacity_bytes, residents."""
         return [
             {"tier": ledger.tier, "of": of, "capacity_bytes": ledger.capacity_bytes,
              "residents": [name for name, copy in ledger.copies.items() if not copy.is_doomed]}

@@ -120,9 +120,7 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
 
 
 def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> Executable:
-    """A model's program: that of an expert of the same architecture, or a new one. Raises CapacityError if it does not
-    fit.
-    """
+    """A model's program: that of an expert of its architecture, or a new one. Raises CapacityError for lack of room."""
     made, need = parts.plan, round_up(model.layout.size_bytes)
     room = side_of(parts.all_weights, name).ledgers[0].capacity_bytes
     if need > room:

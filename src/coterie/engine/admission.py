@@ -35,9 +35,7 @@ class Admission:
         return sum([len(held) for held in self.held.values()])
 
     def add(self, sequence: Sequence) -> None:
-        """Let a new sequence into the queue, or hold it. Other clients' waiting sequences beyond their share are
-        withdrawn.
-        """
+        """Let a new sequence into the queue, or hold it. Withdraws other clients' sequences beyond their share."""
         client = sequence.request.client
         shares = bool(client) and self._is_other(client)
         for other in [name for name in self._queue.clients if name != client] if shares else ():

@@ -45,8 +45,9 @@ class Settings:
     """How to serve, on any device. None means: chosen by `plan`, which reports its choice.
 
     `pool_bytes`: upper bound for each tier between the run tier and the disk; None: all experts, as far as there is
-    room. `record`: how many pieces of work to remember for a trace or a replay (the latest); 0: none. `reuse`: whether
-    prompts with equal prefixes share KV state.
+    room.
+    `record`: how many pieces of work to remember for a trace or a replay (the latest); 0: none.
+    `reuse`: whether prompts with equal prefixes share KV state.
     """
 
     near_bytes: int | None = None
@@ -61,12 +62,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How memory is divided: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`.
+    """How memory is divided.
 
-    `router_bytes`: for the router's own model in the run tier, 0 without one; `work_bytes`: for the stored values of
-    the largest step. `expert_bytes`: of the experts that come and go; `base_bytes`: of bases that adapters share, kept
-    in the run tier in addition to `near_bytes`; `base_of`: each adapter's base. `programs`: those compiled for
-    planning, by architecture key.
+    expert_bytes: of each expert that comes and goes; near_bytes: the budget for these in the run tier.
+    kv_bytes: for KV blocks of `block_bytes`.
+    router_bytes: for the router's own model in the run tier, 0 without one.
+    work_bytes: for the stored values of the largest step.
+    programs: those compiled for planning, by architecture key.
+    base_bytes: of each base that adapters share, kept in the run tier in addition to `near_bytes`; base_of: each
+        adapter's base.
     """
 
     spec: MachineSpec

@@ -30,9 +30,7 @@ class Part:
 
 @value
 class Scored:
-    """Rows whose logits score prompt tokens: `count` rows of rows_R from `first_row` on, for the tokens at `position`
-    onwards.
-    """
+    """Rows whose logits score prompt tokens: `count` rows of rows_R from `first_row`, at positions from `position`."""
 
     sequence: Sequence
     first_row: int
@@ -52,12 +50,15 @@ class Guessed:
 
 @value
 class Batch:
-    """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R.
+    """The parts of a step (or of `steps` equal ones) and their rows.
 
-    `owners`: the sequences' numbers, under which they own KV blocks. `chosen`: the rows of `sampled` whose token is
-    chosen on the host. After the sampled rows come those of `scored` prompts and of `guessed` tokens. `mix`: which
-    expert each part belongs to, if there are several. `drafted`: the guesses come from a draft expert. `gives_vectors`:
-    nothing is drawn; `sampled` and `scored` are rows of vectors.
+    owners: the sequences' numbers, under which they own KV blocks.
+    sampled: the sequences that get a token, in the order of rows_R; chosen: those rows whose token is chosen on the
+        host.
+    scored, guessed: the rows after these, of scored prompts and of guessed tokens.
+    mix: which expert each part belongs to, if there are several.
+    gives_vectors: nothing is drawn; `sampled` and `scored` are rows of vectors.
+    drafted: the guesses come from a draft expert.
     """
 
     parts: tuple[Part, ...]

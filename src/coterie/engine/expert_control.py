@@ -29,8 +29,8 @@ Told: TypeAlias = Callable[[CoterieError | None], None]
 
 
 class ExpertControl:
-    """Explicit loading, unloading and pinning. `open`: loads requested and not yet reported. `retired`: experts that
-    accept no new requests but finish the ones they have.
+    """Explicit loading, unloading and pinning. `open`: loads requested and not yet reported.
+    `retired`: experts that accept no new requests but finish the ones they have.
 
     Every method but `next`, `settle`, `refuse` and `counts` raises NotFoundError for an unknown expert.
     """
@@ -104,9 +104,7 @@ class ExpertControl:
             self.unload(expert_id)
 
     def forget(self, expert_id: str) -> bool:
-        """Drop all state of a retired expert, if it has no requests and no copy in memory. Returns whether it was
-        dropped.
-        """
+        """Drop all state of a retired expert, unless it has requests or a copy in memory; whether it was dropped."""
         if any(self._requests(expert_id)) or expert_id in self.open:
             return False
         with contextlib.suppress(ConflictError):

@@ -67,9 +67,7 @@ class Groups:
         self._turn_steps.pop(expert_id, None)
 
     def part(self, expert_ids: Iterable[str]) -> None:
-        """A step shared by these experts failed. Each runs alone until a step of its own succeeds, which exposes the
-        culprit.
-        """
+        """A step of these experts failed. To find the culprit, each runs alone until a step of its own succeeds."""
         self._apart |= frozenset(expert_ids)
         for expert_id in expert_ids:
             self.changed(expert_id)

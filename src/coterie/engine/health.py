@@ -19,9 +19,7 @@ FIRST_WAIT, MAX_WAIT = 16, 1024
 
 @dataclass(slots=True)
 class Health:
-    """The health of one device. `failures`: its own, in a row, up to FAILURES. `waits`: requests to send elsewhere
-    first.
-    """
+    """The health of one device. `failures`: its own, in a row, up to FAILURES. `waits`: requests to pass over it."""
 
     failures: int = 0
     waits: int = 0

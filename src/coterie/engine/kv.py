@@ -39,9 +39,7 @@ def tokens_held(num_blocks: int, block_bytes: int, kv: KvShape) -> int:
 
 
 class KVPool:
-    """Hands out blocks of a KV slab to sequences and takes them back. `reuses`: released blocks stay known by their
-    tokens.
-    """
+    """Hands out blocks of a KV slab to sequences and takes them back. `reuses`: keep a prefix cache."""
 
     def __init__(self, buffer: Buffer, block_bytes: int, reuses: bool = True) -> None:
         self.buffer, self.block_bytes, self.reuses = buffer, block_bytes, reuses
@@ -229,9 +227,7 @@ class KVPool:
                 self._retiring.append((event, blocks, sharing))
 
     def check_integrity(self) -> None:
-        """Raise ValueError unless each block is in exactly one place, is known once, and its use counts match its
-        owners.
-        """
+        """Raise ValueError unless each block is in exactly one place, is known once, and has the users it counts."""
         known = self._prefixes.nodes()
         held = [(self._owned[owner], self._sharing.get(owner)) for owner in self._owned]
         held += [(blocks, sharing) for _, blocks, sharing in self._retiring]

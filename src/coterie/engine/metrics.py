@@ -67,12 +67,14 @@ class PriorityMetrics:
 class Metrics:
     """Totals since the start. A switch is a fetch that was started; a hit, a request whose expert was resident.
 
-    `refused`: not submitted, because the queue was full. `fallbacks`: the router was unsure and used its fallback.
-
-    `cached_tokens`: prompt tokens found in the prefix cache. `guessed_tokens`: drafted by speculative decoding;
-    `accepted_tokens`: how many of them were accepted; `drafted_tokens` and `accepted_drafted_tokens`: the part due to
-    draft experts. `by_priority`: by the class of the requested priority. `by_expert`: each count by expert, for experts
-    that have any. `last_end_s`: when each expert's last answer ended, on the device's clock.
+    refused: not submitted, because the queue was full.
+    fallbacks: the router was unsure and used its fallback.
+    cached_tokens: prompt tokens found in the prefix cache.
+    guessed_tokens: drafted by speculative decoding; accepted_tokens: how many of them were accepted.
+    drafted_tokens, accepted_drafted_tokens: the part of these that came from draft experts.
+    by_priority: by the class of the requested priority.
+    by_expert: each count by expert, for experts that have any.
+    last_end_s: when each expert's last answer ended, on the device's clock.
     """
 
     submitted: int = 0

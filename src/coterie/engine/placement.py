@@ -31,10 +31,14 @@ MAX_PIECES = 1 << 16  # pieces remembered over all prompts: about 10 MB
 class Standing:
     """How one device stands to a request for an expert.
 
-    `serves`: it can serve the expert at all. `holds`: the expert is resident or loading. `load`: its unfinished
-    requests. `crowded`: the experts of those requests and this one exceed its near budget, so that loading this one
-    evicts one in use. `free`: it fits without an eviction. `known_tokens`: prompt tokens computed there before.
-    `brought`: experts loaded there so far. `avoided`: it fails or hangs, and is asked only if no other device can be.
+    serves: it can serve the expert at all.
+    holds: the expert is resident or loading.
+    load: its unfinished requests.
+    crowded: the experts of those requests and this one exceed its near budget: loading this one evicts one in use.
+    free: the expert fits without an eviction.
+    known_tokens: prompt tokens computed there before.
+    brought: experts loaded there so far.
+    avoided: it fails or hangs, and is asked only if no other device can be.
     """
 
     serves: bool
@@ -66,9 +70,7 @@ def _rank(one: Standing, switch_requests: float) -> tuple[float, bool, int]:
 
 
 def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) -> float:
-    """The cost of a switch, in requests: `switches` took `switch_s` in all, and `finished` requests kept devices busy
-    for `busy_s`.
-    """
+    """The cost of a switch, in requests: its mean time over that of a finished request. `busy_s`: time of all these."""
     if not switches or not finished or busy_s <= 0:
         return SWITCH_REQUESTS
     return min(max(switch_s / switches / (busy_s / finished), MIN_REQUESTS), MAX_REQUESTS)

@@ -40,9 +40,7 @@ class Ranks:
         return min(steps, max(1, self._turn_steps - self._passed)) if self._queue.several else steps
 
     def make_room(self, free_blocks: int) -> list[str]:
-        """Make running sequences wait again so that the first in line gets enough KV blocks; none, if that would not
-        suffice.
-        """
+        """Make running sequences wait again to free KV blocks for the first in line; none, if that cannot suffice."""
         paused = self._yielding(free_blocks) if self._queue.several else []
         for sequence in paused:
             self._reuse.pause(sequence)

@@ -69,9 +69,7 @@ class _Subject:
 
 
 class Recording:
-    """Remembers the last `max_works` pieces of work, and as many requests and switches. `use`: totals per lane,
-    complete.
-    """
+    """Remembers the last `max_works` pieces of work, and as many requests and switches; `use`, all totals per lane."""
 
     def __init__(self, max_works: int = MAX_WORKS) -> None:
         self.use: dict[str, LaneUse] = {}

@@ -13,9 +13,7 @@ from coterie.memory.split import sides_of
 
 
 def release_idle(parts: Parts) -> int:
-    """Give unused memory back to the system, while nothing runs or loads; returns how many bytes of slabs are now
-    unused.
-    """
+    """Give unused memory back to the system, while nothing runs or loads; returns the bytes of slabs now unused."""
     pieces = []
     for side, cache in sides_of(parts.all_weights).items():
         if side != "bases":

@@ -52,9 +52,7 @@ class Mask(Protocol):
     """
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """Which tokens may come next, as a boolean vector [V or shorter: tokens beyond it may not]. Raises CoterieError
-        if none.
-        """
+        """Which tokens may come next [V, or shorter: further ones may not]. Raises CoterieError if none may."""
 
     def accept(self, token: int) -> None:
         """Advance past this token. Raises CoterieError if it was not allowed."""
@@ -63,9 +61,7 @@ class Mask(Protocol):
         """The next tokens, as far as they are determined: at each of them `allowed` leaves no alternative."""
 
     def few(self) -> bytes | None:
-        """A comparable key of the set of allowed tokens; None if the set is too large to predict the next token from
-        it.
-        """
+        """A key that identifies the set of allowed tokens; None if the set is too large to be predictive."""
 
     def copy(self) -> Mask:
         """An independent copy in the same state, for looking ahead."""
@@ -82,11 +78,13 @@ class Mask(Protocol):
 class ChoiceParams:
     """What a request asks of the choice of tokens beyond sampling; by default nothing.
 
-    `top_logprobs`: report each token's logprob and those of this many likeliest tokens (0 to 20; None: report none).
-    Penalties lower the logits of tokens that already occurred: `presence_penalty` once and `frequency_penalty` per
-    occurrence in the answer so far; `repetition_penalty` divides positive logits and multiplies negative ones, counting
-    the prompt too. `logit_bias`: (token id, bias) pairs, added to the logits. `mask`: which tokens are allowed at all.
-    `score_prompt`: also report the logprobs of the prompt's tokens except the first; the whole prompt is then computed.
+    top_logprobs: report each token's logprob and those of this many likeliest tokens (0 to 20; None: report none).
+    presence_penalty, frequency_penalty: lower the logits of tokens in the answer so far, once and per occurrence.
+    repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the answer so far.
+    logit_bias: (token id, bias) pairs, added to the logits.
+    mask: which tokens are allowed at all.
+    score_prompt: also report the logprobs of the prompt's tokens except the first; the whole prompt is then computed.
+
     Raises RequestError naming the field and its range.
     """
 
@@ -144,13 +142,16 @@ class TokenLogprobs:
 class Request:
     """One prompt for one expert. Generation ends at a token in `end_ids`, at a `stop` string, or after `max_tokens`.
 
-    `ignore_end` generates exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no
-    text, and so no stop strings. `reuse` False: share no KV state in either direction, as for made-up tokens that stand
-    for others. `client`: the requester, for its share of the queue (admission.py); "" is exempt. `priority`: lower goes
-    first; ties in order of arrival. `prediction`: tokens that the answer is expected to repeat, with changes; it
-    affects speed only, never the answer. `pooling`: generate nothing and return a vector of the prompt: of its first or
-    last token, or the mean of all. `types`: token type ids, for models that distinguish the two texts of a pair; empty:
-    a single text. Raises RequestError naming the field.
+    ignore_end: generate exactly `max_tokens` (for workloads of fixed length).
+    detokenizer: without one there is no text, and so no stop strings.
+    reuse: False: share no KV state in either direction, as for made-up tokens that stand for others.
+    client: the requester, for its share of the queue (admission.py); "" is exempt.
+    prediction: tokens that the answer is expected to repeat, with changes; affects speed only, never the answer.
+    pooling: generate nothing, and return a vector of the prompt: of its first or last token, or the mean of all.
+    types: token type ids, for models that distinguish the two texts of a pair; empty: a single text.
+    priority: lower goes first; ties in order of arrival.
+
+    Raises RequestError naming the field.
     """
 
     request_id: str
@@ -201,12 +202,14 @@ class Request:
 class Timings:
     """When things happened, in seconds on the device's clock.
 
-    `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting the expert to its
-    full arrival, or to the end of the answer if that came first. `queue_admissions`: requests admitted while this one
-    waited; `overtaken`: how many of them arrived later. `cached_tokens`: prompt tokens found in the prefix cache.
-    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: how many of them were accepted.
-    `reasoning_tokens`: tokens of the reasoning that precedes the answer. `predicted_tokens`: tokens of the prediction
-    that the answer repeated; `unpredicted_tokens`: its other ones. Both are 0 if nothing is guessed.
+    hit: the expert was resident when the request arrived; else `switch_s` is the time from wanting the expert to its
+        full arrival, or to the end of the answer if that came first.
+    queue_admissions: requests admitted while this one waited; overtaken: how many of them arrived later.
+    cached_tokens: prompt tokens found in the prefix cache.
+    guessed_tokens: drafted by speculative decoding; accepted_tokens: how many of them were accepted.
+    reasoning_tokens: tokens of the reasoning that precedes the answer.
+    predicted_tokens: tokens of the prediction that the answer repeated; unpredicted_tokens: its other ones. Both are 0
+        if nothing is guessed.
     """
 
     arrival_s: float
@@ -235,9 +238,9 @@ class Output:
     """What one step produced for one request. The last output has a `finish_reason` and the timings.
 
     `token_ids` are the new tokens, including an end token; `text` is the new text, without end tokens and stop strings.
-    `reasoning` is new text of the reasoning that precedes the answer; it is not part of the answer. `logprobs`, if
-    requested: one for each of `token_ids`, preceded in the first output by the prompt's if it is scored. `vector`: set
-    on the last output if a vector was requested instead of tokens.
+    `reasoning` is new text of the reasoning that precedes the answer; it is not part of the answer.
+    `logprobs`, if requested: one for each of `token_ids`, preceded in the first output by the prompt's if it is scored.
+    `vector`: set on the last output if a vector was requested instead of tokens.
     """
 
     request_id: str

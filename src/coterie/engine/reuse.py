@@ -80,9 +80,7 @@ class Reuse:
         self._kv.free(sequence.number, () if failed else sequence.tokens[: sequence.computed])
 
     def pause(self, sequence: Sequence) -> None:
-        """Take the blocks back from a sequence that will continue: what was computed is found again unless it was
-        evicted.
-        """
+        """Take the blocks back from a sequence that will continue: what it computed is found again unless evicted."""
         self.end(sequence, failed=False)
         sequence.pause()
         self._metrics.by_priority[priority_class(sequence.request.priority)].pauses += 1

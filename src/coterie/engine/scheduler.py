@@ -117,9 +117,7 @@ def _rival(group: Group, firsts: Iterable[First]) -> First | None:
 
 
 def _free_for(priority: int, view: View) -> int:
-    """KV blocks available to requests of this priority: those that the first in line needs are withheld from worse
-    ones.
-    """
+    """KV blocks available to requests of this priority: those needed by the first in line are kept from worse ones."""
     first = view.firsts[0] if view.firsts else None
     return view.free_blocks - (0 if first is None or first.priority >= priority else first.blocks)
 

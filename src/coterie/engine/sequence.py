@@ -118,8 +118,8 @@ class Sequence:
         return bool(self.request.stop) or self.chooser is not None
 
     def pause(self) -> None:
-        """Give up the KV state, to continue later in other blocks: tokens not found in the prefix cache are recomputed,
-        none redrawn.
+        """Give up the KV state, to continue later in other blocks. On a cache miss it is recomputed; nothing is
+        redrawn.
         """
         self.paused |= self.computed > 0
         self.computed, self.begun = 0, False
@@ -171,9 +171,7 @@ class Sequence:
         return Output(request.request_id, request.expert_id, *said, () if self.pool is None else self.pool.vector)
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
-        """Append drawn tokens up to one that ends the sequence; returns how many, the text to show, and the finish
-        reason.
-        """
+        """Append drawn tokens up to one that ends it; returns their number, the text to show, the finish reason."""
         if self._only_length:
             left = self.tokens_left
             for token in tokens[:left] if self.history is not None else ():

@@ -77,9 +77,7 @@ class Headless:
         return replace(expert, exe=self._made[id(exe)][1])
 
     def check(self, request: Request, expert: ServedExpert) -> None:
-        """Raise RequestError if tokens are wanted from an expert without a head, UnsupportedError if vectors are wanted
-        and are not available.
-        """
+        """Raise RequestError for tokens from an expert without a head, UnsupportedError for unavailable vectors."""
         if request.pooling is None:
             if not expert.exe.program.draws:
                 fact = "this expert only gives vectors (embeddings), and generates no text"
@@ -100,9 +98,7 @@ def apart(sequences: Iterable[Sequence]) -> tuple[list[Sequence], list[Sequence]
 
 
 def take_vectors(device: Device, event: Event, batch: Batch) -> Iterator[tuple[Sequence, CoterieError | None]]:
-    """Hand a step's rows to their sequences; yields those that are complete, each with an error if it has no valid
-    vector.
-    """
+    """Hand a step's rows to their sequences; yields the complete ones, each with the error if its vector is invalid."""
     rows_RD = device.vectors(event, range(len(batch.rows.rows_R)))
     for scored in batch.scored:
         _pool(scored.sequence).add(rows_RD[scored.first_row : scored.first_row + scored.count])

@@ -39,11 +39,14 @@ class Waiting:
 
 @value
 class Group:
-    """An expert and its work. `waiting`: the first few of its `num_waiting` requests; `running`: how many are admitted.
-    `oldest`: the least number among the waiting and running requests of its best `priority`. `last_run`: the step in
-    which it last ran (-1: never). `turn_steps`: steps it has run since it was loaded. `variant_group`: fully loaded
-    experts of the same group can share steps (variants.py); `beside`: for a joined group, its members other than
-    `expert_id`. `ranks`: the priorities of its running requests.
+    """An expert and its work.
+
+    waiting: the first few of its `num_waiting` requests; running: how many are admitted.
+    oldest: the least number among the waiting and running requests of its best `priority`.
+    last_run: the step in which it last ran (-1: never); turn_steps: steps it has run since it was loaded.
+    variant_group: fully loaded experts of the same group can share steps (variants.py).
+    beside: for a joined group, its members other than `expert_id`.
+    ranks: the priorities of its running requests.
     """
 
     expert_id: str
@@ -99,10 +102,12 @@ class First:
 class View:
     """What a decision may depend on.
 
-    `firsts`: the first waiting requests of the two experts (more if `has_variants`) that have waited longest, oldest
-    first; as many for each priority, the best first. `arrived`: requests so far. `current`: the expert of the last
-    step; `streak`: how many consecutive steps it has run. `under_way`: unfinished fetches. `refused`: experts that
-    could not be fetched just now, because everything that would have to be evicted is in use.
+    firsts: the first waiting requests of the two experts (more if `has_variants`) that have waited longest, oldest
+        first; as many for each priority, the best first.
+    arrived: requests so far.
+    current: the expert of the last step; streak: how many consecutive steps it has run.
+    under_way: unfinished fetches.
+    refused: experts that could not be fetched just now, because everything that would have to be evicted is in use.
     """
 
     groups: tuple[Group, ...]

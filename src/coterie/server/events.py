@@ -61,9 +61,7 @@ class Reader:
             self._wake()
 
     def put(self, event: bytes, device: str = "") -> None:
-        """Hold a device's event, unless the pending snapshot will include it; drops the oldest if there are too many.
-        Any thread.
-        """
+        """Hold a device's event, unless the pending snapshot will include it; may drop the oldest. Any thread."""
         with self._lock:
             if self._live is not None and device not in self._live:
                 return
@@ -135,9 +133,7 @@ class Hub:
             reader.close()
 
     def _begin(self, coterie: Serving, reader: Reader) -> None:
-        """Called between two steps of each device, so each of its events is either in its part of the snapshot or after
-        it.
-        """
+        """Called between two steps of each device: its events are either in its part of the snapshot or follow it."""
         number = self._told
         status, residents = coterie.observe(self._tell, reader.since)
         reader.begin(encode("snapshot", snapshot(coterie, status, residents), number))

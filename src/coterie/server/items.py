@@ -42,9 +42,7 @@ class Items:
             yield from self._said(item) if isinstance(item, str) else self._called(item)
 
     def end(self, cut: bool) -> Iterator[dict[str, Any]]:
-        """The last events; `cut`: a last item that is not a call is incomplete. Ensures that there is at least one
-        item.
-        """
+        """The last events; `cut`: a last item that is not a call is incomplete. Ensures at least one item."""
         yield from self.push("", last=True)
         if not self.output or (self.output[-1]["type"] == "reasoning" and not cut):
             yield from self._close("completed")

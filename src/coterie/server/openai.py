@@ -99,9 +99,7 @@ def parse_chat(body: object) -> ChatBody:
 
 
 def _limit(body: Mapping[str, object]) -> int | None:
-    """The limit on an answer's tokens, under the newer or the older name. Raises RequestError, also if both are given
-    and differ.
-    """
+    """The limit on an answer's tokens, under the newer or older name. Raises RequestError, also if the two differ."""
     said = {name: fields.integer(body, name) for name in LIMITS}
     limits = {name: limit for name, limit in said.items() if limit not in (None, fields.NO_LIMIT)}
     for name, limit in limits.items():

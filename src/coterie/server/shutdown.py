@@ -124,9 +124,7 @@ class Server(uvicorn.Server):
             cutting.cancel()
 
     def _ended(self) -> None:
-        """There will be no more answers. If the engine failed, exit with an error, so that the service manager restarts
-        the server.
-        """
+        """There will be no more answers. If the engine failed, exit with an error, so that the server is restarted."""
         if isinstance(self._worker.broken, DeviceError):
             self.failed = self.should_exit = True
 

@@ -22,9 +22,7 @@ _NOT_REPLAYED = ("stream", "starting_after")
 
 
 def of_client(store: ResponseStore, request: Request) -> ClientStore:
-    """The part of a store that belongs to a request's sender: to its key, from any address, or, without keys, to its
-    address.
-    """
+    """The part of a store that belongs to a request's sender, identified by its key, or without keys by its address."""
     scope = request.scope
     return ClientStore(store, scope.get(SHOWN) or f"@{scope['client'][0] if scope.get('client') else '?'}")
 

@@ -66,9 +66,7 @@ class TokenTexts:
         return found
 
     def _begin_of(self, text: str, spelled: str, start: int) -> int:
-        """Where a text begins at or after `start`, -1 if nowhere. Prefers the start of a piece: "think" is not in
-        "</think>".
-        """
+        """Where a text begins at or after `start`; -1: nowhere. Prefers piece starts: "think" is not in "</think>"."""
         begins = {0, *accumulate([len(piece) for piece, _ in self._held])}
         first = found = spelled.find(text, start)
         while found >= 0 and found not in begins:

@@ -138,9 +138,7 @@ class Spoken:
 
 
 def found_in(reader: CallReader | None, text: str, last: bool = False) -> Sequence[Found]:
-    """The text and calls found in new text; with `last`, including what was held back. Without a reader everything is
-    text.
-    """
+    """The text and calls in new text; with `last`, also what was held back. Without a reader everything is text."""
     if reader is None:
         return [text] if text else []
     found = reader.push(text)

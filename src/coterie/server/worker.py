@@ -201,9 +201,7 @@ class Worker:
         self._reading.submit(give_back)
 
     async def told(self, begin: Callable[[Serving, Told], None]) -> None:
-        """Start something between two steps and wait for the callback that reports its end. Raises the error or
-        refusal.
-        """
+        """Start something between two steps and wait until its callback reports the end. Raises the error."""
         loop = asyncio.get_running_loop()
         end: asyncio.Future[None] = loop.create_future()
 

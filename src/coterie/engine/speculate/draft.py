@@ -178,8 +178,7 @@ class Drafts:
         return residence is READY
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
-        """The guesses for each of these sequences, all of which decode; None if `steps` steps without guesses are
-        better.
+        """Guesses for each of these sequences, which all decode; None if `steps` steps without guesses are better.
 
         The draft expert must be `ready`. Until it has read all tokens of these sequences, it reads on and guesses
         nothing.

@@ -59,9 +59,7 @@ class Guesser:
         self._limits: dict[str, _Limits] = {}
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
-        """The guesses for each of these sequences, all of which decode; None if `steps` steps without guesses are
-        better.
-        """
+        """Guesses for each of these sequences, which all decode; None if `steps` steps without guesses are better."""
         limits = self._limits.get(expert.expert_id) or self._limits_of(expert)
         if not limits.formed or len(sequences) >= self._max_rows:
             return None
@@ -103,8 +101,8 @@ class Guesser:
     ) -> list[int]:
         """The number of guesses for each sequence that gives the most tokens for their price; all 0 if none pay.
 
-        Greedy: guesses are added one by one, likeliest first, and the best count on the way is kept. `chances`: for
-        each guess (chance, -place in its sequence, sequence), sorted so that a sequence's are in order.
+        Greedy: guesses are added one by one, likeliest first, and the best count on the way is kept.
+        `chances`: for each guess (chance, -place in its sequence, sequence), sorted so that a sequence's are in order.
         """
         tokens, taken = float(len(sequences)), price.step(sequences) + BETWEEN_RUNS_BYTES
         plain = taken - BETWEEN_RUNS_BYTES * (1 - 1 / steps)

@@ -116,9 +116,7 @@ class OllamaAnswers(Streamed):
 
 
 class Calls:
-    """Separates one answer's text from its calls, each of which is returned whole. Without a `reader` everything is
-    text.
-    """
+    """Separates one answer's text from its calls, each of which is returned whole. Without a `reader` all is text."""
 
     def __init__(self, reader: CallReader | None) -> None:
         self._reader = reader

@@ -32,9 +32,7 @@ _NAMES = {"repetition_penalty": "repeat_penalty"}
 
 
 def all_models(coterie: Serving) -> dict[str, Any]:
-    """All models that can be asked, by each of their names: the composition, if it can be, and the experts, except
-    those that only score.
-    """
+    """All models that can be asked, by each name: the composition, if it can be, and experts that do not only score."""
     composition = coterie.composition
     rows = [_row(coterie, composition.name, None)] if _routes(coterie) else []
     for expert in composition.experts:

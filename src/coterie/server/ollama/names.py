@@ -31,9 +31,7 @@ _OWN_PARTS = {"response_format.json_schema.": "format."}
 
 
 def own_name(name: str, composition: Composition) -> str:
-    """The composition's name for a model: `name` if it exists, else the existing one with or without `:latest`, else
-    `name`.
-    """
+    """The composition's name for a model: `name`, or else that with or without `:latest`; `name` if none exists."""
 
     def is_there(one: str) -> bool:
         return one == composition.name or composition.named(one) is not None
