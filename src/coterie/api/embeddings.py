@@ -42,8 +42,7 @@ def query_of(text: str, expert: str, use: str = "", prompt_ids: Sequence[int] = 
 
 
 def output_vectors(answers: Sequence[Answer], text: Text, dimensions: int | None = None) -> F32:
-    """The vectors [N, D] of an expert, normalised if it is made so; or their first `dimensions` numbers, normalised
-    again.
+    """The vectors [N, D] of an expert, normalised if it is made so; or truncated to `dimensions` and normalised.
 
     Raises RequestError for more dimensions than there are, and as `raw_vectors`.
     """

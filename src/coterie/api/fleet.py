@@ -3,8 +3,8 @@
     query -> ready, once -> place (engine/placement.py) -> a member's thread: its Coterie, engine, cache, KV, device
                               board: state, news <-------'
 
-Configs, tokenizers and the router are opened once; memory and programs exist per device. Knows nothing about HTTP or
-the command line.
+Configs, tokenizers and the router are opened once; memory and programs exist per device.
+Knows nothing about HTTP or the command line.
 """
 
 from __future__ import annotations
@@ -159,8 +159,7 @@ class Fleet(FleetExperts, Serving):
             return None if most is None else places_among(*self._board.waiting(client), client, most)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """The new chunks of each query. The devices step themselves; this waits for one of them, at most `within_s`
-        seconds.
+        """The new chunks of each query. The devices step themselves; waits for any of them, up to `within_s` seconds.
 
         Raises ClosedError, and, if no device is left and all chunks were returned, the error they stopped with.
         """

@@ -118,8 +118,7 @@ class InFlight:
 
 
 def tokens_to_draw(query: Query, room: int, chats: bool = True) -> int:
-    """The limit on tokens to generate, given `room` for them in the context; `chats`: a chat template tells the expert
-    where an answer ends.
+    """The limit on tokens to generate, given `room` in the context; `chats`: the expert has a chat template.
 
     One, to be dropped, if the prompt is scored and no token is wanted. The default is reduced to fit the context; a
     limit set by the user is not, and may be refused.

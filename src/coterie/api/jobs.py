@@ -64,8 +64,7 @@ class Inbox:
     ) -> bool:
         """Run the queued jobs. False when told to end.
 
-        `sleeps`: if there are none, wait for one; each time `rest_s` seconds (None: forever) pass without one, call
-        `rest`.
+        `sleeps`: if there are none, wait for one; call `rest` each time `rest_s` seconds (None: forever) pass.
         """
         while True:
             try:

@@ -15,8 +15,7 @@ from coterie.engine.request import TokenLogprobs
 class TokenLogprob:
     """A token and the natural logarithm of its probability; `top`: the likeliest tokens at its position, best first.
 
-    `bytes` are exact; `text` shows a part of a character as U+FFFD. `special`: not part of the text, unless spelled
-    out.
+    `bytes` are exact; `text` shows a part of a character as U+FFFD. `special`: in the text only if spelled out.
     """
 
     token_id: int

@@ -55,11 +55,12 @@ class Measuring(ABC):
         top_n: int | None = None,
         priority: int = 0,
     ) -> list[Ranked]:
-        """The documents that answer a query best, best first, with scores, by a reranking expert; without a name by the
-        only one.
+        """The documents that answer a query best, best first, with scores, by a reranking expert, named or the only
+        one.
 
         `use`: the name of the prompt to put before the query, as the expert names them. `top_n`: at most this many.
-        `priority`: lower goes first, as for queries. Raises the first CoterieError, and then cancels the others.
+        `priority`: lower goes first, as for queries.
+        Raises the first CoterieError, and then cancels the others.
         """
         check_top_n(top_n)
         name = reranker(self.texts, self.composition, expert)

@@ -1,7 +1,8 @@
 """Opens a composition's experts: models and tokenizers. In a folder, those that cannot be opened are left out.
 
 In a composition file, which names its experts, one that cannot be opened or has no room is an error, unless the
-composition `leaves_out` such experts. Knows nothing about queries.
+composition `leaves_out` such experts.
+Knows nothing about queries.
 """
 
 from __future__ import annotations

@@ -127,8 +127,7 @@ def router_model(composition: Composition) -> Expert | None:
 def _routing_now(
     routing: Routing, found: Composition, models: Mapping[str, Model], texts: Mapping[str, Text]
 ) -> Routing | CoterieError:
-    """With the composition's present router, or the error why the old one stays. Raises CompositionError if it is
-    invalid.
+    """With the present router, or the error why the old one stays. Raises CompositionError if the router is invalid.
 
     Neither a router's own model nor the examples it embeds can change: they get memory, or are run, only at start.
     """
@@ -210,7 +209,7 @@ def rescan(
 def _aliases(stay: Mapping[str, Expert], owners: Mapping[str, str], names: Collection[str]) -> dict[str, list[str]]:
     """Each expert's aliases: as in the file, whatever became of weights, so that each alias belongs to one expert.
 
-    Experts that `stay` keep their aliases; others get those of theirs that are free. An alias equal to one of the
+    Experts that `stay` keep their aliases; others get theirs as far as they are free. An alias that equals one of the
     `names` is dropped.
     """
     taken = {name for expert in stay.values() for name in (expert.name, *expert.aliases)}

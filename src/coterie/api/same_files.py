@@ -1,5 +1,5 @@
-"""Same files: which members of a fleet serve an expert from the same files, and what a rescan changes on those that
-don't.
+"""Same files: which members of a fleet serve an expert from the same files, and what a rescan changes where they
+differ.
 
 Knows nothing about who asks, or how files are opened.
 """

@@ -69,8 +69,7 @@ class Text:
     def encode(self, query: Query, prompt: Prompt, most: int = 0, limit: int = 0) -> tuple[int, ...]:
         """The prompt's tokens; for an embedding, at most `most` if that is not 0.
 
-        Raises RequestError if there are none or a template is lacking; ContextError if there are surely more than
-        `limit`.
+        Raises RequestError if there are none or a template is lacking; ContextError if surely more than `limit`.
         """
         if why := self._not_made_for(query):
             other = "" if query.ranks else "ask it to rerank, or " if self.scoring else "ask it for embeddings, or "
@@ -106,8 +105,7 @@ class Text:
         return self.tokenizer.spelled(checked) if special else self.tokenizer.decode(checked)
 
     def detokenizer(self, query: Query, prompt_ids: Sequence[int]) -> Detokenizer | None:
-        """A new one for one answer. If tools are offered, the marks of a call are shown, even if they are special
-        tokens.
+        """A new one for one answer. If tools are offered, the marks of a call are shown, even as special tokens.
 
         For messages it separates reasoning from the answer; in a plain continuation it keeps the first word's space.
         """

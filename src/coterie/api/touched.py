@@ -5,7 +5,8 @@
 chmod, a hard link and a backup do that, but so does a copy over a file that restores its times. So the weights are
 assumed to be new: they are read whole at the load, including a scoring head, and nothing computed with the old ones is
 kept. Running requests are recomputed, and end with an error if they would not have drawn the tokens already shown: no
-answer mixes two sets of weights. Knows nothing about requests.
+answer mixes two sets of weights.
+Knows nothing about requests.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     <digest of weights, graph, pooling and device>.vectors     | sha256 of the rest | npz: keys [N, 16], rows [N, D] |
 
 A key is the digest of a text's tokens, so another tokenizer or prompt finds nothing. Files are replaced atomically, and
-a damaged one is ignored. Knows nothing about engines. Source of the folder: the XDG Base Directory Specification,
-$XDG_CACHE_HOME.
+a damaged one is ignored. Knows nothing about engines.
+Source of the folder: the XDG Base Directory Specification, $XDG_CACHE_HOME.
 """
 
 from __future__ import annotations

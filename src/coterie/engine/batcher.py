@@ -97,8 +97,7 @@ class Batcher:
     def _first(
         self, experts: Seq[ServedExpert], chosen: Seq[Sequence], max_steps: int, names: tuple[str, ...] = ()
     ) -> Batch | Decoding:
-        """A new batch of these sequences; or, if all of them decode, the Decoding that makes this and the following
-        ones.
+        """A new batch of these sequences; or, if all of them decode, the Decoding that makes this and later ones.
 
         `names`: for variants, the order in which their sequences are laid out.
         """

@@ -7,7 +7,8 @@ A device that applies penalties and biases itself draws from the changed logits;
 
 Such a sequence's batch runs one step at a time, as with stop strings; other sequences keep the device's tokens.
 Speculated tokens are walked through one by one, as far as they match what is chosen, so masks, penalties and logprobs
-come out as without speculation. Knows nothing about clocks, requests' texts or what a mask stands for.
+come out as without speculation.
+Knows nothing about clocks, requests' texts or what a mask stands for.
 """
 
 from __future__ import annotations

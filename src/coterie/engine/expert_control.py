@@ -79,8 +79,7 @@ class ExpertControl:
         self._log.add("unload", expert_id)
 
     def pin(self, expert_id: str) -> None:
-        """Never evict an expert, from now on or once it is loaded; room for pinned experts is kept even while they are
-        absent.
+        """Never evict an expert, from now on or once it is loaded. Absent pinned experts keep their room.
 
         Raises ConflictError if that would leave no room for the largest expert that is not pinned.
         """

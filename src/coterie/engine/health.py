@@ -4,8 +4,8 @@
        ^------------------- it answers any request -------------------------------------------'    it fails: avoided,
                                                                                          for twice as many requests
 A device that fails every request at once has no load and looks free; without this it would get most of them. The way
-back is counted in requests, not seconds, so a bounded share of them is risked, whatever the clock. Knows nothing about
-devices, or what makes a failure a device's own.
+back is counted in requests, not seconds, so a bounded share of them is risked, whatever the clock.
+Knows nothing about devices, or what makes a failure a device's own.
 """
 
 from __future__ import annotations

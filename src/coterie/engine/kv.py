@@ -197,8 +197,7 @@ class KVPool:
     def free(self, owner: int, tokens: Sequence[int] = ()) -> None:
         """Take the owner's blocks back as soon as the last step that uses them is finished.
 
-        If it shares, the blocks that hold the KV state of these tokens, whose steps are finished, stay available to
-        others.
+        If it shares, others may reuse those that hold the KV state of these tokens, whose steps are finished.
         """
         if owner in self._reserved:
             self._promised -= self._reserved.pop(owner)

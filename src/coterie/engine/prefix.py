@@ -1,11 +1,11 @@
-"""Prefix cache: KV blocks whose tokens are known, as one tree per key, so that sequences with equal prefixes share
-them.
+"""Prefix cache: KV blocks whose tokens are known, as one tree per key, shared by sequences with equal prefixes.
 
     key a   [5 9 2 7] -- [1 1 3 0] -- [4 4 8 6]     a node: one whole block, its tokens, its number of users
                      \\- [2 0 0 1]                  no users: may be evicted, least recently used first
 
 A user of a node uses its ancestors too, and releases its nodes from the last to the first, so the least recently used
-unused node is always a leaf. Knows nothing about requests, events or what the bytes mean.
+unused node is always a leaf.
+Knows nothing about requests, events or what the bytes mean.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""RoutingJob: routes one prompt with a router that may query models first; a state machine driven by the engine's
-caller.
+"""RoutingJob: routes one prompt with a router that may query models first; a state machine that its caller drives.
 
     RoutingJob(router, prompt) -> asks --(run by the engine, outputs given back)--> route
 

@@ -57,8 +57,7 @@ class Runner:
     def start(
         self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str = ""
     ) -> Event:
-        """Issue the steps of a batch; each layer runs when its gate opens. Weights and KV stay held until the event is
-        done.
+        """Issue the steps of a batch; each layer runs when its gate opens. Weights and KV are held until it is done.
 
         With several experts, which must all be resident, `batch.mix` says which expert each sequence belongs to.
         `what`: a label for the recording; empty: derived from the batch.

@@ -50,8 +50,7 @@ def grouped(view: View, policy: Policy) -> Decision:
 
 
 def fcfs(view: View, policy: Policy) -> Decision:
-    """First come first served, the baseline: runs the expert of the oldest request, with the requests next in line for
-    it.
+    """First come first served, the baseline: runs the oldest request's expert, with the requests next in line for it.
 
     Another expert is fetched only when the current one has finished all its sequences.
     """
@@ -72,8 +71,7 @@ def fcfs(view: View, policy: Policy) -> Decision:
 
 
 def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
-    """For how many consecutive steps `grouped` would decide the same, while no request arrives or ends and no load
-    finishes.
+    """For how many consecutive steps `grouped` decides the same, while no request arrives or ends and no load finishes.
 
     Weights, places and residences then stay the same; only the expert's streak and its turn grow. A refused fetch stays
     refused until the turn of an expert it would displace is over, because only then may that one be evicted.
@@ -205,8 +203,7 @@ def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
 
 
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
-    """The expert to run: a fully resident one if any, else one still arriving, which runs as fast as its weights
-    arrive.
+    """The expert to run: a fully resident one if any, else one still arriving, as fast as its weights arrive.
 
     Up to `turns` experts share the steps in quanta; another starts when one of them runs out of work. After each
     quantum an expert with admissible requests goes first, even one already started: that costs the others one more

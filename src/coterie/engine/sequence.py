@@ -118,9 +118,7 @@ class Sequence:
         return bool(self.request.stop) or self.chooser is not None
 
     def pause(self) -> None:
-        """Give up the KV state, to continue later in other blocks. On a cache miss it is recomputed; nothing is
-        redrawn.
-        """
+        """Give up the KV state, to continue later in other blocks. A cache miss is recomputed; no token is redrawn."""
         self.paused |= self.computed > 0
         self.computed, self.begun = 0, False
 

@@ -45,8 +45,8 @@ def shared_places(names: Sequence[str], layout: Layout) -> tuple[int, ...]:
 class ServedExpert:
     """An expert that can serve requests: where its bytes go, and its program (shared by experts of one architecture).
 
-    `base`: for an adapter, holds the weights that its layout lacks. `draft`: its draft expert, which has the same
-    tokens; empty: none.
+    `base`: for an adapter, holds the weights that its layout lacks.
+    `draft`: its draft expert, which has the same tokens; empty: none.
     """
 
     expert_id: str

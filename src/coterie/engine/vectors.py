@@ -3,7 +3,8 @@
     pieces of a prompt -> steps of the program without a head -> rows -> Pool -> vector
 
 On a CPU, a row's bits depend neither on how the prompt is cut nor on the rest of the batch, and sums are in token
-order. Knows nothing about schedules or what vectors are for.
+order.
+Knows nothing about schedules or what vectors are for.
 """
 
 from __future__ import annotations

@@ -231,8 +231,7 @@ class EventStream(Response):
 async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send: SendPiece) -> None:
     """Write a stream's events.
 
-    Available chunks are sent together, so that there is an await between two writes: only then does asyncio notice a
-    disconnect.
+    Available chunks are sent together, so that there is an await between two writes: only then a disconnect is noticed.
     """
     async for words in opening.waits():
         await send(asked.waiting(words))

@@ -148,8 +148,7 @@ def renamed(
 ) -> CoterieError:
     """An error about a body, translated from chat's field names to another endpoint's.
 
-    `names`: whole fields; `parts`: substrings of a field's path, replaced in order; `remedies`: substrings of the
-    remedy.
+    `names`: whole fields; `parts`: substrings of a field's path, replaced in order; `remedies`: those of the remedy.
     """
     if not isinstance(error, UsageError):
         return error

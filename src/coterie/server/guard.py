@@ -87,8 +87,7 @@ def pages_of(origins: Sequence[str]) -> list[Middleware]:
 
 
 def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
-    """Raise HTTPException (403) if a page of another site makes a browser send this; a key proves the sender, so it is
-    exempt.
+    """Raise HTTPException (403) if a page of another site made a browser send this, unless it has a key.
 
     Browsers send a POST without a body to any site without a preflight, and only withhold the answer from the page.
     """

@@ -1,7 +1,7 @@
 """GET /metrics: a Status in the text formats of Prometheus and OpenMetrics.
 
-Durations and rates are on the device's clock. Knows nothing about how the numbers are computed. Source of the naming
-conventions: the Prometheus documentation, "Metric and label naming".
+Durations and rates are on the device's clock. Knows nothing about how the numbers are computed.
+Source of the naming conventions: the Prometheus documentation, "Metric and label naming".
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ from coterie.server.log import log_end
 class Stream:
     """The chunks of `count` queries. `cancel` is called when the reader leaves before all have ended.
 
-    `request_ids` are set by the engine's thread before there are chunks. `preparing`: the task that precedes
-    submission.
+    `request_ids` are set by the engine's thread before there are chunks. `preparing`: the task before submission.
     """
 
     def __init__(self, count: int, cancel: Callable[[Stream], None]) -> None:
@@ -77,7 +76,7 @@ class Stream:
     def leave(self) -> None:
         """Stop taking: queries that have not ended are cancelled. Idempotent.
 
-        Drops the failure: its traceback refers to this stream and to megabytes of text, a cycle that Python may not
+        Drops the failure: its traceback refers to this stream and megabytes of text, a cycle that Python may not
         collect for minutes.
         """
         self._failure = None

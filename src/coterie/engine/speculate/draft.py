@@ -180,8 +180,7 @@ class Drafts:
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
         """Guesses for each of these sequences, which all decode; None if `steps` steps without guesses are better.
 
-        The draft expert must be `ready`. Until it has read all tokens of these sequences, it reads on and guesses
-        nothing.
+        The draft expert must be `ready`. Until it has read all tokens of these sequences, it only reads on.
         """
         small = self._experts[expert.draft]
         if any(sequence.mask is not None or not _fits(sequence, small, expert) for sequence in sequences):

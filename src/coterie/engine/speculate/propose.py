@@ -40,8 +40,8 @@ def propose(
 ) -> Proposal:
     """Propose at most `most` tokens: those that the mask forces, else those of the source surest of its next token.
 
-    `last_choices`: of an answer whose newest token is `newest`; if surest, it contributes one token. The mask is
-    copied, never changed.
+    `last_choices`: of an answer whose newest token is `newest`; if surest, it contributes one token.
+    The mask is copied, never changed.
     """
     seen, chance, ahead = Proposal([], []), 1.0, None
     while len(seen.tokens) < most and chance >= MIN_CHANCE:

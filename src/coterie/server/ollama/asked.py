@@ -44,8 +44,7 @@ _ONLY_TEXT = "send text alone: no expert here reads images"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A validated request body. `model`: the model asked, by the composition's name for it, and `said` by the
-    request's.
+    """A validated request body. `model`: the composition's name for the model asked; `said`: the request's.
 
     `query` None: only load the model, or, if `keep_s` is 0, unload it. `keep_s`: how long to keep it after the answer,
     in seconds; None: the default, negative: for ever.
