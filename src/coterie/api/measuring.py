@@ -1,4 +1,4 @@
-"""Measuring: queries about texts besides answers: their vectors, and which documents answer a query best.
+"""Measuring: vectors of texts, and how well documents answer a query.
 
 Knows nothing about how queries are answered.
 """
@@ -55,7 +55,7 @@ class Measuring(ABC):
         top_n: int | None = None,
         priority: int = 0,
     ) -> list[Ranked]:
-        """The documents that answer a query best, best first, with scores, by a reranking expert, named or the only
+        """The documents that best answer a query, best first, with scores; by a reranking expert, named or the only
         one.
 
         `use`: the name of the prompt to put before the query, as the expert names them. `top_n`: at most this many.

@@ -155,9 +155,9 @@ def rescan(
 ) -> tuple[Routing, Rescan]:
     """Serve what a look found; updates `models` and `texts`. Call between two steps.
 
-    Experts changed by someone else since that look keep their state. If an expert of a composition file is left out,
-    the old router stays, as the new one may choose that expert; and if the old router stays, so do all experts it may
-    choose.
+    Experts changed by someone else since that look keep their state. If an expert of a composition file is left out
+    (the fallback, if the file allows leaving out), the old router stays, as the new one may choose that expert. If the
+    old router stays, so do all experts it may choose.
     """
     composition = routing.composition
     before = {expert.name: expert for expert in composition.experts}

@@ -84,8 +84,8 @@ class Routings:
         """Compute what the router must know before its first decision, and wait; returns the routing taught with it.
 
         Earlier results on this `device` are cached in `folder`. One of them is recomputed all the same: this loads the
-        model, and if the result differs, the cache is discarded. Raises the failure of a request. On a synthetic device
-        nothing is computed.
+        model, and if the result differs, the cache is discarded. On a synthetic device nothing is computed.
+        Raises the failure of a request.
         """
         wanted = () if self._made_up else self._routing.to_teach
         if not wanted:

@@ -1,5 +1,4 @@
-"""Same files: which members of a fleet serve an expert from the same files, and what a rescan changes where they
-differ.
+"""Same files: which members of a fleet serve an expert from the same files, and a rescan's changes for the others.
 
 Knows nothing about who asks, or how files are opened.
 """

@@ -150,8 +150,8 @@ def check_room_among(waiting: int, own: int, client: str, most: int, count: int 
 def places_among(waiting: int, own: int, client: str, most: int) -> int:
     """How many more requests a client may add, with `most` waiting allowed over all clients; below 1: none.
 
-    After adding them it has fewer than there are places left, so there is always a place for a client that has none.
-    Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
+    A client may have about as many waiting as there are free places, so that newcomers find one. Source: A. K.
+    Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
     """
     left = most - waiting
     return (left - own + 1) // 2 if client else left

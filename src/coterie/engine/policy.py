@@ -49,11 +49,12 @@ class Policy:
         be decided alike; the run ends early when something changes. Modelled time reports changes at once; a real
         device does better without.
     share_steps: let variants of one base (its adapters, or deltas) that have one program share steps.
-    max_steps, max_run_bytes: bounds on the steps of one device run when nothing waits: their number, and the bytes of
-        weights that they read, so that a large expert's tokens are not shown in bursts. None: RUN_BYTES or
+    max_steps, max_run_bytes: bounds on one device run of several steps when nothing waits: their number, and the bytes
+        of weights that they read, so that a large expert's tokens are not shown in bursts. None: RUN_BYTES or
         ACCELERATOR_RUN_BYTES, by the machine.
-    max_guesses: tokens of a sequence drafted and verified in one step, where that pays; 0 disables it. None: disabled
-        for small experts, and on accelerators, where results depend bit by bit on the number of tokens in a step.
+    max_guesses: tokens of a sequence drafted and verified in one step, where that pays; 0: none. None: MAX_GUESSES, but
+        none for small experts, and none on accelerators, where results depend bit by bit on the number of tokens in a
+        step.
     flops_per_byte: flops the machine does while it reads a byte, for pricing drafts. None: from its spec.
     """
 

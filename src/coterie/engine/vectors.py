@@ -2,8 +2,7 @@
 
     pieces of a prompt -> steps of the program without a head -> rows -> Pool -> vector
 
-On a CPU, a row's bits depend neither on how the prompt is cut nor on the rest of the batch, and sums are in token
-order.
+On a CPU, a row's bits depend neither on how the prompt is cut nor on the batch, and sums are in token order.
 Knows nothing about schedules or what vectors are for.
 """
 

@@ -133,9 +133,8 @@ class Worker:
         return asked.result()
 
     async def turn(self) -> None:
-        """Return once the engine has taken a turn, and at least one of the devices that step themselves: others may
-        hang.
-        Raises the error they ended with.
+        """Return once the engine has taken a turn, and at least one of the devices that step themselves; others may
+        hang. Raises the error they ended with.
         """
         await self._call(lambda _: None)
         turns = {asyncio.wrap_future(one) for one in self._coterie.turns()}

@@ -1,7 +1,7 @@
 """Prompt lookup: guesses what followed the latest earlier occurrence of a sequence's newest tokens.
 
     tokens   .. 7 3 9 4 1 .. | .. 3 9 ?        at: what followed [3 9] before, here 4; match: how many tokens before
-                    ^ at            ^ end      `at` equal those up to the end. The guess is [4 1 ..], and may go on
+                      ^ at          ^ end      `at` equal those up to `end`. The guess is [4 1 ..], and may go on
                                                into itself
 
 Each token costs one table look-up, however long the sequence. Knows nothing about devices, prices or sampling.
