@@ -3,7 +3,7 @@
     KV blocks short   the youngest running ones of the worst priority give theirs up and wait again, at their old place
     turn_steps long   requests were passed over: the oldest one is raised to the better priority, one at a time
 
-Knows nothing about residency, or how much anybody computes.
+Knows nothing about residency, or how much work a request is.
 """
 
 from __future__ import annotations

@@ -34,27 +34,27 @@ class Timeline(Device):
         self._last: Event | None = None  # the event last found done: several callers ask about the end of a run
 
     def now(self) -> float:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.now()
 
     def tokens(self, event: Event) -> I32:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.tokens(event)
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.logits(event, rows)
 
     def vectors(self, event: Event, rows: Sequence[int]) -> F32:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.vectors(event, rows)
 
     def failure(self, event: Event) -> Exception | None:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.failure(event)
 
     def span(self, event: Event) -> Span:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.span(event)
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
@@ -83,7 +83,7 @@ class Timeline(Device):
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """As the device's."""
+        """Delegates to the device."""
         after = tuple(after)
         event = self._device.fetch(dst, source, after, parts)
         if self._recording is not None:
@@ -92,13 +92,13 @@ class Timeline(Device):
         return event
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """As the device's."""
+        """Delegates to the device."""
         self._device.place(dst, tensors)
 
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """As the device's."""
+        """Delegates to the device."""
         if self._recording is None:
             return self._device.copy(dst, src, after, parts)
         after = tuple(after)
@@ -108,7 +108,7 @@ class Timeline(Device):
         return event
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
-        """As the device's."""
+        """Delegates to the device."""
         if self._recording is None:
             self._device.copy_all(dst, src, pieces, issued)
         else:
@@ -122,7 +122,7 @@ class Timeline(Device):
         steps: int = 1,
         after: Iterable[Event] = (),
     ) -> Event:
-        """As the device's."""
+        """Delegates to the device."""
         after = tuple(after)
         event = self._device.run(exe, binding, gates, steps, after)
         if self._recording is not None:
@@ -130,42 +130,42 @@ class Timeline(Device):
         return event
 
     def interrupt(self) -> None:
-        """As the device's."""
+        """Delegates to the device."""
         self._device.interrupt()
 
     @property
     def spec(self) -> MachineSpec:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.spec
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.reserve(tier, size_bytes, touched)
 
     def give_back(self, buffer: Buffer) -> None:
-        """As the device does it."""
+        """Delegates to the device."""
         self._device.give_back(buffer)
 
     def load(self, program: Program) -> Executable:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.load(program)
 
     def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
-        """As the device does."""
+        """Delegates to the device."""
         self._device.expect(exe, limits, block_bytes, shared)
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.inspect(exe, binding)
 
     def changes_logits(self) -> bool:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.changes_logits()
 
     def synthetic(self) -> bool:
-        """As the device's."""
+        """Delegates to the device."""
         return self._device.synthetic()
 
     def close(self) -> None:
-        """As the device's."""
+        """Delegates to the device."""
         self._device.close()

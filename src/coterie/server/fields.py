@@ -99,8 +99,8 @@ def an_object(body: object, fields: str) -> dict[str, Any]:
 def in_these_words(given: dict[str, Any]) -> dict[str, Any]:
     """A body with synonyms of fields replaced. Raises RequestError if both are given and differ.
 
-    `repeat_last_n` limits penalties to the last tokens. Here they always apply to the whole prompt and answer; the
-    default, which clients send unasked, is accepted as that. 0 disables them.
+    `repeat_last_n` limits penalties to the last tokens. Here a repetition penalty always applies to the whole prompt
+    and answer; the default, which clients send unasked, is accepted as that. 0 disables penalties.
     """
     found = dict(given)
     for name, ours in SYNONYMS.items():

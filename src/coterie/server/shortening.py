@@ -23,7 +23,7 @@ from coterie.core.errors import ContextError
 from coterie.server.choices import EndpointRequest, respond
 from coterie.server.worker import Worker
 
-# A context's share (1 in so many) reserved for an answer: if it has no limit of its own, and at most.
+# Fraction of a context (1/4, 1/2) reserved for an answer: one without a limit of its own, and at most.
 USUAL_SHARE, MAX_SHARE = 4, 2
 
 

@@ -1,4 +1,4 @@
-"""A server that shuts down in order, whoever still waits.
+"""A server that shuts down in order, even while clients wait.
 
     signal --> no new connections --> grace period --> waiting requests fail --> the engine stops, the device closes
     again  ------------------------> at once -----------^

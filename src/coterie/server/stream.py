@@ -48,7 +48,9 @@ class Stream:
             self._taker.set_result(None)
 
     def news(self) -> asyncio.Future[None]:
-        """A future that is done when there is something to take, or a failure; shared by all who ask before then."""
+        """A future that is done when there is something to take, or a failure. Until then all calls return the same
+        one.
+        """
         if self._taker is None or self._taker.done():
             self._taker = self.loop.create_future()
             if self._chunks or self._failure is not None:
