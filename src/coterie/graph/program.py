@@ -57,8 +57,8 @@ class KvShape:
 
         block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
 
-    `others`: layers with other head shapes. They follow the first group, and each starts at a multiple of its own size,
-    so that its offset is a whole number of layers of that size.
+    `others`: groups of layers with other head shapes. They follow the first group, and each group starts at a multiple
+    of its layer size, so that its offset is a whole number of such layers.
     """
 
     num_layers: int

@@ -8,7 +8,7 @@
     branches             gate and up of each by rows, down by columns; every rank makes the same choice of branches
     sinks                split by heads
     norm of all heads    all_gather joins the heads; each rank norms them all and keeps its own
-    low-rank change      B is split like the rows of the weight it changes, A like its columns; x A^T is whole on all
+    low-rank change      B is split like the rows of its weight, A like its columns; x A^T is whole on every rank
 
 Everything else (norms, residuals, tables of positions and types, a vision tower's patches) is replicated on all ranks.
 A linear is split only if what follows it, up to the next linear, works per head or per column.

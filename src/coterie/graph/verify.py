@@ -1,4 +1,4 @@
-"""Verification of a graph, op by op, before anything else is done with it. The rules of each op are in the legal.py's.
+"""Verification of a graph, op by op, before anything else is done with it. Each op's rules are in legal.py's tables.
 
 Knows nothing about fusion or devices.
 """

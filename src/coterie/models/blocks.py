@@ -127,7 +127,7 @@ class Decoder(RecurrentBlocks):
         return self._op("add", "mixed", (made, o)) if made else o
 
     def _wide(self, x: str, h: str, layer: int, prefix: str) -> str:
-        """Branches or the plain block; `x` is the residual, of which `h` is the norm."""
+        """The output of the branches or the plain block; `x` is the residual, `h` its norm."""
         branches = self.config.branches
         has = branches is not None and layer in branches.layers
         return self._branches(h, prefix, branches) if branches and has else self._feed_forward(h, prefix)

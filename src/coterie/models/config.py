@@ -217,7 +217,7 @@ def _feed_forward(config: Fields, family: Family) -> FeedForward:
 
 
 def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
-    """Plain feed-forward blocks are four times as wide as the model unless the config says otherwise."""
+    """Width of the feed-forward block; 4 * hidden_size by default with GELU or ReLU, required for all others."""
     said = family.feed_forward.is_gated or family.feed_forward in (FeedForward.RELU_SQUARED, FeedForward.XIELU)
     if family.inner_in_blocks:
         return inner_in_blocks(config)
@@ -227,7 +227,7 @@ def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
     if family.latent:
         return rotated_channels(config, family.latent)
-    default = None if "head_dim" in config.raw else family.head_dim  # null: the quotient, as an absent one may be
+    default = None if "head_dim" in config.raw else family.head_dim  # null means hidden_size / num_heads
     if config.get("head_dim", default) is None and hidden_size % num_heads:
         fact = f"{num_heads} does not divide hidden_size {hidden_size}, and head_dim is missing"
         raise CheckpointError(config.where, f"num_attention_heads {fact}", "give head_dim")
@@ -238,7 +238,7 @@ def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) 
 
 
 def _num_kv_heads(config: Fields, family: Family, num_heads: int) -> int:
-    """An absent key means the family's default, a null one as many as query heads."""
+    """Number of key/value heads: an absent key means the family's default, null as many as query heads."""
     default = num_heads if "num_key_value_heads" in config.raw else family.num_kv_heads
     num_kv_heads = config.count("num_key_value_heads", default or num_heads)
     if num_heads % num_kv_heads:

@@ -16,7 +16,7 @@ from coterie.models.latent import LatentKeys
 from coterie.models.state_space import ScanKeys
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # layer types: without and with a window
-FIXED_NTK = "fixed_ntk"  # a kind of rope
+FIXED_NTK = "fixed_ntk"  # a rope type (rope.py)
 LINEAR = "linear_attention"  # a layer type with a state of fixed size
 
 
@@ -37,8 +37,8 @@ class Bias(Enum):
 
     NEVER = "never"
     ALWAYS = "always"
-    BY_CONFIG = "by config"  # `attention_bias`, `mlp_bias`
-    UNLESS_OFF = "unless the config says no"  # by the same keys
+    BY_CONFIG = "by config"  # keys `attention_bias`, `mlp_bias`, by default false
+    UNLESS_OFF = "unless the config says no"  # the same keys, by default true
 
 
 class Norm(Enum):

@@ -102,7 +102,7 @@ class Model:
 
     @property
     def written_s(self) -> int:
-        """When the newest file of its own weights was written, in seconds since 1970; 0 without files."""
+        """Modification time of the newest file of its own weights, in seconds since 1970; 0 without files."""
         return max((placed.source.identity.mtime_ns for placed in self.layout.ranges), default=0) // 1_000_000_000
 
 

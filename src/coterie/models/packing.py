@@ -41,7 +41,7 @@ NAMES: Mapping[DType, str] = {
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
 WITHOUT_BYTES: Mapping[str, DType] = {"fp8": DType.F8_E4M3}  # priced by modelled machines; real devices do not run them
 _NAMES = {**NAMES, **{dtype: name for name, dtype in WITHOUT_BYTES.items()}}
-BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
+BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # in version 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From a ModelConfig to its graph. The families themselves are rows of the table in families/.
+"""From a ModelConfig to its graph. The families are rows of a table in families/.
 
 Knows nothing about files or devices.
 """

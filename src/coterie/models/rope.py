@@ -94,7 +94,7 @@ def _interleaved(config: Fields, family: Family) -> bool:
 
 
 def _growth(rope: Fields, family: Family) -> dict[str, Any]:
-    """How queries grow with their position, as fields of Rope. Source: Llama 4's temperature of attention."""
+    """Growth of queries with their position, as fields of Rope. Source: Llama 4's attention temperature tuning."""
     if not rope.get(GROWTH):
         return {}
     if not family.queries_grow:

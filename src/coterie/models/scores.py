@@ -163,7 +163,7 @@ def _of_tokens(checkpoint: Checkpoint, said: Mapping[str, Any], name: str) -> Sc
 def _layer(
     keys: HeadKeys, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], eps: float, where: str
 ) -> HeadLayer:
-    """Raises CheckpointError for a tensor that is missing, UnsupportedError for an activation that is not supported."""
+    """A layer of the head. Raises CheckpointError for a missing tensor, UnsupportedError for another activation."""
     activation = keys.activation
     if keys.activation_key:
         named = config.get(keys.activation_key) or activation

@@ -26,9 +26,9 @@ _COMPARE_BYTES = 1 << 24
 
 
 def read_by_a_step(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
-    """The tensors that a step reads: without multi-token prediction, including its extra layers after the last one.
+    """The tensors that a step reads, without those for multi-token prediction (such as extra layers after the last).
 
-    If a layer reads the keys and values of another, its own key and value projections are left out too.
+    In a layer that reads the keys and values of another, its own key and value projections are left out as well.
     """
     behind = range(config.num_layers, config.num_layers + config.layers_behind)
     unread = [*config.names.unread, *(config.names.layer.format(layer) for layer in behind)]

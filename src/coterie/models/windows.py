@@ -23,7 +23,7 @@ def windows_of(config: Fields, family: Family, num_layers: int) -> tuple[int, ..
         every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
         types = [FULL if (i + family.pattern_first) % every == 0 else SLIDING for i in range(num_layers)]
     if types and family.layered:
-        types[-1] = FULL  # whatever the config says
+        types[-1] = FULL  # the last layer has no window, whatever the config says
     if family.window is Window.BY_TYPES and types is None:
         types = [SLIDING if window else FULL] * num_layers
     if family.window not in (Window.NEVER, Window.EVERY_LAYER):

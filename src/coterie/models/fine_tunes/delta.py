@@ -180,7 +180,7 @@ def _shape(graph: Graph, weight: str) -> tuple[int, int]:
 
 
 def _layout(folder: Path, raw: Mapping[str, Any], config: ModelConfig, made: Architecture, parts: _Parts) -> Layout:
-    """The layout of the delta's own tensors; an embedding, or its difference, is placed as a table of rows."""
+    """The layout of the delta's own tensors; of an embedding, or its difference, a prompt's rows may be read first."""
     stored = Checkpoint(folder, raw, parts.tensors)
     stages = {weight: stage for weight, stage in made.weight_stage.items() if weight in stored.tensors}
     tables = (table for table in (config.names.embed, delta_name(config.names.embed)) if table in stages)

@@ -260,7 +260,7 @@ def pieces(source: Source, dtype: DType, sums: ErrorSums) -> Iterator[bytes]:
 
 
 def _stored(source: Source, values: F32, start: int, stop: int, dtype: DType) -> tuple[Any, F32]:
-    """The bits of these rows, and what they are worth."""
+    """The stored bits of these rows, and the values that they represent."""
     try:
         if dtype is not codes_kept(source.tensor.type):
             return encode(values, dtype)
