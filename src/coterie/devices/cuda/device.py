@@ -287,7 +287,7 @@ class CudaDevice(RealDevice):
         self._check_open()  # the device may have been closed meanwhile
 
     def _read_rows(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """In pieces: memory for what is copied at once is pinned, and kept for later reads."""
+        """In pieces: memory for each copy is pinned, and kept for later reads."""
         at_once = max(READ_BYTES // ran.rows_at[1], 1)
         pieces = [self._read(ran, rows[i : i + at_once]) for i in range(0, max(len(rows), 1), at_once)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -137,7 +137,7 @@ class Health:
 
     @contextmanager
     def telling(self, label: str) -> Iterator[None]:
-        """A context that converts a driver's exceptions, in the calling thread, to such errors."""
+        """A context that converts a driver's exceptions in the calling thread to errors for users."""
         try:
             yield
         except Exception as error:

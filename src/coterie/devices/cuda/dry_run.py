@@ -159,8 +159,8 @@ class DryRun:
     def everything(
         self, exe: LoweredExecutable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
     ) -> dict[Wanted, None]:
-        """Kernels that any step within these limits needs. None if steps cannot mix experts that share weights like
-        this.
+        """Kernels that any step within these limits needs; empty if steps cannot mix experts that
+        share these weights.
         """
         if shared is not None and not exe.mixes(shared):
             return {}

@@ -61,12 +61,12 @@ def let_next_begin(WHEN: tl.constexpr):
 
 @triton.jit
 def wait_for_last(WHEN: tl.constexpr):
-    """Wait until the previous launch has ended and its stores are visible. An early launch must call this exactly once.
+    """Wait until the previous launch has ended and its stores are visible.
 
-    In all of its programs: otherwise it could end before the previous launch does, and the next one would begin too
-    soon. Before the wait, a program may read only what no launch of a step changes: sizes, addresses, positions, block
-    tables, weights, old keys and values. `feed` changes some of these between steps, so neither it nor `embed` after it
-    begins early or lets the next launch begin.
+    An early launch must call this, in all of its programs: otherwise it could end before the previous launch does, and
+    the next one would begin too soon. Before the wait, a program may read only what no launch of a step changes: sizes,
+    addresses, positions, block tables, weights, old keys and values. `feed` changes some of these between steps, so
+    neither it nor `embed` after it begins early or lets the next launch begin.
     """
     if WHEN == EARLY and not INTERPRETED:
         tl.extra.cuda.gdc_wait()
@@ -121,8 +121,8 @@ def silu_of(x):
 
 @triton.jit
 def softplus_of(x):
-    """log(1 + exp(x)), accurate to a few bits even where it is close to exp(x), which heads with
-    slow decay depend on.
+    """log(1 + exp(x)), accurate within a few bits even where it is close to exp(x): heads with slow
+    decay depend on it.
     """
     e = tl.exp(-tl.abs(x))
     u = 1.0 + e

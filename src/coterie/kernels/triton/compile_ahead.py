@@ -105,7 +105,7 @@ def _folder_of(key: str) -> str:
 
 
 class NoGpu:
-    """A substitute for Triton's driver where there is no GPU, or it must not be touched: it names the target."""
+    """Stands in for Triton's driver where there is no GPU, or it must not be touched: only names the target."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self._target = target_of(capability)
@@ -129,7 +129,7 @@ def target_of(capability: tuple[int, int]) -> GPUTarget:
 
 
 def _compile_start(compiled: Any) -> None:
-    """Also compile the kernel's launcher, which Triton 3.6 generates in C for each parameter list that it meets.
+    """Also compile the kernel's launcher, which Triton 3.6 generates in C for each new parameter list.
 
     From 3.7 on, one launcher serves all. Without a CUDA driver to link, no launcher could be compiled.
     """

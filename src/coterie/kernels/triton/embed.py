@@ -1,4 +1,4 @@
-"""embed: y = scale * table[tokens], as float32.
+"""embed: y [T, D] = scale * table[tokens], as float32.
 
 Knows nothing about tokens except that they index the table.
 """

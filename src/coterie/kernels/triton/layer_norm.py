@@ -1,4 +1,4 @@
-"""layer_norm: y = (x - mean) / std * weight + bias, over the last axis; the bias is optional.
+"""layer_norm: y = (x - mean) / std * weight + bias, over the last axis of x [T, per_token, C]; the bias is optional.
 
 Knows nothing about what the rows are: tokens, or heads of tokens.
 """

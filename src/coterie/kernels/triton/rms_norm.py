@@ -1,4 +1,4 @@
-"""rms_norm: y = x / rms(x, last axis) * (weight + offset).
+"""rms_norm: y = x / rms(x, last axis) * (weight + offset), with y [T, per_token, C].
 
 Rows of x are `x_step` apart, from `x_first` on; a step of 0 means contiguous rows.
 Knows nothing about what the rows are: tokens, or heads of tokens.

@@ -65,9 +65,7 @@ def scaled(logits, i, V: tl.constexpr, temperature):
 def passes(
     logits, temperature, highest, bound, COUNT: tl.constexpr, BEYOND: tl.constexpr, V: tl.constexpr, STEP: tl.constexpr
 ):
-    """The greatest key such that the count (COUNT) or weight of logits at or above it is at least `bound`; above, if
-    BEYOND.
-    """
+    """The greatest key such that logits at or above it count (COUNT) or weigh at least `bound`, or more if BEYOND."""
     key = tl.zeros([1], tl.int64)
     digits = tl.arange(0, DIGITS).to(tl.int64)
     for d in tl.range(1, 32 // BITS + 1):

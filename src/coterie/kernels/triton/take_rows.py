@@ -1,4 +1,4 @@
-"""take_rows: y = x[rows].
+"""take_rows: y [R, D] = x[rows].
 
 Knows nothing about what rows are taken for.
 """

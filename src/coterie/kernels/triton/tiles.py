@@ -52,7 +52,7 @@ class Tiles:
         (8192, ANY, Few(2, 1024, 8, registers=64)),
         (ANY, ANY, Few(4, 2048, 8)),
     )
-    # One token, packed weights: keyed by (bytes per row, rows), 8 bytes per thread. From instructions per weight.
+    # One token, packed weights: keyed by (bytes per row, rows), 8 bytes per thread. By instructions per weight.
     one_packed: tuple[tuple[int, int, Few], ...] = (
         (2048, 4096, Few(4, 512, 2)),
         (1024, ANY, Few(8, 256, 1)),
@@ -68,7 +68,8 @@ class Tiles:
         (ANY, 2048, ANY, Few(4, 512, 2)),
         (ANY, ANY, ANY, Few(4, 1024, 4)),
     )
-    # The same for 6-bit weights, with columns of four weights for bytes. Short rows take a single step.
+    # The same for 6-bit weights, also for one token: keyed by columns (of four weights each), not by bytes. Short rows
+    # take a single step.
     six: tuple[tuple[int, int, int, Few], ...] = (
         (ANY, 512, 4096, Few(4, 512, 2)),
         (ANY, 512, ANY, Few(8, 512, 2)),
@@ -105,8 +106,8 @@ class Tiles:
     packed: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 128, 4, 6)), *many[1:])
     # And for groups with zero points, which take registers too.
     with_zeros: tuple[tuple[int, Many], ...] = (*packed[:2], (64, Many(128, 64, 64, 8, 4)), *packed[3:])
-    # Mixture-of-experts layers, by mean tokens per branch; some branches get twice the mean. With many branches, small
-    # tiles waste less of each branch's last tile.
+    # Mixture-of-experts layers, by mean tokens per branch; some branches get twice the mean. Small tiles waste less of
+    # each branch's last tile.
     branches: tuple[tuple[int, Many], ...] = (
         (8, Many(64, 16, 256, 4, 4)),
         (16, Many(64, 32, 128, 4, 4)),

@@ -1,16 +1,18 @@
-"""attention: softmax(scale * q @ k.T, causal, within the window) @ v over the pages of each token's sequence.
+"""attention: y = softmax(scale * q @ k.T, causal, within the window) @ v over the pages of each token's sequence.
+
+q and y are [T, H, C] in float32; keys and values have the pages' type. H / K query heads share a kv head.
 
 A token is alone if its sequence has no other token in the step, as in decode:
 
     alone       a program has the query heads of a kv head and one span of the context, which begins at a multiple of
                 its length; it writes an unnormalised sum, a maximum and a total to scratch, and a second launch
-                combines a token's spans in order (split-K); with a window, only spans that it can touch
+                combines a token's spans in order; with a window, there are only as many spans as it can touch
     together    a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
 
 A step with both kinds launches both kernels, and each skips the other's tokens. For lone tokens, queries and softmax
-weights are split in two values of the pages' type, so results differ from float32 by 2^-16; together, they are rounded
-to that type. A token's result depends on whether it is alone (or on the bucket, where that has one sequence), and on
-nothing else of the batch. Tokens of a sequence must be adjacent in the step.
+weights are split into two values of the pages' type, so results are those of float32 within 2^-16; together, they are
+rounded to that type. A token's result depends on whether it is alone (or on the bucket, where that has one sequence),
+and on nothing else of the batch. Tokens of a sequence must be adjacent in the step.
 
 Knows nothing about who owns the pages.
 """
@@ -122,7 +124,7 @@ def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV
 
 @triton.jit
 def _product(acc, a, b, TYPE: tl.constexpr):
-    """acc + a @ b for float32 a, split in two values of b's type: its rounding and what that leaves."""
+    """acc + a @ b for float32 a, which is split into two values of b's type: a rounded, and the remainder rounded."""
     upper = narrow(a, TYPE)
     acc = add_product(acc, upper, b)
     if TYPE != tl.float32:

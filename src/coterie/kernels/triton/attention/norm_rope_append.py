@@ -1,7 +1,7 @@
-"""norm_rope_append: q and k normed, per head or over all heads of a token, and rotated; q is stored, k and v go to
-pages.
+"""norm_rope_append: q and k normed, per head or per token, and rotated; q is stored, k and v go to pages.
 
-Of each head the first TURNED channels are rotated: all, some or none. Rows of q to read are STEP apart, from FIRST on.
+q [T, H, C], k and v [T, K, C] are float32. Of each head the first TURNED channels are rotated: all, some or none. Rows
+of the input q are STEP apart, from FIRST on.
 Knows nothing about where q, k and v come from.
 """
 
@@ -41,8 +41,8 @@ def _heads(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """First and second channels of pairs [HEADS, HALF] of token t's heads, normed over WIDTH channels each, and
-    rotated.
+    """Channel pairs [HEADS, HALF] of token t's heads, normed over WIDTH channels each, and rotated: first and second
+    channels.
     """
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)

@@ -1,7 +1,7 @@
 """rope: rotate pairs of each head's first channels, halves or neighbours, by position * inv_freq; the others pass
 through.
 
-Knows nothing about queries or keys.
+x and y are [T, H, C] in float32. Knows nothing about queries or keys.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """branch_down: y[t] = the sum over the branches that token t takes, in their order, of weight * (x[t, p] @ down.T).
 
-branch_down_add adds a residual. Biases of the next row may be added here too: see add_branch_bias.py.
+x is [T, A, F], each branch's down is [D, F], y is [T, D]. branch_down_add adds a residual. Biases of the next row may
+be added here too: see add_branch_bias.py.
 
     few tokens    a program has some rows of all matrices, and loops over the branches
     more          the products of each (token, branch) pair go to scratch, in tiles of a branch's pairs; a second launch

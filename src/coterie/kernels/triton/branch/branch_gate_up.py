@@ -1,6 +1,7 @@
 """branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T), for the p-th branch that token t takes.
 
-branch_gate_up_gelu uses gelu; branch_gate_up_clipped adds biases and gates differently, see branch_put.py.
+x is [T, D], each branch's gate and up are [F, D], y is [T, A, F] for A branches per token. branch_gate_up_gelu uses
+gelu; branch_gate_up_clipped adds biases and gates differently, see branch_put.py.
 A tile alternates rows of gate and of up, as in norm_gate_up_silu_mul.
 Knows nothing about layers.
 """

@@ -1,4 +1,4 @@
-"""choose_branches: y = scale * score where it is among the top_k of a token's scores, else 0.
+"""choose_branches: y [T, E] = scale * score where it is among the top_k of a token's scores, else 0.
 
 Normalised, the chosen scores are divided by their sum. Scores are a softmax of the logits, or their sigmoid; with a
 bias or groups, scores + bias are ranked, within the best groups. Of equal ones, the first wins. With factors, each

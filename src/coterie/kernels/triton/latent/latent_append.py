@@ -1,7 +1,6 @@
-"""latent_append: store each token's latent vector, normed, and a key that all heads share, rotated, as one row of its
-page.
+"""latent_append: store a row per token in its page: LATENT channels, normed, then a key that all heads share, rotated.
 
-Knows nothing about what attends to them.
+x [T, C] is float32; the row has the pages' type. Knows nothing about what attends to these rows.
 """
 
 from __future__ import annotations

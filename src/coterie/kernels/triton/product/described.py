@@ -97,7 +97,7 @@ def launch_described(
 ) -> None:
     """Launch a kernel whose programs walk tiles, then pieces, of rows x up to `tokens` tokens.
 
-    It gets only the constants that it declares: descriptors carry the layout.
+    The kernel gets only the constants that it declares: descriptors carry the layout.
     """
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     wave = call.tiles.multiprocessors

@@ -268,7 +268,7 @@ def stage(
 def staging(
     call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False, start: int = 0, each: int = 1
 ) -> tuple[torch.Tensor, int, dict[str, object]]:
-    """Where activations are staged, the most rows, and the compile-time parameters of `stage_row`, without operand
+    """Scratch to stage activations in, their largest number, and the compile-time parameters of `stage_row`, except
     words.
     """
     rows = each * (call.bucket.sampled if gathered else call.bucket.tokens)

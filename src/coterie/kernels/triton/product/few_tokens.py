@@ -37,8 +37,8 @@ MAX_AHEAD = tl.constexpr(3)  # steps whose weights are loaded to registers befor
 
 @triton.jit
 def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOLE: tl.constexpr = True):
-    """Prefetch weight rows to L2 before their activations are ready: LINES cache lines of each row at a time, all of it
-    if WHOLE, else only the first LINES. Never past the weight's end, where memory may not be mapped.
+    """Prefetch weight rows to L2 before their activations are ready: LINES cache lines of each row at a time; the whole
+    row if WHOLE, else only the first LINES. Never past the weight's end, where memory may not be mapped.
     """
     if not INTERPRETED:
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
@@ -49,9 +49,7 @@ def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOL
 
 @triton.jit
 def _read(x, mask_M, k, K: tl.constexpr, norm, mean, factor, NORM: tl.constexpr, SHIFT: tl.constexpr):
-    """Columns k of rows of x [M, len(k)], raw and normed; for an RMS norm without the division,
-    which the products get.
-    """
+    """Columns k of rows of x [M, len(k)], raw and normed. An RMS norm's division is left out: the products get it."""
     values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
     scaled = values
     if SHIFT is not None:

@@ -185,7 +185,7 @@ def normed_heads(
     M: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """Products [ROWS, M] with bias, and with heads of q and k normed, where there are such."""
+    """Products [ROWS, M] with bias, and heads of q and k normed; both are optional."""
     n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))

@@ -1,6 +1,6 @@
-"""linear: y = (x @ weight.T + bias) * scale. Fused variants also gather and norm rows of x, add a residual, or apply
-gelu.
+"""linear: y = (x @ weight.T + bias) * scale, with x [T, K], weight [N, K], y [T, N].
 
+Fused variants also gather and norm rows of x, add a residual, or apply gelu.
 Knows nothing about where x comes from.
 """
 
@@ -69,11 +69,11 @@ def _many(
 ):
     """A program has one tile of ROWS weight rows x TOKENS tokens, or a piece of one (work_of), on tensor cores.
 
-    `staged` [T, K] has the type that they multiply; sums, residual and y [T, N] are float32.
+    `staged` [T, K] is x in the type that these multiply; sums, residual and y [T, N] are float32.
     """
     let_next_begin(WHEN)
     i = tl.program_id(0)
-    if LINES > 0:  # there is one tile of tokens, so rows are known before their number is
+    if LINES > 0:  # a single tile of tokens: this program's rows do not depend on their number
         n = i * ROWS + tl.arange(0, ROWS)
         bring_nearer(rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN), n < N, STRIDE, LINES, False)
     wait_for_last(WHEN)
@@ -192,8 +192,9 @@ def _described(
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 for few tokens, else on tensor cores; a low-rank update of many tokens as linear_each's one
-    share.
+    """Multiply in float32 for few tokens, else on tensor cores.
+
+    A low-rank update of many tokens goes to linear_each, as a single share.
     """
     if _is_share(call):
         linear_each.launch(call)

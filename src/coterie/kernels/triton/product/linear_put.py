@@ -49,7 +49,7 @@ def put(
     BIAS: tl.constexpr,
     GELU: tl.constexpr,
 ):
-    """Store products, after bias, scale, gelu in a form, and residual, each where there is one."""
+    """Store products after bias, scale, gelu and residual, each of which is optional."""
     if BIAS is not None:
         y += tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_n, other=0.0).to(tl.float32)
     y = scaled(row, y, SCALE)

@@ -31,7 +31,7 @@ _LAUNCHED = [_WORDS[name] for name in ("scale", "weight_dtype", "bias_dtype")]  
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The instruction rows of one launch: the height of each weight, and whether the call is the first of them."""
+    """The instruction rows of one launch: rows of each one's weight, and whether the call is the first of them."""
 
     counts: tuple[int, ...]
     few: Few
@@ -43,7 +43,9 @@ class Neighbours:
         return sum(-(-count // self.few.rows) for count in self.counts)
 
     def constants(self, word: int) -> dict[str, int | None]:
-        """Compile-time parameters that assign programs to weights; `word` is where a row holds its weight's height."""
+        """Compile-time parameters that assign programs to weights; `word`: where an instruction row holds its weight's
+        rows.
+        """
         if len(self.counts) == 1:
             return {"N": self.counts[0], "N_AT": None, **dict.fromkeys(_ENDS)}
         ends = [*accumulate(-(-count // self.few.rows) for count in self.counts[:-1]), *[NEVER] * len(_ENDS)]
@@ -125,8 +127,9 @@ def _staged_alike(call: Call, one: I64, other: I64) -> bool:
 
 
 def _sum_alike(one: Few, other: Few, most: int, matrix: Matrix) -> bool:
-    """Whether a weight's products have the same bits under either tile: with single sums per row,
-    rows do not matter.
+    """Whether a weight's products have the same bits under either tile.
+
+    With one token, each row's sum is independent of the others (is_one), so the number of rows does not matter.
     """
     if one.is_one(most, matrix.group) and other.is_one(most, matrix.group):
         return (one.columns, one.warps, one.unroll) == (other.columns, other.warps, other.unroll)

@@ -1,8 +1,9 @@
 """norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = norm(x); gate and up stay in registers.
 
-Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu: its row has the same words, then the form.
-A tile alternates `NEAR` rows of gate with `NEAR` rows of up, so both products of a value are in one program.
-Where the weights' types differ, a program multiplies by one and then by the other.
+x is [T, D], both weights are [F, D], y is [T, F]. Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu:
+its row has the same words, then the form.
+A tile alternates `NEAR` rows of gate with `NEAR` rows of up, so both products of a value are in one program. Where the
+weights' types differ, a program multiplies by one and then by the other.
 Knows nothing about layers.
 """
 
@@ -163,7 +164,7 @@ def _many(
     """A program has a tile of ROWS / 2 rows of gate and of up x TOKENS tokens, or a piece of one, on tensor cores."""
     let_next_begin(WHEN)
     i = tl.program_id(0)
-    if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # there is one tile of tokens
+    if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # a single tile of tokens
         rows, there = rows_in_turn(row, i * ROWS + tl.arange(0, ROWS), F, TYPE, STRIDE, ALIGN, NEAR)
         bring_nearer(rows, there, STRIDE, LINES, False)
     wait_for_last(WHEN)

@@ -1,8 +1,8 @@
 """norm_qkv_rope_append: q, k, v = linear(norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
 
-Weight rows are renumbered as heads.py says. A program has rows of one part: q, k or v; whole heads where heads are
-normed. Parts whose weights differ in type are separate launches. With many tokens, the angles of a token are computed
-once, when its activations are staged.
+x is [T, D], q [T, H, C]; wq is [H C, D], wk and wv are [K C, D]. Rows of these are renumbered as heads.py says. A
+program has rows of one part: q, k or v; whole heads where heads are normed. Parts whose weights differ in type are
+separate launches. With many tokens, the angles of a token are computed once, when its activations are staged.
 Knows nothing about attention.
 """
 
@@ -196,7 +196,7 @@ def _many(
 ):
     let_next_begin(WHEN)
     i = tl.program_id(0)
-    if LINES > 0:  # there is one tile of tokens
+    if LINES > 0:  # a single tile of tokens
         part, first_row, heads = part_of(i, FIRST, H, K, PADDED, ROWS)
         n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
         bring_nearer(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)

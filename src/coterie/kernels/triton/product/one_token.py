@@ -24,7 +24,7 @@ def weights_ahead(
     rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1,
     NORM: tl.constexpr = None,
 ):  # fmt: skip
-    """The first weights of rows, as many steps as registers hold beside M tokens: loaded before the tokens are ready.
+    """The first weights of rows, as many steps as registers hold next to M tokens: loaded before the tokens are ready.
 
     They stay unconverted: a thread that widened them would wait for the load. `NORM` is the type of the tokens' norm.
     """

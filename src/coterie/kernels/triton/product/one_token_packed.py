@@ -50,8 +50,8 @@ def bytes_ahead(
     rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr,
     NORM: tl.constexpr,
 ):  # fmt: skip
-    """The first bytes and scales of packed rows, as many as registers hold beside M tokens: loaded before these are
-    ready.
+    """The first bytes and scales of packed rows, as many as registers hold next to M tokens: loaded before the tokens
+    are.
     """
     N: tl.constexpr = len(rows)
     MOST: tl.constexpr = SIX_AHEAD if of_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MAX_AHEAD
@@ -98,9 +98,7 @@ def _own_sums(x, OWN: tl.constexpr):
 def _met(
     x, k, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
 ):  # fmt: skip
-    """The activations of token x that weights k multiply, scaled and normed; and the sums of
-    squares with theirs added.
-    """
+    """The activations of token x that weights k multiply, scaled and normed; and `squares` plus their squares."""
     values = tl.load(x + k, mask=k < K, other=0.0)
     if times is not None:
         values *= times
@@ -116,9 +114,7 @@ def _met(
 def _met_of_six(
     x, c, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
 ):  # fmt: skip
-    """The activations for the four parts of columns c, the sums of parts 0 and 1 and of parts 2 and
-    3; and the squares.
-    """
+    """Activations for the four parts of columns c, the sums of parts 0 and 1 and of parts 2 and 3; and the squares."""
     one, squares = _met(x, weights_at(c, 0), norm, moments, times, squares, K, NORM, SHIFT, OWN)
     two, squares = _met(x, weights_at(c, 1), norm, moments, times, squares, K, NORM, SHIFT, OWN)
     three, squares = _met(x, weights_at(c, 2), norm, moments, times, squares, K, NORM, SHIFT, OWN)

@@ -1,11 +1,11 @@
 """Weights from the bytes of packed rows (core/packed.py), in a few register operations each.
 
     TYPE    bytes per 32 weights
-    int8    32   q * scale                                                   Q8
-    uint8   16   (code - 8) * scale; with zero points, (code - zero) * scale       Q4, Q4Z
-    int8    16   (twice a float: sign, 2 bits of exponent, 1 of fraction) * scale      MX4
-    uint8    8   (2 * code - 3) * scale                                      Q2
-    uint16  26   see six_bits.py                                             Q6
+    int8    32   q * scale                                                           Q8
+    uint8   16   (code - 8) * scale; with zero points, (code - zero) * scale         Q4, Q4Z
+    int8    16   (twice a float: sign, 2 bits of exponent, 1 of fraction) * scale    MX4
+    uint8    8   (2 * code - 3) * scale                                              Q2
+    uint16  26   see six_bits.py                                                     Q6
 
 So a row's format follows from its type and the lengths of its parts: rows of Q4Z are those of Q4 with a zero point per
 group after the scales.

@@ -6,7 +6,7 @@
         y, rounded  -> scratch, after the launch's own ---> x of linear, linear_add or branch_down, on tensor cores
 
 Both sides look at both instruction rows and derive the same place. Nothing is launched between two rows of a step, so
-scratch holds. In programs whose values share no memory, every y is stored: an inspector of the step finds it.
+scratch is intact. In programs whose values share no memory, every y is stored: an inspector of the step finds it.
 Knows nothing about what is computed.
 """
 
@@ -43,7 +43,7 @@ def stage_for_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | Non
 
 
 def staged_by_last(call: Call) -> torch.Tensor | None:
-    """The rounded x of this call, if the previous one left it."""
+    """The rounded x of this call, if the previous call staged it."""
     before = call.before
     if before is None or not _stages(before, call, _matrix(call).K * _rows(call)):
         return None
@@ -58,7 +58,7 @@ def stages_x(row: I64, then: I64) -> bool:
 
 
 def staged_ahead_end(call: Call) -> int:
-    """Where in scratch that x ends; 0 if the previous call left nothing."""
+    """End of that x in scratch, in bytes; 0 if the previous call staged nothing."""
     before, width = call.before, _matrix(call).K * _rows(call)
     if before is None or not _stages(before, call, width):
         return 0
@@ -129,7 +129,7 @@ def _matrix(then: Call) -> Matrix:
 
 
 def _own_bytes(first: Call) -> int:
-    """Scratch that a call which stages ahead needs itself: staged activations, or nothing."""
+    """Scratch that a call needs apart from what it stages ahead: its own staged activations, or nothing."""
     if first.name not in (*GATES, *OF_BRANCHES):
         return 0
     K = first.integer("D")

@@ -1,11 +1,11 @@
 """causal_conv: y = silu(bias + sum over taps of weight * x), over a token and those before it in its sequence.
 
-With `plain` without the silu; the bias may be left out.
+x and y are [T, N], weight is [N, taps]. With `plain` without the silu; the bias is optional.
 
     program of a sequence   its first tokens, whose past is partly in the state, and the state's update: one owner
     program of tokens       tokens whose whole past is in the step
 
-The state is the last inputs, in units of [taps - 1][channels of a unit]; before position 0 all is 0.
+The state is the last inputs, in units of [taps - 1][channels of a unit]; it is 0 before position 0.
 Knows nothing about what the channels are.
 """
 
@@ -157,9 +157,7 @@ def _conv(
 
 
 def launch(call: Call) -> None:
-    """For each block of channels a program per sequence and, if sequences may have several tokens,
-    per tile of tokens.
-    """
+    """A program per block of channels and sequence and, if sequences may have several tokens, per tile of tokens."""
     N, bucket, tiles = call.integer("N"), call.bucket, call.tiles
     step = min(power_of_two(N), tiles.conv_channels)
     tile = min(power_of_two(bucket.tokens), tiles.conv_tokens)

@@ -4,9 +4,9 @@
     other steps      a program has some columns of it in registers from token to token; a second launch does norm and
                      gate, which need all columns
 
+x [T, ..] has q and k of all key heads, then v of all heads; a and b are [T, H], y is [T, H, C].
 Columns are independent, and each kernel adds a token's products in one order, wherever a prompt is cut into chunks.
-A head's matrix [key channels][value channels], in float32, is a unit of the sequence's state; before position 0 all is
-0.
+A head's matrix [key channels][value channels], float32, is a unit of the sequence's state; it is 0 before position 0.
 Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
 Knows nothing about where q, k, v and the gates come from.
 """

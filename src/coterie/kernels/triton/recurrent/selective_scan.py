@@ -3,8 +3,9 @@
     decode           a program has a head's state matrix, read while the previous launch still runs
     other steps      a program has some columns of it, in registers from token to token
 
+x [T, ..] has the inputs of all heads, then B and C (what is written and read) of all groups; dt is [T, H], y [T, H, C].
 Columns are independent, and each kernel adds a token's products in one order, wherever a prompt is cut into chunks.
-A head's matrix [K][channels], in float32, is a unit of the sequence's state; before position 0 all is 0.
+A head's matrix [K][channels], float32, is a unit of the sequence's state; it is 0 before position 0.
 Source: Dao, Gu 2024, Transformers are SSMs (arXiv 2405.21060), section 7.
 Knows nothing about where its inputs come from.
 """
