@@ -35,7 +35,7 @@ GATE_PASSED, GATE_FAILED = 1, 2
 FEED: Mapping[str, int] = MappingProxyType({name: i for i, (name, _) in enumerate(_cpu.FEED_WORDS)})  # see csrc/feed.h
 READ_PIECE_BYTES: int = _cpu.READ_PIECE_BYTES  # `Reads` splits long parts into pieces of this size
 READ_FIRST_BYTES: int = _cpu.READ_FIRST_BYTES  # bytes of long parts in flight at first
-READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # bytes of long parts in flight once the first ranges have arrived
+READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # upper bound of these, approached as reads complete
 READS_AT_ONCE: int = _cpu.READS_AT_ONCE  # reads of any kind in flight at once
 GELU_FORMS = ("erf", "tanh", "sigmoid")  # indexed by their numbers in csrc/math.h
 MAX_THREADS = 1024  # per team; a larger number is surely a typing error
@@ -135,7 +135,7 @@ class Reads:
         first_bytes: int = READ_FIRST_BYTES,
         long_bytes: int = READ_LONG_BYTES,
     ) -> None:
-        """Set the piece size of long parts, and how many bytes of them are in flight, at first and later.
+        """Set the piece size of long parts, and how many bytes of them are in flight, at first and at most.
 
         Raises RuntimeError where the system does not support this kind of reading.
         """

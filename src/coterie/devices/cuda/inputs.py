@@ -122,10 +122,8 @@ class Inputs:
         self._tables = self._part("block_tables").view(np.int32).reshape(B, columns)
         self._sampling = self._part("sampling").view(np.int64).reshape(R, SETTING_WORDS)
         self._ends, self._first_end = self._part("ends").view(np.int32), self._part("first_end").view(np.int32)
-        self._has: tuple[object, object] = (
-            None,
-            None,
-        )  # the settings and ends last written; both objects are immutable
+        # The settings and end tokens last written; both objects are immutable.
+        self._has: tuple[object, object] = (None, None)
 
     @staticmethod
     def key_of(rows: StepRows, state_blocks: int = 0) -> Key:

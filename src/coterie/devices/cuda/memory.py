@@ -247,9 +247,8 @@ class Memory:
             begin, end, shift = np.array(placed.moves, np.int64).T
             at = np.maximum(np.searchsorted(begin, starts, side="right") - 1, 0)
             shifts, inside = shift[at], (begin[at] <= starts) & (stops <= end[at])
-            for start, stop in zip(
-                starts[~inside].tolist(), stops[~inside].tolist(), strict=True
-            ):  # only a few, at borders
+            # Only few parts cross the borders of moves.
+            for start, stop in zip(starts[~inside].tolist(), stops[~inside].tolist(), strict=True):
                 found += placed.pieces(start, stop - start)
         rest = np.array(found, np.int64).reshape(-1, 3)
         moves = np.concatenate([np.stack([starts, stops, shifts], 1)[inside], rest])

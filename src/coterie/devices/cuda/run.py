@@ -55,9 +55,8 @@ class Interrupts:
         self._next = False
         self._stream: Stream = None
         self._one: torch.Tensor | None = None
-        self._written: tuple[Mark, torch.Tensor] | None = (
-            None  # the last stop word: its mark, and the memory that must live until then
-        )
+        # The last stop word that was written: its mark, and the memory that must live until then.
+        self._written: tuple[Mark, torch.Tensor] | None = None
 
     def begin(self, bound: Bound, turn: Turn, ready: Ready) -> tuple[Packet, _UnderWay]:
         """Put a run's words, and register it as current. It ends at once if an interrupt was requested before.

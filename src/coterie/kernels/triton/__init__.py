@@ -8,7 +8,7 @@ throughout:
     row       an encoded instruction: int64 words, with addresses that the kernel reads on the GPU (rows.py)
     program   a Triton program, that is a thread block
     staged    rounded for tensor cores, in scratch (product/dots.py)
-    share     adjacent rows of activations that use the same weight, of an adapter for one (product/linear_each.py)
+    share     adjacent rows of activations that use the same weight, for example an adapter's (product/linear_each.py)
     branch    an expert of a mixture-of-experts layer (branch/)
     alone     of a token: no other token of its sequence is in the step (attention/)
     walk      one persistent launch that runs all rows of several steps (persistent.py)

@@ -45,6 +45,7 @@ def _embed(
     STEP: tl.constexpr,
     unit=None,
 ):
+    """A program unpacks STEP values of one token's row of the table."""
     t = along(unit, 0)
     if t < integer(row, T):
         token = tl.load(pointer(row, TOKENS, tl.int32) + t)

@@ -25,9 +25,8 @@ STEPS, DRAWN, ROWS_AT, TOKENS, POSITIONS = (
     tl.constexpr(FEED[name]) for name in ("steps", "drawn", "rows", "tokens", "positions")
 )
 ENDS, FIRST_END, KEPT, T, R = (tl.constexpr(FEED[name]) for name in ("ends", "first_end", "kept", "T", "R"))
-DONE, ENDED, STOP = (
-    tl.constexpr(i) for i in range(3)
-)  # words of a run's state: steps done, 1 once it has ended, 1 to request its end
+# Words of a run's state: steps done, 1 once it has ended, 1 to request its end.
+DONE, ENDED, STOP = (tl.constexpr(i) for i in range(3))
 STATE_WORDS = 3
 AT_ONCE = 256  # rows, tokens or words per iteration; never timed
 

@@ -25,6 +25,7 @@ def _layer_norm(
     STEP: tl.constexpr,
     unit=None,
 ):
+    """A program norms one row of C values: two passes for its moments, in float32, and one for the results."""
     i = along(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * C

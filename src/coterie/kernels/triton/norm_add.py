@@ -1,4 +1,4 @@
-"""norm_add: y = residual + norm(x), optionally times one number.
+"""norm_add: y = residual + norm(x), optionally times one number; x, y and the residual are [T, D].
 
 Knows nothing about what the residual is.
 """
@@ -25,6 +25,7 @@ def _norm_add(
     STEP: tl.constexpr,
     unit=None,
 ):
+    """A program norms one token, with sums in float32, and adds its residual."""
     t = along(unit, 0)
     if t < integer(row, T):
         start = t.to(tl.int64) * D

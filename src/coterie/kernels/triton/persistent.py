@@ -167,9 +167,7 @@ class Plan:
     def walk(
         self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
     ) -> Walk:
-        """The launch that finishes a run. `words`: this plan's, on the GPU; `feed`, `state`,
-        `stops` as in feed_launch.
-        """
+        """The launch that finishes a run. `words`: this plan's, on the GPU; the others as in feed_launch."""
         scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
         phases = (len(self.words) - FIRST_PHASE.value) // PHASE_WORDS.value
         args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))
@@ -195,8 +193,8 @@ class Walk:
         self._launch: Launch | None = None
 
     def __call__(self) -> None:
-        """Launch on the current stream; the first time with fewer programs if CUDA reports that not all are resident at
-        once.
+        """Launch on the current stream; the first time with fewer programs if CUDA reports that not all can be
+        resident.
 
         One place on the GPU stays free: programs that hold all registers until the run is over would leave no room for
         the kernel that copies a stop word, or rows of the next expert. The number of programs never changes later: the

@@ -28,6 +28,7 @@ def _norm(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program norms one row of C values: a pass for the sum of squares, in float32, and one for the results."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     i = along(unit, 0)

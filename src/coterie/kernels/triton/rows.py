@@ -47,10 +47,9 @@ TYPES: Mapping[DType, tl.dtype] = {
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
 _ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in TYPES if dtype.is_packed or dtype is DType.BF16}
-_ROUNDED = {
-    number: dtype for number, dtype in _ROUNDED.items() if number not in _DTYPES
-}  # Q6 always has 15-bit activations
-WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
+# Q6, whose activations always have 15 bits, is not among them.
+_ROUNDED = {number: dtype for number, dtype in _ROUNDED.items() if number not in _DTYPES}
+WHEN = "WHEN"  # the parameter of kernels that may begin while the previous launch still runs; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
     tl.float16: torch.float16,
@@ -133,9 +132,8 @@ class Launch:
     grid: tuple[int, ...]
     args: tuple[object, ...]
     constants: Mapping[str, object]
-    memory: torch.Tensor | None = (
-        None  # for tensor descriptors that the kernel creates; captured launches hold its address
-    )
+    # For tensor descriptors that the kernel creates; captured launches hold its address.
+    memory: torch.Tensor | None = None
     _again: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> None:
@@ -193,8 +191,8 @@ class Call:
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
-        """Add a kernel launch with its grid. A kernel with a WHEN parameter begins while the previous launch still
-        runs.
+        """Add a kernel launch with its grid. If tiles.early, kernels with a WHEN parameter overlap with the previous
+        launch.
         """
         if WHEN in kernel.arg_names:
             early = self.tiles.early

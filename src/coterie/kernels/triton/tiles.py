@@ -313,9 +313,8 @@ class Tiles:
         narrow = _choose(self.narrow if group == 1 else self.narrow_packed, rows)
         if tokens <= self.narrow_tokens and group not in FOURS and not wide and least_rows <= narrow.rows:
             narrow = replace(narrow, tokens=min(narrow.tokens, max(power_of_two(tokens), MIN_TOKENS)))
-            return self.fitted(
-                narrow, 2 * OF_TWO if group == OF_TWO else group, False
-            )  # bytes of two weights are read twice
+            # Bytes of two weights are read twice.
+            return self.fitted(narrow, 2 * OF_TWO if group == OF_TWO else group, False)
         chosen = _choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
 

@@ -24,9 +24,7 @@ AT_ONCE = tl.constexpr(1024)  # words per program, all read at once, as a read t
 
 @triton.jit
 def _words(address):
-    """An int32 pointer. Triton's interpreter takes an address below 2^32 for an int32, whatever the
-    parameter's type.
-    """
+    """An int32 pointer. Triton's interpreter takes an address below 2^32 for an int32, whatever its type."""
     return address.to(tl.int64).to(tl.pointer_type(tl.int32))
 
 
@@ -75,17 +73,13 @@ class _Started:
 
 
 class Mover:
-    """Copies words on the current stream of one GPU. Addresses are plain numbers, so two compiled kernels serve all
-    copies.
-    """
+    """Copies words on the current stream of one GPU. Addresses are plain numbers, so two compiled kernels serve all."""
 
     def __init__(self) -> None:
         self._move, self._gather = _Started(_move), _Started(_gather, PROGRAMS)
 
     def gather(self, pieces: torch.Tensor) -> None:
-        """Copy pieces, as in Driver.copy_pieces. Raises ValueError unless `pieces` consists of rows
-        of three numbers.
-        """
+        """Copy pieces, as in Driver.copy_pieces. Raises ValueError unless `pieces` is rows of three numbers."""
         count, odd = divmod(pieces.numel() * pieces.element_size(), PIECE_BYTES)
         if odd:
             raise ValueError(f"{pieces.numel()} numbers are no pieces: each has three")

@@ -28,6 +28,7 @@ def _append(
     CHANNELS: tl.constexpr,
     unit=None,
 ):
+    """A program stores all kv heads of one token."""
     t = along(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)

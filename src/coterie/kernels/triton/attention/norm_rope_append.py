@@ -124,6 +124,7 @@ def _norm_rope_append(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (token, 0) has the token's queries, (token, 1) its keys and values; sums of squares are float32."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = along(unit, 0)

@@ -81,6 +81,7 @@ def _rope(
     HEADS: tl.constexpr,
     unit=None,
 ):
+    """A program rotates all heads of one token."""
     t = along(unit, 0)
     if t < integer(row, T):
         i = tl.arange(0, HALF)

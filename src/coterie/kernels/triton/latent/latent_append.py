@@ -34,6 +34,7 @@ def _append_row(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program makes one token's row; the sum of squares is float32."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = along(unit, 0)

@@ -16,7 +16,7 @@ from coterie.kernels.triton.product.heads import WK, WQ, WV, finish_heads, part_
 from coterie.kernels.triton.rows import places
 
 WIDEST = 128  # channels of a head: wider ones spill registers
-MIN_ROWS = tl.constexpr(64)  # of whole heads that are finished at once; fewer need not be split
+MIN_ROWS = tl.constexpr(64)  # tiles of several heads are split down to this many rows to be finished
 (T,) = places("norm_qkv_rope_append", "T")
 
 

@@ -189,6 +189,7 @@ def _stage(
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program stages one row; `t` counts EACH rows per token."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = tl.program_id(0)

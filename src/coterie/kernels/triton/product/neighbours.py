@@ -84,9 +84,8 @@ def staged_before(call: Call, matrix: Matrix) -> torch.Tensor | None:
     before = len(call.earlier) - at - 1
     if before >= 0 and stages_x(call.earlier[before], rows[0]):
         return None
-    if all(
-        is_low(replace(call, host_row=row)) for row in rows[:at]
-    ):  # those round x as they load it, and stage nothing
+    # Low-rank products round x as they load it, and stage nothing.
+    if all(is_low(replace(call, host_row=row)) for row in rows[:at]):
         return None
     return call.scratch_as(matrix.dot_type, call.bucket.tokens * matrix.K)
 

@@ -28,8 +28,8 @@ from coterie.kernels.triton.product.sums import and_one
 
 MAX_ROWS, MAX_TOKENS = tl.constexpr(32), tl.constexpr(16)
 SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # slices per step, one per warp; smallest K that tl.dot accepts
-# Four bytes to two words of two bfloat16 each. From 128 to 255 the fraction of a bfloat16 counts in ones, so a byte's
-# lower 7 bits under 0x43 are 128 plus their value. Its sign bit makes 128 or 256 of the exponent: what to subtract.
+# Four bytes to two words of two bfloat16 each. In [128, 256) a bfloat16's 7 fraction bits count in ones, so 0x43 above
+# a byte makes 128 plus its lower 7 bits. Its sign lands in the exponent, as 128 or 256: the number to subtract.
 WHOLE = tl.constexpr("""{
     .reg .b32 first, second, sign, minus;
     mov.b32 minus, 0xBF80BF80;

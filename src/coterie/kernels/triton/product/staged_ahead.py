@@ -23,16 +23,17 @@ from coterie.kernels.triton.product.dots import staged_bytes
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
-# And the sizes whose product is a token's width.
+# Names, and the sizes whose product is the width of y.
 GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C"), "latent_values": ("H", "V")}
 TAKERS = ("linear", "linear_add")
 OF_BRANCHES = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped")
 TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")
+# The operand that a row stores to, if it is not y.
 _WRITTEN = {
     "norm_qkv_rope_append": "q",
     "norm_rope_append": "q",
     "sample": "tokens",
-}  # the operand where a row stores; y of all others
+}
 
 
 def stage_for_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:

@@ -135,6 +135,9 @@ def _conv(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (block of STEP channels, i): sequence i or, from SEQUENCES on, a tile of TILE tokens;
+    sums are float32.
+    """
     let_next_begin(WHEN)
     EACH: tl.constexpr = UNIT_BYTES // 4 // (TAPS - 1)
     sequence = along(unit, 1)

@@ -25,6 +25,7 @@ def _norm_group(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program norms one group of one token."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     i = along(unit, 0)

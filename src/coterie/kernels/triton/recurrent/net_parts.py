@@ -31,6 +31,7 @@ def _part(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program copies the parts of one key head and token."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     head, t = along(unit, 0), along(unit, 1)
