@@ -1,4 +1,4 @@
-"""Questions about machines: workloads, simulation, placement, the paper's tables.
+"""Capacity planning: workloads, simulation, sizing, placement, reproduction of the paper's tables, validation.
 
 Knows nothing about servers.
 """

@@ -1,6 +1,6 @@
-"""Candidates: placements of so many machines by every rule, and how near the machines of each come to the limits.
+"""Candidate placements on a given number of machines, and how close each comes to the limits of the SLO.
 
-Knows nothing about how many machines are tried (size.py).
+Knows nothing about which numbers of machines are tried (size.py).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from coterie.plan.place import Placement, place
 from coterie.plan.prices import Demand, Machine
 from coterie.plan.slo import Slo
 
-GROWN = 2  # how many machines fewer a placement may have had before machines of it were split
+GROWN = 2  # largest number of machines that may be added to a smaller placement by splitting
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is wanted: each expert's share of the requests, requests per second, and a promise.
+    """The planning goal: each expert's share of the requests, requests per second, and an SLO.
 
-    `resident`: every expert in the run tier of its machine, so that nobody ever waits for a switch.
+    `resident`: keep every expert in the run tier of its machine, so that no request waits for a switch.
     """
 
     shares: F64
@@ -35,31 +35,31 @@ class Goal:
 
 
 def load_of_experts(machine: Machine, goal: Goal) -> F64:
-    """Each expert's part of the load: its requests by the seconds that one takes alone, next to the slowest shape's."""
+    """Each expert's load: its share of requests times the service time of one, relative to the slowest shape's."""
     alone_s = machine.steps.prefill_s + max(0.0, goal.demand.new_tokens - 1) * machine.steps.decode_s
     found: F64 = goal.shares * (alone_s / alone_s[machine.shape].max())[machine.shape]
     return found
 
 
 def room_for(machine: Machine, goal: Goal) -> int:
-    """Bytes for experts on a machine; where all are equal in whole experts: those that may be placed on it."""
+    """Bytes available for experts on a machine; if all have the same size, rounded down to whole experts."""
     room, sizes = machine.near_bytes if goal.resident else machine.home_bytes, machine.sizes
     whole = room // sizes[0] * sizes[0] if 0 < min(sizes) == max(sizes) else room
     return whole or max(room, 1)
 
 
 def by_rule(machine: Machine, goal: Goal, count: int) -> Placement:
-    """The placement of any rule that stays furthest from the limits."""
+    """The candidate placement that stays furthest from the limits."""
     return min(
         by_rules(machine, goal, count, grown=True), key=lambda found: max(most_of(machine, goal, found).values())
     )
 
 
 def by_rules(machine: Machine, goal: Goal, count: int, grown: bool = False) -> Iterator[Placement]:
-    """Greedy placements by both counts of copies: with one alone, more machines may do worse than fewer.
+    """Greedy placements by both replication rules; with one rule alone, more machines may do worse than fewer.
 
-    `grown`: and those of a few machines fewer, of which the one that comes nearest to a limit was split, so that more
-    machines are never worse than these.
+    `grown`: also placements on slightly fewer machines with the most loaded ones split, so that adding machines never
+    makes it worse.
     """
     sizes, load, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
     found = place(sizes, load, count, room, solver=False)
@@ -75,14 +75,14 @@ def by_rules(machine: Machine, goal: Goal, count: int, grown: bool = False) -> I
 
 
 def _split(machine: Machine, goal: Goal, placement: Placement, more: int) -> Placement:
-    """With so many machines more, each of which takes half of what is done by the one that comes nearest to a limit."""
+    """Add machines, each of which takes over half the work of the one closest to a limit."""
     for _ in range(more):
         placement = placement.split_machine(nearest(machine, goal, placement)[0], load_of_experts(machine, goal))
     return placement
 
 
 def enough(machine: Machine, goal: Goal, count: int, grown: bool = False) -> bool:
-    """Whether so many machines keep the promise, by any rule; False too where they do not hold the experts."""
+    """Whether any placement on `count` machines meets the SLO; False also if they cannot hold the experts."""
     try:
         return any(keeps(machine, goal, found) for found in by_rules(machine, goal, count, grown))
     except CapacityError:
@@ -90,23 +90,23 @@ def enough(machine: Machine, goal: Goal, count: int, grown: bool = False) -> boo
 
 
 def keeps(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> bool:
-    """Whether the machines that have most to do keep the promise; the first that does not is enough to know."""
+    """Whether the most loaded machines meet the SLO; stops at the first that does not."""
     return all(found.kept(goal.slo) for _, found in busy_states(machine, goal, placement, rate))
 
 
 def worst_of(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> State:
-    """The state of the machine that comes nearest to a limit."""
+    """The state of the machine closest to a limit."""
     return nearest(machine, goal, placement, rate)[1]
 
 
 def nearest(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> tuple[int, State]:
-    """The machine that comes nearest to a limit, and its state."""
+    """The machine closest to a limit, and its state."""
     states = busy_states(machine, goal, placement, rate)
     return max(states, key=lambda found: max(found[1].excess(goal.slo).values()))
 
 
 def most_of(machine: Machine, goal: Goal, placement: Placement) -> dict[str, float]:
-    """By which factor each limit is exceeded or kept, on the machine where it is most."""
+    """For each limit, the largest ratio of value to limit over the machines."""
     found = [busy.excess(goal.slo) for _, busy in busy_states(machine, goal, placement)]
     return {name: max(excess[name] for excess in found) for name in found[0]}
 
@@ -114,8 +114,8 @@ def most_of(machine: Machine, goal: Goal, placement: Placement) -> dict[str, flo
 def busy_states(
     machine: Machine, goal: Goal, placement: Placement, rate: float | None = None
 ) -> Iterator[tuple[int, State]]:
-    """Of the machines that have most to do: with most load of those that have as many experts, whose steps come in
-    turns, of those that have an expert of a shape, whose steps may take longer than others', and most beside one.
+    """The states of the machines most likely to be closest to a limit. These are the most loaded one for each number
+    of experts held, the most loaded one for each shape, and the one with the most load besides its heaviest expert.
     """
     loads = placement.loads(load_of_experts(machine, goal))
     has = placement.share > 0
@@ -123,7 +123,7 @@ def busy_states(
     alike = [held == count for count in np.unique(held[held > 0])[::-1]]
     alike += [has[machine.shape == shape].any(axis=0) for shape in np.unique(machine.shape)]
     some = [int(np.where(which, loads, -1).argmax()) for which in alike]
-    # One expert's tokens wait for the steps of the others: where they have most to do in all.
+    # An expert's tokens wait for the steps of all others, so consider where the others have most to do.
     parts = placement.share * load_of_experts(machine, goal)[:, None]
     some.append(int((loads - parts.max(axis=0)).argmax()))
     total = goal.rate if rate is None else rate

@@ -1,12 +1,12 @@
-"""Capacity: what one machine does under a steady load, by formulas in place of events; accurate to tens of percent.
+"""A queueing model of one machine under steady load, as an alternative to simulation; accurate to tens of percent.
 
-    steps     each group (the router, an expert, adapters of one base) runs in batches: 1 + its rate times its service
-    stretch   1 / (1 - share of the time that steps run): who waits for others' steps goes on so much slower, but for no
-              longer than it takes to serve every group once, and beside no more groups than share the steps
-    switches  a request for an expert that is not resident waits for one transfer and for those before it; requests
-              that come for the same expert meanwhile share its transfer
+    steps     each group (the router, an expert, adapters of one base) runs in batches of 1 + rate * service time
+    stretch   1 / (1 - utilisation of steps): the slow-down by other groups' steps, bounded by the time to serve every
+              group once, and by the number of groups that share the steps
+    switches  a request for an expert that is not resident waits for its transfer and for those queued before it;
+              requests for the same expert that arrive meanwhile share the transfer
 
-Knows nothing about placements or how many machines there are; `simulate` is what it is checked with.
+Knows nothing about placements or the number of machines; checked against `simulate`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from coterie.plan.slo import Slo
 from coterie.plan.together import Groups, groups_of
 from coterie.plan.waits import Group, Waits, exponential_quantile
 
-NEARLY_ALL = 0.999  # of the time: more is overload
+NEARLY_ALL = 0.999  # utilisation beyond which a machine counts as overloaded
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A machine under load. Times hold for the SLO's share of requests; `steps` and `link` are shares of the time."""
+    """A machine under load. Times are quantiles at the SLO's share of requests; `steps` and `link`: utilisations."""
 
     ttft_s: float
     tpot_s: float
@@ -39,7 +39,7 @@ class State:
     switches_per_s: float
 
     def excess(self, slo: Slo) -> dict[str, float]:
-        """By which factor each limit is exceeded (above 1) or kept."""
+        """Ratio of each value to its limit; above 1: exceeded."""
         most = NEARLY_ALL * slo.busy
         found = {"steps": self.steps / most, "link": self.link / most}
         limits = {"ttft": (self.ttft_s, slo.ttft_s), "tpot": (self.tpot_s, slo.tpot_s), "e2e": (self.e2e_s, slo.e2e_s)}
@@ -47,12 +47,12 @@ class State:
         return found
 
     def kept(self, slo: Slo) -> bool:
-        """True when nothing is exceeded."""
+        """True if no limit is exceeded."""
         return all(factor <= 1 for factor in self.excess(slo).values())
 
 
 def state(machine: Machine, demand: Demand, rates: F64, slo_share: float) -> State:
-    """The machine when each of its experts is asked for at its rate, per second."""
+    """The state of a machine, given the request rate per second of each of its experts."""
     total, most = float(rates.sum()), demand.policy.max_batch
     groups, busy, stretch = _balanced(machine, demand, rates)
     batches = _batches(groups.steps, demand.new_tokens, groups.rates, stretch, most)
@@ -85,10 +85,10 @@ def state(machine: Machine, demand: Demand, rates: F64, slo_share: float) -> Sta
 
 
 def _balanced(machine: Machine, demand: Demand, rates: F64) -> tuple[Groups, float, float]:
-    """Who shares steps, with the share of the time in which they run, and the stretch.
+    """The groups that share steps, the utilisation of steps, and the stretch.
 
-    How many experts are in a step follows from its batch, and that from what a step costs: found by two turns, from a
-    step on in which nearly all sequences are one expert's.
+    The number of experts in a step depends on its batch, and the batch on the cost of a step: a fixed point, by two
+    iterations from a step that belongs almost entirely to one expert.
     """
     groups = first = groups_of(machine, rates)
     busy, stretch = _balance(machine, demand, groups)
@@ -99,9 +99,9 @@ def _balanced(machine: Machine, demand: Demand, rates: F64) -> tuple[Groups, flo
 
 
 def _balance(machine: Machine, demand: Demand, groups: Groups) -> tuple[float, float]:
-    """The share of the time in which steps run, and the stretch.
+    """The utilisation of steps, and the stretch.
 
-    The busier the machine, the larger its batches and the less each token costs: one balance, found by halving.
+    The busier the machine, the larger its batches and the cheaper each token: the fixed point is found by bisection.
     """
     low, high = 0.0, NEARLY_ALL
     if _busy(machine, demand, groups, NEARLY_ALL) >= NEARLY_ALL:
@@ -114,15 +114,15 @@ def _balance(machine: Machine, demand: Demand, groups: Groups) -> tuple[float, f
 
 
 def _link(switch_s: F64, missed: F64, service: F64) -> tuple[float, float]:
-    """The share of the time in which the link is busy, and the mean wait of those who find it busy.
+    """The utilisation of the link, and the mean wait of requests that find it busy.
 
-    The longer they wait the more requests of one expert gather and share its switch, so that it never falls behind for
-    good: one balance, found by halving.
+    The longer the wait, the more requests for the same expert share its switch, so the link never falls behind
+    indefinitely: the fixed point is found by bisection.
     """
     moved_s = float(missed @ switch_s)
     if moved_s <= 0:
         return 0.0, 0.0
-    rest_s = float(missed @ switch_s**2) / moved_s / 2  # of the switch under way, when somebody comes
+    rest_s = float(missed @ switch_s**2) / moved_s / 2  # mean residual time of the current switch at an arrival
     low, high, wait_s = 0.0, NEARLY_ALL, 0.0
     for _ in range(30):
         middle = (low + high) / 2
@@ -133,9 +133,9 @@ def _link(switch_s: F64, missed: F64, service: F64) -> tuple[float, float]:
 
 
 def _cycle(machine: Machine, demand: Demand, own: Groups, most_s: float) -> float:
-    """Seconds in which every group with work is served once, with all that came for it in the meantime; or `most_s`.
+    """Time to serve every group with work once, including what arrives for it meanwhile; at most `most_s`.
 
-    This bounds the wait for a busy machine's steps: the longer a cycle is the more requests share a step.
+    This bounds the wait for a busy machine's steps: the longer a cycle, the more requests share each step.
     """
     groups = [(own.steps, demand.new_tokens, own.rates)]
     if machine.router is not None:
@@ -162,10 +162,10 @@ def _cycle(machine: Machine, demand: Demand, own: Groups, most_s: float) -> floa
 
 
 def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
-    """Seconds per later token of each group. Others' steps come between; how many differs from request to request.
+    """Time per later token of each group, delayed by other groups' steps, whose number varies between requests.
 
-    A request that comes in the meantime costs its prefill and the quanta that it gets by the end: half of them. In a
-    group of several experts the later tokens of one are made in the steps of all, and come between nobody's.
+    A request that arrives meanwhile costs its prefill and the quanta that it gets until the end, half of them on
+    average. In a group of several experts, tokens of all experts are made in shared steps and do not delay each other.
     """
     later, steps, rates = demand.new_tokens - 1, groups.steps, groups.rates
     if later <= 0:
@@ -181,15 +181,15 @@ def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
     more_s = (stretch - 1) * step_s * later
     spread_s = np.sqrt(more_s * other_s)
     slow_s = step_s * stretch + max(0.0, exponential_quantile(share) - 1) * spread_s / later
-    # So many groups share the steps, each with a prefill for each of its sequences, whose later steps are shared; the
-    # rest wait for their first token.
+    # At most `turns` groups share the steps, each with a prefill per sequence and shared decode steps; the others are
+    # still waiting for their first token.
     turns = min(demand.policy.turns, max(1, int((rates > 0).sum())))
     most_s: F64 = turns * (step_s + batches * steps.prefill_s / later)
     return np.minimum(slow_s, most_s)
 
 
 def _busy(machine: Machine, demand: Demand, groups: Groups, share: float) -> float:
-    """The share of the time in which steps run, were batches those of a machine that is busy for `share`."""
+    """The utilisation of steps if batches are those of a machine with utilisation `share`."""
     stretch, most, total = 1 / (1 - min(share, NEARLY_ALL)), demand.policy.max_batch, float(groups.rates.sum())
     steps, rates = groups.steps, groups.rates
     batches = _batches(steps, demand.new_tokens, rates, stretch, most)
@@ -201,7 +201,7 @@ def _busy(machine: Machine, demand: Demand, groups: Groups, share: float) -> flo
 
 
 def _batches(steps: Steps, tokens: float, rates: F64, stretch: float, most: int) -> F64:
-    """Mean batches b of groups: b - 1 = rate * stretch * (prefill + (tokens - 1) * step of b), at most `most`."""
+    """Mean batch size b of each group: b - 1 = rate * stretch * (prefill + (tokens - 1) * step(b)); at most `most`."""
     later = max(0.0, tokens - 1)
     grows = 1 - rates * stretch * later * steps.more_s
     alone = rates * stretch * (steps.prefill_s + later * steps.decode_s)
@@ -211,23 +211,23 @@ def _batches(steps: Steps, tokens: float, rates: F64, stretch: float, most: int)
 
 
 def _prefill(steps: Steps, batches: F64) -> tuple[F64, F64]:
-    """Seconds of a step that takes in the prompts of a batch, and how many they are."""
+    """Time of a step that prefills a batch's prompts, and the number of prompts in it."""
     prompts: F64 = np.minimum(batches, steps.prompts)
     seconds: F64 = steps.prefill_s + (prompts - 1) * steps.prefill_more_s
     return seconds, prompts
 
 
 def _service(steps: Steps, tokens: float, batches: F64) -> F64:
-    """Seconds of a request's own steps, in a batch."""
+    """Duration of a request's own steps, in a batch of this size."""
     seconds: F64 = _prefill(steps, batches)[0] + max(0.0, tokens - 1) * (steps.decode_s + (batches - 1) * steps.more_s)
     return seconds
 
 
 def _cost(steps: Steps, tokens: float, batches: F64) -> F64:
-    """Seconds of the compute lane that a request takes for itself: its part of its batch's steps."""
+    """Compute time attributed to a single request: its part of its batch's steps."""
     prefill_s, prompts = _prefill(steps, batches)
     others = batches - 1
-    # Others come and go: a step is shared by 1 + a Poisson number of them, whose reciprocal's mean is (1 - e^-x) / x.
+    # A step is shared by 1 + Poisson(x) sequences, and the mean of the reciprocal of that is (1 - e^-x) / x.
     part = np.where(others > 1e-9, -np.expm1(-others) / np.maximum(others, 1e-9), 1.0)
     token_s = steps.more_s + (steps.decode_s - steps.more_s) * part
     cost: F64 = prefill_s / prompts + max(0.0, tokens - 1) * token_s
@@ -235,7 +235,7 @@ def _cost(steps: Steps, tokens: float, batches: F64) -> F64:
 
 
 def _resident(machine: Machine, rates: F64) -> npt.NDArray[np.bool_]:
-    """Who stays in the run tier: bases, and those who are asked for most, as far as there is room."""
+    """Which experts stay in the run tier: bases, and the most requested ones that fit."""
     sizes, order = machine.shape_bytes[machine.shape], np.argsort(-rates, kind="stable")
     found = np.zeros(len(rates), dtype=bool)
     found[order] = np.cumsum(sizes[order]) <= machine.near_bytes
@@ -244,7 +244,7 @@ def _resident(machine: Machine, rates: F64) -> npt.NDArray[np.bool_]:
 
 
 def _quantile(values: F64, weights: F64, share: float) -> float:
-    """The smallest value that this share of the weight does not exceed."""
+    """The weighted quantile: the smallest value not exceeded by this share of the weight."""
     if not weights.sum():
         return float(values.max(initial=0.0))
     order = np.argsort(values)

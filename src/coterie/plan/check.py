@@ -1,11 +1,11 @@
-"""Check: lets the simulation judge how many machines keep the promise, from the formulas' count on.
+"""Verifies a plan by simulation: finds the smallest number of machines that meets the SLO, starting at the formulas'.
 
-    count kept -> fewer, in growing steps, until one is not kept      count not kept -> more, in the same way
-    between the two, by halving: N is kept, N - 1 is not
+    SLO met at the count -> try fewer, in growing steps, until it is missed      missed -> try more, likewise
+    then bisect: N machines meet it, N - 1 do not
 
-Each machine is an engine of its own, with its own part of the requests. A plan then has the simulation's count,
-placement, times and bound; what only formulas can say, the curve and what would help, is computed at the load at which
-they say what the simulation said. Knows nothing about how plans are made.
+Each machine is simulated as a separate engine with its own part of the requests. The plan then takes its count,
+placement, times and bottleneck from the simulation; what only the formulas can give (the curve, helpful upgrades) is
+computed at the load at which they agree with the simulation. Knows nothing about how plans are made.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from coterie.plan.size import Answer, bound_by, curve_over, smallest, upgrades
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Workload
 
-TRIES = 20  # counts that are simulated at most
+TRIES = 20  # maximal number of counts to simulate
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What became of all requests on so many machines: `kept`, the share to whom the promise was kept, and the state.
+    """The simulated outcome for one number of machines. `kept`: share of requests that met the SLO.
 
-    Times hold for the promise's share of all requests; `steps` and `link` are those of the machine that is busiest by
-    either, and `bound` says in words what bounds it.
+    Times in `state` are quantiles at the SLO's share of all requests; `steps` and `link` are those of the machine that
+    is busiest by either; `bound`: its bottleneck, in words.
     """
 
     placement: Placement
@@ -49,9 +49,9 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`machines` keep the promise, and one fewer do not or cannot hold the experts; `judged`, by count, shows it.
+    """The result: `machines` meet the SLO, and one fewer miss it or cannot hold the experts. `judged`: by count.
 
-    `planned` is what was asked about; where they differ the formulas were wrong by that much.
+    `planned`: the formulas' count; any difference is their error.
     """
 
     planned: int
@@ -60,21 +60,21 @@ class Check:
 
     @property
     def agrees(self) -> bool:
-        """True when the planned count was right."""
+        """True if the planned count was right."""
         return self.machines == self.planned
 
     @property
     def found(self) -> Judged:
-        """The count that keeps the promise."""
+        """The outcome at the count that meets the SLO."""
         return self.judged[self.machines]
 
 
 def check(
     case: Case, workload: Workload, slo: Slo, planned: int, least: int, placed: Callable[[int], Placement]
 ) -> Check:
-    """Simulate the planned count and others, from `least` on, until the smallest that will do is known.
+    """Simulate the planned count and others, at least `least`, until the smallest sufficient one is known.
 
-    `placed` gives a placement for a count. Raises UsageError when TRIES counts do not show it.
+    `placed`: the placement for a count. Raises UsageError if that takes more than TRIES simulations.
     """
     judged: dict[int, Judged] = {}
 
@@ -105,13 +105,13 @@ def _unknown(judged: dict[int, Judged]) -> UsageError:
 
 
 def judge(case: Case, workload: Workload, slo: Slo, placement: Placement) -> Judged:
-    """Simulate these machines, each with its own part of the requests, and take their outcomes together."""
+    """Simulate the machines of a placement, each with its own part of the requests, and combine the outcomes."""
     parts = [workload.only(mine) for mine in placement.split(workload) if len(mine)]
     runs = [simulate(case, part) for part in parts]
     first_s, last_s = (np.concatenate([getattr(run, name) for run in runs]) for name in ("first_s", "last_s"))
     tpot_s = np.concatenate([tpots(part, run) for part, run in zip(parts, runs, strict=True)])
     ranks = np.concatenate([part.ranks for part in parts])
-    first_s, last_s, tpot_s = (times[ranks == ranks.min()] for times in (first_s, last_s, tpot_s))  # who is promised
+    first_s, last_s, tpot_s = (times[ranks == ranks.min()] for times in (first_s, last_s, tpot_s))  # SLO: best priority
     busiest = max(runs, key=lambda run: max(_occupied(run)))
     steps, link = _occupied(busiest)
     state = State(
@@ -127,7 +127,7 @@ def judge(case: Case, workload: Workload, slo: Slo, placement: Placement) -> Jud
 
 
 def _occupied(run: Served) -> tuple[float, float]:
-    """The shares of the time in which steps ran, and in which the busiest link was busy."""
+    """The utilisations of the compute lane and of the busiest link."""
     busy = run.use.occupied
     links = [share for name, share in busy.items() if name != COMPUTE_LANE]
     return busy.get(COMPUTE_LANE, 0.0), max(links, default=0.0)
@@ -137,12 +137,12 @@ def _quantile(values: F64, share: float) -> float:
     return float(np.quantile(values, share, method="inverted_cdf"))
 
 
-FARTHEST = 16.0  # times the load, up or down, where formulas are asked to say what the simulation said
+FARTHEST = 16.0  # the load is scaled by up to this factor, up or down, to make the formulas agree
 HALVINGS = 8
 
 
 def follow(answer: Answer, said: Check, composition: Composition, models: Mapping[str, Model], goal: Goal) -> Answer:
-    """The answer as the simulation has it; `answer` keeps its count as `estimate`."""
+    """Update an answer with the simulation's results; the formulas' count stays in `estimate`."""
     machine, count, found = answer.machine, said.machines, said.found
     if count != answer.estimate:
         load = matching_load(machine, goal, count)
@@ -150,7 +150,7 @@ def follow(answer: Answer, said: Check, composition: Composition, models: Mappin
         answer = replace(
             answer,
             helps=upgrades(Pricer(composition, models, goal.demand), machine, goal, found.placement),
-            # Where no load makes the formulas agree, at least the number that was asked about is right.
+            # If the formulas agree at no load, correct at least the point that was asked about.
             curve=tuple((e, count if load is None and e == len(goal.shares) else n) for e, n in curve),
             curve_load=load or 1.0,
         )
@@ -158,7 +158,7 @@ def follow(answer: Answer, said: Check, composition: Composition, models: Mappin
 
 
 def matching_load(machine: Machine, goal: Goal, count: int) -> float | None:
-    """The factor nearest 1 on the load at which the formulas say this count; None where there is none."""
+    """The load factor nearest to 1 at which the formulas give this count; None if there is none."""
 
     def says(factor: float) -> int:
         return smallest(machine, replace(goal, rate=goal.rate * factor))

@@ -1,9 +1,9 @@
-"""Choose: what plans of several machines come to in all: how many, watts, money, and whether that is within limits.
+"""Compares plans by total machines, power and price, and checks limits on these.
 
-    one machine for every part      for each machine that serves all of them
-    cheapest, least power           the best machine for each part by itself
+    one machine type for all parts      for each type that can serve them all
+    cheapest, least power               the best type for each part separately
 
-Knows nothing about how plans are made. Watts and prices are a machine's own: None where nobody said.
+Knows nothing about how plans are made. Power and price are per machine; None if not given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHEAPEST, MIN_POWER = "cheapest", "least power"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """So many machines of a name for one part, by its number; `power_w` and `price` are of all of them."""
+    """A number of machines of one type for a part, given by its number; `power_w` and `price` are totals."""
 
     part: int
     machine: str
@@ -31,7 +31,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all machines together may draw and cost; None: anything."""
+    """Limits on the total power and price; None: unlimited."""
 
     power_w: float | None = None
     price: float | None = None
@@ -39,28 +39,28 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An option for each part. `name`: the machine's, or what it is best in."""
+    """An option for each part. `name`: the machine type, or the criterion it is best by."""
 
     name: str
     options: tuple[Option, ...]
 
     @property
     def machines(self) -> int:
-        """How many, of all kinds."""
+        """Total number of machines."""
         return sum(option.machines for option in self.options)
 
     @property
     def power_w(self) -> float | None:
-        """Watts of all; None where one's are not known."""
+        """Total power in watts; None if that of any machine is unknown."""
         return _total([option.power_w for option in self.options])
 
     @property
     def price(self) -> float | None:
-        """What all cost; None where one's price was not given."""
+        """Total price; None if that of any machine was not given."""
         return _total([option.price for option in self.options])
 
     def exceeds(self, limits: Limits) -> str:
-        """In words, what is above a limit or cannot be held against it; empty where nothing is."""
+        """In words, which limits are exceeded or cannot be checked; empty if none."""
         said = []
         for what, value, limit, unit in (
             ("power", self.power_w, limits.power_w, " W"),
@@ -74,7 +74,7 @@ class Choice:
 
 
 def choices(options: Sequence[Option]) -> tuple[Choice, ...]:
-    """One for each machine that serves every part, then the best of each part where that is not one of these."""
+    """One choice per machine type that serves every part, then the best of each part, if these mix types."""
     parts = sorted({option.part for option in options})
     by_machine = grouped((option.machine, option) for option in options)
     found = [Choice(name, tuple(own)) for name, own in by_machine.items() if len(own) == len(parts)]
@@ -90,7 +90,7 @@ def choices(options: Sequence[Option]) -> tuple[Choice, ...]:
 
 
 def parse_power(text: str, option: str) -> float:
-    """Watts of 20kW or 800W. Raises UsageError."""
+    """Parse a power such as 20kW or 800W into watts. Raises UsageError."""
     for unit in sorted(POWER, key=len, reverse=True):
         number = text.strip().removesuffix(unit)
         if number != text.strip():

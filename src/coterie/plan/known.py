@@ -1,6 +1,6 @@
-"""How a plan or a simulation knows what kernels take, in words.
+"""Describes the provenance of kernel times in a plan or simulation.
 
-Knows nothing about how they are priced.
+Knows nothing about how kernels are priced.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from coterie.spec.machine import MachineSpec
 
 
 def known_by(spec: MachineSpec, models: Iterable[Model]) -> str:
-    """Where the speed of these models' kernels is from: also for which types of weights none was measured.
+    """The provenance of these models' kernel speeds, including weight types without measurements.
 
-    Measured attention read keys and values of 16 bits: those of 8 take less memory, and no less time.
+    Attention was measured with 16-bit keys and values; 8-bit ones are assumed to take less memory but the same time.
     """
     all_models = tuple(models)
     found = _products_known_by(spec, all_models)

@@ -1,9 +1,9 @@
-"""Mixes: which expert each request of a workload asks for, drawn from a seed.
+"""Mixes: the distribution of a workload's requests over experts, drawn from a seed.
 
     uniform   every expert equally often
-    zipf:S    the expert of rank r with weight 1 / r^S; zipf alone is zipf:1
-    bursty    many bursts at a time, each for one expert and of geometric length; every request belongs to one of them
-    FILE      counts that were measured: a JSON object, or CSV lines of expert,count
+    zipf:S    the expert of rank r with weight 1 / r^S; plain zipf is zipf:1
+    bursty    several concurrent bursts, each for one expert and of geometric length; every request belongs to a burst
+    FILE      measured counts: a JSON object, or CSV lines of expert,count
 
 Knows nothing about prompts, engines or time.
 """
@@ -30,13 +30,13 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 MIXES = ("uniform", "zipf", "bursty")
-BURSTS_SHARE = 0.4  # of the experts are in a burst at any time: more than fit, or every policy would do
+BURSTS_SHARE = 0.4  # concurrent bursts per expert; more than fit in memory, so that policies make a difference
 BURST_REQUESTS = 16  # mean length of a burst
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How often each expert is asked for. `exponent` is zipf's; `counts` those of a file, in the experts' order."""
+    """How often each expert is requested. `exponent`: for zipf; `counts`: from a file, in the order of experts."""
 
     text: str
     kind: str
@@ -44,7 +44,7 @@ class Mix:
     counts: tuple[float, ...] = ()
 
     def shares(self, experts: int, seed: int) -> F64:
-        """Each expert's share of the requests in the long run; adds up to 1."""
+        """Each expert's long-run share of the requests; the sum is 1."""
         if self.kind == "zipf":
             return self._zipf(np.random.default_rng(seed), experts)
         weights = np.asarray(self.counts) if self.kind == "file" else np.ones(experts)
@@ -71,7 +71,7 @@ class Mix:
 
 
 def mix_named(text: str, names: Sequence[str] = ()) -> Mix:
-    """The mix that an option names; `names` are the experts, which a file may ask for.
+    """Parse a mix option; `names`: the experts that a file may refer to.
 
     Raises UsageError for an unknown mix or a damaged file, NotFoundError for an expert that does not exist.
     """
@@ -102,7 +102,7 @@ def _exponent(text: str) -> float:
 
 
 def _ranks(rng: np.random.Generator, experts: int, exponent: float) -> tuple[I64, F64]:
-    """The expert of each rank and the share of each rank: rank and number have nothing to do with each other."""
+    """The expert and the share of each rank; experts are ranked in random order."""
     weights = 1 / np.arange(1, experts + 1) ** exponent
     return rng.permutation(experts), weights / weights.sum()
 

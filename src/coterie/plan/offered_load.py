@@ -1,7 +1,7 @@
-"""The load that a plan is for, from options or from a file of requests: shares, rate and mean lengths.
+"""The load that a plan must serve, from options or a file of requests: shares, rate and mean lengths.
 
-    options    shares of a mix, a rate, distributions of lengths
-    a file     who was asked how often; mean lengths; the rate of its busiest minute, or one that is given
+    options    the shares of a mix, a rate, length distributions
+    a file     its shares and mean lengths; the rate of its busiest minute, unless one is given
 
 Knows nothing about machines.
 """
@@ -17,14 +17,14 @@ from coterie.core.errors import UsageError
 from coterie.plan.mix import F64
 from coterie.plan.workload import Load, Workload, make_workload
 
-BUSY_S = 60.0  # of a file, the busiest of such stretches is what machines are bought for
+BUSY_S = 60.0  # a file's peak rate is taken over windows of this length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OfferedLoad:
     """Each expert's share of the requests, requests per second, mean tokens of prompts and answers.
 
-    `said`: where the load is from, in words. `requests`: what a check simulates, at `rate`.
+    `said`: the load's origin, in words. `requests`: the workload that a check simulates, at `rate`.
     """
 
     shares: F64
@@ -36,7 +36,7 @@ class OfferedLoad:
 
     @property
     def assumes(self) -> str:
-        """What is made of priorities; empty where all requests have one."""
+        """How priorities are treated, in words; empty if all requests have the same."""
         ranks = self.requests.ranks
         if ranks.min() == ranks.max():
             return ""
@@ -44,7 +44,7 @@ class OfferedLoad:
         return f"the formulas apply the SLO to all requests, as if they had one priority, and --check to {best}"
 
     def of(self, numbers: Sequence[int], names: Sequence[str], most: int) -> Workload:
-        """Some experts' requests, the first so many at most, under the numbers that these have among themselves."""
+        """The first `most` requests to these experts, which are renumbered from 0 and called `names`."""
         places = np.full(len(self.shares), -1)
         places[list(numbers)] = np.arange(len(numbers))
         mine = np.flatnonzero(places[self.requests.asked] >= 0)[:most]
@@ -53,16 +53,16 @@ class OfferedLoad:
 
 
 def from_options(load: Load, names: Sequence[str]) -> OfferedLoad:
-    """What the options say. `load` has a rate."""
+    """The load given by options; `load` must have a rate."""
     shares = load.mix.shares(len(names), load.seed)
     said = f"{load.rate:g} requests/s, mix {load.mix.text}"
     return OfferedLoad(shares, load.rate or 0.0, load.prompt.mean, load.new.mean, said, make_workload(load, names))
 
 
 def from_file(workload: Workload, rate: float | None) -> OfferedLoad:
-    """What a file of requests says; with a `rate` in place of its own, a check's arrivals are stretched to it.
+    """The load given by a file of requests; with `rate`, arrivals are stretched to that rate.
 
-    Raises UsageError where it is too short to have a rate.
+    Raises UsageError if all requests arrive at the same time and no rate is given.
     """
     own = busiest_rate(workload.at_s)
     if rate is None and not own:
@@ -76,7 +76,7 @@ def from_file(workload: Workload, rate: float | None) -> OfferedLoad:
 
 
 def busiest_rate(at_s: F64) -> float:
-    """Requests per second in the busiest BUSY_S, or in all of it where that is shorter; 0 where no time passes."""
+    """Requests per second in the busiest window of BUSY_S, or overall if the span is shorter; 0 if it is empty."""
     span_s = float(at_s[-1] - at_s[0]) if len(at_s) else 0.0
     if span_s <= 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Outcomes: what became of a workload on a machine, as one row of plain numbers.
+"""The outcome of a workload on a machine, as a row of plain values.
 
 Knows nothing about how the workload was served, or how rows are shown.
 """
@@ -21,9 +21,9 @@ SYNTHETIC = "routes given, tokens synthetic"
 def outcome(
     name: str, policy: str, workload: Workload, served: Served, slo: Slo | None, wall_s: float
 ) -> dict[str, Any]:
-    """One row. Times are seconds from a request's arrival; TTFT and the end include the router and any switch.
+    """One row. Times are seconds since a request's arrival; TTFT and e2e include the router and any switch.
 
-    What never was has no time, None: of answers of one token the time per later token, without switches theirs.
+    A time that does not apply is None: TPOT if all answers have one token, switch time without switches.
     """
     metrics, made, use, count = served.metrics, served.made, served.use, len(workload)
     tpot_s = tpots(workload, served)
@@ -62,20 +62,20 @@ def outcome(
             for priority, its in of.items()
         }
     if slo is not None:
-        first = workload.ranks == workload.ranks.min()  # a promise is made to those of the best priority
+        first = workload.ranks == workload.ranks.min()  # the SLO applies to requests of the best priority
         kept = float(slo.kept(served.first_s, tpot_s, served.last_s)[first].mean())
         row |= {"slo": str(slo), "slo_kept": kept, "slo_met": kept >= slo.share}
     return row
 
 
 def tpots(workload: Workload, served: Served) -> F64:
-    """Seconds per token after the first, 0 for answers of one token."""
+    """Seconds per token after the first; 0 for answers of one token."""
     later = np.maximum(workload.new_tokens - 1, 1)
     return np.where(workload.new_tokens > 1, (served.last_s - served.first_s) / later, 0.0)
 
 
 def footprint(served: Served) -> dict[str, Any]:
-    """Bytes: what the experts need, and how the run tier is split."""
+    """Memory in bytes: demand of the experts, and the split of the run tier."""
     made = served.made
     tier = made.spec.tier(made.spec.run_tier)
     return {

@@ -1,9 +1,9 @@
-"""A composition as parts that have machines of their own, experts of one model in each.
+"""Splits a composition by model into parts that are served by separate machines.
 
     40 of an 8B and 10 of a 70B -> two parts, each with its share of the requests
 
-Experts of one model are those with one program, and adapters and deltas of one base. On one machine a small model's
-tokens wait for a large one's steps. Knows nothing about machines.
+Experts count as one model if they share a program; adapters and deltas count with their base. On a shared machine, a
+small model's tokens wait for a large one's steps. Knows nothing about machines.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from coterie.plan.mix import F64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Experts, by number in the whole composition, with their models and the router's; their shares add up to 1.
+    """A part: experts by number in the whole composition, with their models and the router's.
 
-    `of_all`: their share of all requests.
+    `shares`: relative to the part, with sum 1; `of_all`: the part's share of all requests.
     """
 
     label: str
@@ -34,12 +34,12 @@ class Part:
 
 
 def whole(composition: Composition, models: Mapping[str, Model], shares: F64) -> Part:
-    """All of it as one part."""
+    """The whole composition as a single part."""
     return Part(_label(composition.names), tuple(range(len(shares))), composition, models, shares, 1.0)
 
 
 def by_model(composition: Composition, models: Mapping[str, Model], shares: F64) -> tuple[Part, ...]:
-    """The parts, in the order of their first experts; those that nobody asks for are left out."""
+    """The parts, in the order of their first experts; parts without requests are left out."""
     of = [models[name] for name in composition.names]
     groups = grouped(((model.base or model).key, number) for number, model in enumerate(of))
     found = []

@@ -1,14 +1,14 @@
-"""Placement: which experts each of several equal machines holds, and which part of an expert's load goes where.
+"""Placement: which experts each of several identical machines holds, and how an expert's load is divided among them.
 
-    milp     least load of the busiest machine, then the fewest copies; scipy's solver, within a limit of nodes
-    greedy   the heaviest expert first, to the machines with the least load; where the solver has no better answer;
-             the largest first, then with fewer copies, where that leaves somebody without room. An expert with more
-             than a machine's part of the load gets copies: so many that none has more, which evens out loads; or, not
-             `even`, one for each whole part, so that fewer experts share a machine, and spare machines to the busiest
+    milp     minimises the load of the busiest machine, then the number of copies; scipy's solver with a node limit
+    greedy   heaviest expert first, to the machines with the least load; used if the solver has no better answer. If an
+             expert does not fit, tries the largest first, then fewer copies. An expert with more than one machine's
+             share of the load is replicated: rounded up (`even`), which balances loads; or rounded down, so that fewer
+             experts share a machine, with spare machines going to the busiest expert
 
-Nothing here looks at a clock: a busy machine gives the same answer, later.
+The limits are not in seconds, so the result does not depend on how busy this computer is.
 
-Knows nothing about machines beyond the bytes that one can hold.
+Knows nothing about machines beyond the bytes that each can hold.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from coterie.core.errors import CapacityError
 from coterie.plan.mix import F64, I64
 from coterie.plan.workload import Workload
 
-# Of the solver's tree. The first has nearly all of the gain, in 0.1 to 1.3 s of processor time up to MAX_BINARIES.
+# Branch-and-bound node limit. The root node has nearly all of the gain, in 0.1 to 1.3 s of CPU time up to MAX_BINARIES.
 SOLVER_NODES = 1
-MAX_BINARIES = 1200  # above, the solver takes seconds
-COPY_COST = 1e-3  # of a copy, in shares of the mean load: copies only where they even out the load
-GAP = 0.01  # of the least load: nearer to it the solver need not come
+MAX_BINARIES = 1200  # beyond this the solver takes seconds
+COPY_COST = 1e-3  # penalty per copy, relative to the mean load: replicate only if that balances the load
+GAP = 0.01  # relative optimality gap
 SAME = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """`share` [experts, machines]: which part of an expert's requests a machine serves; it holds those above 0.
+    """`share` [experts, machines]: the fraction of an expert's requests that a machine serves; it holds those above 0.
 
-    `method` is milp or greedy; `why` says why the solver was not used or not followed, empty where it was.
+    `method`: milp or greedy; `why`: why the solver's answer was not used, else empty.
     """
 
     share: F64
@@ -48,28 +48,28 @@ class Placement:
 
     @property
     def machines(self) -> int:
-        """How many."""
+        """Number of machines."""
         return int(self.share.shape[1])
 
     @property
     def held(self) -> tuple[tuple[int, ...], ...]:
-        """The experts of each machine, by number."""
+        """The experts on each machine, by number."""
         return tuple(tuple(np.flatnonzero(self.share[:, m] > SAME).tolist()) for m in range(self.machines))
 
     @property
     def replicated(self) -> tuple[int, ...]:
-        """Experts that several machines hold."""
+        """Experts that are on several machines."""
         return tuple(np.flatnonzero((self.share > SAME).sum(axis=1) > 1).tolist())
 
     def loads(self, load: F64) -> F64:
-        """Each machine's part of the load."""
+        """Each machine's load."""
         parts: F64 = load @ self.share
         return parts
 
     def split_machine(self, busy: int, load: F64) -> Placement:
-        """With one machine more, which takes half of what one of these does, and nobody has more to do by it.
+        """Add a machine that takes over half of the load of machine `busy`; no other machine's load changes.
 
-        Of several experts it takes some, the heaviest of them shared out in turns; of one, half of the requests.
+        It takes some of several experts, dealt out by decreasing load, or half the requests of a single one.
         """
         share = np.column_stack([self.share, np.zeros(len(self.share))])
         here = np.flatnonzero(self.share[:, busy] > SAME)
@@ -85,12 +85,12 @@ class Placement:
         return replace(self, share=share)
 
     def split(self, workload: Workload) -> tuple[I64, ...]:
-        """The requests of each machine: an expert's requests go to its machines in turn, in proportion."""
+        """The indices of each machine's requests; an expert's requests are interleaved over its machines by share."""
         at = np.zeros(len(workload), dtype=np.int64)
         for expert in range(len(self.share)):
             mine = np.flatnonzero(workload.asked == expert)
             ends = np.cumsum(self.share[expert])
-            # Places on [0, 1) that are even at any length: multiples of the golden ratio's fraction.
+            # A low-discrepancy sequence on [0, 1): multiples of the golden ratio's fractional part.
             even = (0.5 + np.arange(len(mine)) * 0.6180339887498949) % 1.0 * ends[-1]
             at[mine] = np.minimum(np.searchsorted(ends, even, side="right"), self.machines - 1)
         return tuple(np.flatnonzero(at == m) for m in range(self.machines))
@@ -99,9 +99,9 @@ class Placement:
 def place(
     sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solver: bool = True, even: bool = True
 ) -> Placement:
-    """Place experts of these sizes and loads; `even` is greedy's.
+    """Place experts of these sizes and loads; `even`: replication rule of the greedy method.
 
-    Raises CapacityError, with what lacks, where it cannot be done.
+    Raises CapacityError, with the missing bytes, if they do not fit.
     """
     _check_room(sizes, machines, room_bytes)
     if machines == 1:
@@ -128,21 +128,21 @@ def _check_room(sizes: Sequence[int], machines: int, room_bytes: int) -> None:
     if largest > room_bytes:
         levers = ("smaller experts", "a machine with more memory")
         raise CapacityError(where, "the largest expert", largest, max(room_bytes, 0), levers)
-    # Whole experts: so many of the largest fit on each machine at least.
+    # A necessary condition; greedy detects the rest.
     if total > room_bytes * machines:
         levers = (f"{ceil(total / room_bytes)} machines", "fewer experts")
         raise CapacityError(where, "one copy of every expert", total, room_bytes * machines, levers)
 
 
 def _greediest(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, even: bool) -> Placement:
-    """Greedy, with as many copies of an expert as leave a piece of room for everybody. Raises CapacityError."""
+    """The greedy placement with as many copies as leave room for all experts. Raises CapacityError."""
     mean = load.sum() / machines
     parts = np.round(load / mean, 6) if mean > 0 else np.zeros(len(sizes))
     wanted = np.maximum(1, np.ceil(parts) if even else np.floor(parts)).astype(int)
     while not even and wanted.sum() < machines:
         wanted[np.argmax(parts / wanted)] += 1
     heaviest = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e]))
-    orders = heaviest, sorted(heaviest, key=lambda e: -sizes[e])  # small ones may be in the way of a large one
+    orders = heaviest, sorted(heaviest, key=lambda e: -sizes[e])  # small experts may block a large one
     most = machines
     while True:
         for order in orders:
@@ -157,7 +157,7 @@ def _greediest(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, 
 def _greedy(
     sizes: Sequence[int], load: F64, machines: int, room_bytes: int, order: Sequence[int], wanted: Sequence[int]
 ) -> Placement:
-    """One after the other, each on so many machines as are `wanted`, if there is room."""
+    """Place experts in this order, each on up to `wanted` machines, as far as there is room."""
     share = np.zeros((len(sizes), machines))
     free = np.full(machines, float(room_bytes))
     busy = np.zeros(machines)
@@ -167,7 +167,7 @@ def _greedy(
         still -= size
         copies = wanted[expert]
         fitting = [m for m in np.lexsort((-free, busy)).tolist() if free[m] >= size]
-        # A copy more must leave room for everybody's first.
+        # Further copies must leave room for the first copy of every expert.
         while copies > 1 and (len(fitting) < copies or free.sum() - copies * size < still):
             copies -= 1
         if not fitting:
@@ -182,15 +182,15 @@ def _greedy(
 
 
 def _level(busy: F64, amount: float) -> F64:
-    """Shares of an amount that bring several machines as near to one level as it goes."""
+    """Divide an amount over machines so that their loads become as equal as possible; returns shares."""
     if amount <= 0 or len(busy) == 1:
         return np.full(len(busy), 1 / len(busy))
     at = np.sort(busy)
-    # The level to which the amount fills the least busy 1, 2, ... of them; it is that of as many as lie below it.
+    # Water filling: the level if only the least busy 1, 2, ... machines are filled; valid if these lie below it.
     levels = (amount + np.cumsum(at)) / np.arange(1, len(at) + 1)
     level = levels[np.flatnonzero(levels > at)[-1]]
     parts = np.maximum(level - busy, 0)
-    # Every chosen machine serves a little, or its copy would be for nothing.
+    # Every chosen machine gets a little, else its copy would be useless.
     parts = np.maximum(parts, amount * 1e-3)
     shares: F64 = parts / parts.sum()
     return shares
@@ -198,7 +198,7 @@ def _level(busy: F64, amount: float) -> F64:
 
 @contextmanager
 def _no_stdout() -> Iterator[None]:
-    """HiGHS writes a line to file descriptor 1 where it repairs an answer, asked or not; JSON is printed there."""
+    """Silence file descriptor 1: HiGHS always prints a line when it repairs a solution, which would corrupt JSON."""
     kept = os.dup(1)
     try:
         with open(os.devnull, "wb") as nowhere:
@@ -210,7 +210,7 @@ def _no_stdout() -> Iterator[None]:
 
 
 def _milp(sizes: F64, load: F64, machines: int, room_bytes: int) -> Placement | None:
-    """Variables: parts x [E, M], copies y [E, M], the busiest machine's load t. None without scipy or an answer."""
+    """Variables: fractions x [E, M], copies y [E, M], the largest load t. None without scipy or a solution."""
     try:
         optimize: Any = importlib.import_module("scipy.optimize")
         sparse: Any = importlib.import_module("scipy.sparse")

@@ -1,6 +1,6 @@
-"""Prices: what steps and switches of a composition's experts take on a machine, and the room that it has for them.
+"""Prices: times of steps and switches of a composition's experts on a machine, and its memory for them.
 
-Knows nothing about load or waiting (capacity.py).
+Knows nothing about load or queueing (capacity.py).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from coterie.spec.machine import MachineSpec
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A request's tokens: prompt, answer, the router's answer (0: no model is asked), what it reads besides.
+    """Tokens of a request: prompt, answer, the router's answer (0: no router model) and its instructions.
 
-    `reused_tokens` of the prompt are those of an earlier one, and not computed; the KV cache has them for each.
+    `reused_tokens`: tokens of the prompt found in the prefix cache; not computed, but each has a KV cache entry.
     """
 
     prompt_tokens: float
@@ -48,9 +48,9 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """Seconds of steps: a prefill and a decode step of one sequence, and what each further sequence adds to either.
+    """Seconds of a prefill and a decode step of one sequence, and of each further sequence in either.
 
-    A number for each shape, or for each expert. `prompts`: how many prompts fit into one step.
+    Arrays are by shape or by expert. `prompts`: number of prompts that fit in a step.
     """
 
     prefill_s: F64
@@ -60,7 +60,7 @@ class Steps:
     more_s: F64
 
     def of(self, places: I64) -> Steps:
-        """Those at these places."""
+        """Select by index."""
         return Steps(
             self.prefill_s[places],
             self.prefill_more_s[places],
@@ -72,13 +72,13 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Machine:
-    """One machine's prices for experts of several shapes. Bytes: of a shape's experts, and room for experts by tier.
+    """One machine's prices for experts of several shapes.
 
-    `shape`: each expert's, by number. `switch_s`: one expert of a shape into the run tier, from what is below;
-    `home_bytes`: all memory for experts, below the run tier; the disk where there is no memory below. `bases_bytes`: of
-    the run tier, for the bases of adapters, all of which every machine has; of experts that are a base nothing moves.
-    `variant_group`: experts of one number share steps; -1: with nobody. `own_s`: what a step then takes longer for each
-    further one of a shape, whose own weights it reads.
+    `shape`: index of each expert's shape. `shape_bytes`: bytes of an expert, by shape (0 for a base, which is always
+    resident). `switch_s`: time to load an expert into the run tier, by shape. `near_bytes`: for experts in the run
+    tier. `home_bytes`: for experts in the memories below, or on disk if there are none. `bases_bytes`: of the run tier,
+    for the bases of adapters, all of which are on every machine. `variant_group`: experts with the same number share
+    steps; -1: none. `own_s`: extra time of a shared step per further expert, for its own weights, by shape.
     """
 
     spec: MachineSpec
@@ -100,13 +100,13 @@ class Machine:
         return found
 
     def of(self, experts: I64) -> Machine:
-        """The same machine with these experts alone, each as often as it is named."""
+        """The same machine with only these experts; repetitions are allowed."""
         group = None if self.variant_group is None else self.variant_group[experts]
         return replace(self, shape=self.shape[experts], variant_group=group)
 
 
 class Pricer:
-    """Prices a composition's experts, by shape, and its router; a program is compiled once per shape and rule set."""
+    """Prices a composition's experts, by shape, and its router; programs are compiled once per shape and rule set."""
 
     def __init__(self, composition: Composition, models: Mapping[str, Model], demand: Demand) -> None:
         bases = bases_of(models)
@@ -116,7 +116,7 @@ class Pricer:
         for kind, model in zip(kinds, [models[name] for name in composition.names], strict=True):
             shapes[kind] = max(shapes.get(kind, model), model, key=lambda at: at.layout.size_bytes)
         self._experts = tuple(shapes.values())
-        # An expert that is the base of others is there already, and moves no more.
+        # An expert that is the base of others is always resident and never moved.
         sizes = [0 if is_base else round_up(model.layout.size_bytes) for (_, is_base), model in shapes.items()]
         self._sizes = np.array(sizes, dtype=np.int64)
         places = {kind: place for place, kind in enumerate(shapes)}
@@ -140,7 +140,7 @@ class Pricer:
         kv = max(expert.kv.sequence_bytes(demand.prompt_tokens + demand.new_tokens) for expert in experts)
         near = capacity - there - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
         memories = [*memories_below(spec)] or [name for name in (spec.home_tier,) if name != spec.run_tier]
-        # Bases come from the home tier, and from there straight into the run tier.
+        # Bases are stored in the home tier only, and loaded from there directly into the run tier.
         kept = {name: there if name == spec.home_tier else router_bytes for name in memories}
         below = sum(spec.tier(name).capacity_bytes - bytes_ for name, bytes_ in kept.items())
         links = route(spec, memories[0], spec.run_tier) if memories else ()
@@ -161,7 +161,7 @@ class Pricer:
         )
 
     def _own_s(self, spec: MachineSpec, model: Model) -> float:
-        """Seconds in which a step reads what an adapter has besides its base; infinite where it shares no steps."""
+        """Time in which a step reads an adapter's own weights; infinite if it cannot share steps."""
         program = self._program(spec, model)
         shared = [place for place, name in enumerate(program.weights) if name not in model.layout.tensors]
         if model.base is None or not mixes(program, shared):
@@ -169,7 +169,7 @@ class Pricer:
         return own_bytes(program, shared) / spec.tier(spec.run_tier).achieved_bytes_per_s
 
     def _groups(self, own_s: F64) -> I64 | None:
-        """Who shares steps with whom: experts of one shape beside one base, where their program can."""
+        """Group experts that can share steps: those of one shape and base, if their program supports it."""
         keys = [(int(shape), id(base)) for shape, base in zip(self._shape, self._beside, strict=True)]
         alike = [key for key, count in Counter(keys).items() if count > 1 and math.isfinite(own_s[key[0]])]
         numbers = {key: number for number, key in enumerate(alike)}
@@ -190,7 +190,7 @@ class Pricer:
         return Steps(first, np.maximum(0.0, second - first), prompts, one, more)
 
     def _program(self, spec: MachineSpec, model: Model) -> Program:
-        """What a modelled device prices: one rank's part of the work."""
+        """The program that a modelled device prices: one rank's shard."""
         key = (model.key, spec.rule_set, spec.units if spec.peers else 1)
         if key not in self._programs:
             self._programs[key] = rank_program(spec, compile_graph(model.graph, spec.rule_set))

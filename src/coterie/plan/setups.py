@@ -1,4 +1,4 @@
-"""Setups: named pairs of a schedule and an eviction policy that are compared with each other.
+"""Setups: named combinations of scheduling and eviction policy, for comparison.
 
 Knows nothing about how they are run.
 """
@@ -15,7 +15,7 @@ from coterie.engine.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How to serve: a schedule and an eviction policy; and whether requests have the priorities that they ask for."""
+    """A scheduling policy and an eviction policy; `ranks`: whether requests' priorities are respected."""
 
     name: str
     policy: Policy
@@ -23,17 +23,17 @@ class Setup:
     ranks: bool = True
 
 
-# The paper's runtime: no prefetch, no reordering, the whole expert is copied before it runs (section V-B).
+# The paper's runtime: no prefetch, no reordering, an expert runs only once it is copied completely (section V-B).
 FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
-SERVING = Settings()  # as `coterie serve` does by default: what is compared is what is served
+SERVING = Settings()  # the defaults of `coterie serve`
 OURS = Setup("coterie", SERVING.policy, SERVING.evict)
 APART = Setup("apart", replace(OURS.policy, share_steps=False), OURS.evict)  # adapters of one base do not share steps
-EQUAL = Setup("equal", OURS.policy, OURS.evict, ranks=False)  # as if nobody asked for a priority
+EQUAL = Setup("equal", OURS.policy, OURS.evict, ranks=False)  # priorities are ignored
 SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS, APART, EQUAL)}
 
 
 def setup_named(name: str) -> Setup:
-    """The setup of that name. Raises UsageError."""
+    """Look a setup up by name. Raises UsageError."""
     if name not in SETUPS:
         raise UsageError("--policy", f"{name!r} is not a policy", f"use one of {', '.join(SETUPS)}")
     return SETUPS[name]

@@ -1,9 +1,9 @@
-"""Simulate: one machine serves a workload in modelled time, with the router, cache, scheduler and engine that serve.
+"""Simulates one machine serving a workload in modelled time, with the real router, cache, scheduler and engine.
 
-    warm up   every expert comes up once, so that each tier holds what fits; what it takes is told apart
-    arrive -> RoutingJob -> the router's own request -> the route, which is given -> the expert's request -> Served
+    warm up   every expert is loaded once, so that each tier is full; its time is reported separately
+    arrive -> RoutingJob -> the router's own request -> the (given) route -> the expert's request -> Served
 
-Routes are given and tokens synthetic. Knows nothing about how the numbers are shown.
+Routes are given and tokens synthetic. Knows nothing about how results are shown.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from coterie.plan.use import Use, used
 from coterie.plan.workload import Workload
 from coterie.spec.machine import MachineSpec
 
-BYTES_PER_TOKEN = 4  # of a router's instructions, in English text about; only their length matters here
-KV_SHARE = 0.2  # of the run tier, at most, by default; the rest is for experts
-POOL_TOKENS = 1 << 14  # prompts are pieces of one row of random tokens
-TOLD = 1000  # times, at most, that somebody is told how far it is
+BYTES_PER_TOKEN = 4  # approximate for English text; to estimate the length of a router's instructions
+KV_SHARE = 0.2  # default upper bound on the KV cache's share of the run tier; the rest is for experts
+POOL_TOKENS = 1 << 14  # prompts are slices of one sequence of random tokens
+TOLD = 1000  # maximal number of progress reports
 NO_TEXT = Prompt("")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated: experts, and the router's own model, on a machine, and how it decides.
+    """What to simulate: experts and the router's model on a machine, with a setup.
 
-    `steps` above 1: so many decode steps in one run, at most, as far as they would be decided alike. The decisions are
-    the same; a run's launch by software is paid once for all of its steps.
+    `steps` above 1: up to that many decode steps in one run, as long as no decision would differ. Decisions stay the
+    same, but the host's launch cost is paid once per run.
     """
 
     composition: Composition
@@ -75,10 +75,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """What became of a workload. Per request, seconds from its arrival: to its route, its first and its last token.
+    """The outcome of a workload. Per request, seconds from its arrival to its route, first token and last token.
 
-    `hit`: its expert was resident when the request came to it. `elapsed_s`: from the first arrival to the last token;
-    `warm_up_s`: what came before. `metrics` count the router's own requests too; `use` is without the warm-up.
+    `hit`: its expert was resident when the request reached it. `elapsed_s`: from the first arrival to the last token;
+    `warm_up_s`: before that. `metrics` include the router's own requests; `use` excludes the warm-up.
     """
 
     routed_s: F64
@@ -95,9 +95,9 @@ class Served:
 
 
 def simulate(case: Case, workload: Workload, tell: Callable[[int], None] | None = None) -> Served:
-    """Serve a workload to its end; `tell` hears now and then how many requests have ended.
+    """Serve a workload to its end; `tell` is called from time to time with the number of finished requests.
 
-    Raises CapacityError where something does not fit, UsageError for a bad workload.
+    Raises CapacityError if something does not fit, UsageError for an invalid workload.
     """
     settings = settings_of(case, workload)
     device = ModelledDevice(case.spec)
@@ -128,7 +128,7 @@ def simulate(case: Case, workload: Workload, tell: Callable[[int], None] | None 
 
 @contextmanager
 def _no_search_for_cycles() -> Iterator[None]:
-    """A twentieth of a simulation's time would go into looking for cycles, and nothing that it makes is in one."""
+    """Disable the cyclic garbage collector: a simulation creates no cycles, and it would take 5 % of the time."""
     searches = gc.isenabled()
     gc.disable()
     try:
@@ -139,7 +139,10 @@ def _no_search_for_cycles() -> Iterator[None]:
 
 
 def settings_of(case: Case, workload: Workload) -> Settings:
-    """The near tier of a machine that does nothing else: KV for all that the policy runs at once, then experts."""
+    """Split the near tier of a dedicated machine: KV cache for all sequences the policy can run, the rest for experts.
+
+    Raises CapacityError if the largest expert does not fit then.
+    """
     spec, models = case.spec, case.models
     capacity = spec.tier(spec.run_tier).capacity_bytes
     router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
@@ -166,22 +169,22 @@ def settings_of(case: Case, workload: Workload) -> Settings:
 
 
 def instruction_tokens(composition: Composition) -> int:
-    """About how many tokens a router's own model reads besides the prompt; 0 where no model is asked."""
+    """Approximate number of instruction tokens that a router model reads besides the prompt; 0 without a model."""
     router = make_router(composition)
     instructions = router.instructions if isinstance(router, LlmRouter) else ""
     return -(-len(instructions.encode()) // BYTES_PER_TOKEN)
 
 
 def question_tokens(composition: Composition, models: Mapping[str, Model], prompt_tokens: int) -> int:
-    """Tokens of the question to the router's model about a prompt, and its answer; 0 where no model is asked.
+    """Tokens of the router model's question about a prompt, including its answer; 0 without a model.
 
-    Raises UsageError where the question does not fit its context: when serving, such a prompt would be refused.
+    Raises UsageError if the question does not fit its context, since serving would refuse such a prompt.
     """
     spec = composition.router
     if spec is None or ROUTER not in models:
         return 0
     besides, context = instruction_tokens(composition), models[ROUTER].max_context
-    if besides and prompt_tokens + besides >= context:  # prompts alone are checked with the experts
+    if besides and prompt_tokens + besides >= context:  # the prompt by itself is checked against the experts
         fact = f"the context holds {context} tokens, but a prompt of {prompt_tokens} comes with {besides} of a question"
         remedy = "shorten router.question or the descriptions of the experts, or the prompts"
         raise UsageError(f"{composition.name}: router", fact, remedy)
@@ -197,9 +200,9 @@ def _check_home(made: Plan) -> None:
 
 
 def _least_asked_first(models: Mapping[str, Model], workload: Workload) -> list[str]:
-    """The router, then the experts: who is asked for most comes last, and so is resident when the first request comes.
+    """Warm-up order: the router, then the requested experts, most requested last, so that these end up resident.
 
-    Only those that the workload asks for: others would stay where they are.
+    Experts without requests are left out: they would never be loaded.
     """
     counts = np.bincount(workload.asked, minlength=len(workload.names))
     ranked = sorted((int(count), name) for name, count in zip(workload.names, counts, strict=True) if count)
@@ -207,7 +210,7 @@ def _least_asked_first(models: Mapping[str, Model], workload: Workload) -> list[
 
 
 class _Run:
-    """Lets requests arrive as modelled time goes on, and takes down what becomes of them."""
+    """Submits requests as modelled time advances, and records their outcomes."""
 
     def __init__(self, parts: Parts, case: Case, workload: Workload) -> None:
         self._parts, self._workload = parts, workload
@@ -224,7 +227,7 @@ class _Run:
         self._longest = max(model.max_context for model in case.models.values()) - 1
         self._pool = tuple(rng.integers(0, words, POOL_TOKENS + self._longest).tolist())
         self._starts = array("q", rng.integers(0, POOL_TOKENS, count).tobytes())
-        # Compact, and quick to look at one by one.
+        # array, since it is compact and faster than NumPy for access to single elements.
         self._at_s = array("d", (workload.at_s + self.start_s).tobytes())
         self._asked, self._prompts, self._new = (
             array("q", numbers.astype(np.int64).tobytes())
@@ -236,7 +239,7 @@ class _Run:
         self._numbers: dict[str, int] = {}
 
     def to_the_end(self, tell: Callable[[int], None] | None = None) -> None:
-        """Serve until everybody has been answered. Raises the error that ended a request."""
+        """Serve until all requests have finished. Raises the error of a request that failed."""
         engine, device, count = self._parts.engine, self._parts.device, len(self._asked)
         in_flight = self._workload.in_flight
         every = told = max(1, count // TOLD) if tell is not None else count + 1
@@ -255,7 +258,7 @@ class _Run:
                     self._take(output)
 
     def _arrive(self) -> None:
-        """Let in who has come by now; with a closed loop, who has a place."""
+        """Submit the requests that have arrived by now; in a closed loop, as many as there are free slots."""
         now, count = self._parts.device.now(), len(self._asked)
         in_flight = self._workload.in_flight
         while self._next < count and (self._open < in_flight if in_flight else self._at_s[self._next] <= now):

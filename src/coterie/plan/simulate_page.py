@@ -1,6 +1,6 @@
-"""The rows of a simulation as one HTML page that needs nothing else: distributions, shares, a table.
+"""Renders simulation results as a self-contained HTML page: latency distributions, utilisation, a table.
 
-Knows nothing about how they were found.
+Knows nothing about how they were obtained.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from coterie.plan.paper.html import document
 from coterie.plan.paper.plots import svg
 from coterie.plan.paper.row import Chart, Series
 
-POINTS = 200  # of a curve
-LITTLE = 5e-4  # of what a resource can give: less is not shown
+POINTS = 200  # per curve
+LITTLE = 5e-4  # utilisation below which a resource is not shown
 
 Curves = Mapping[str, tuple[F64, F64]]
-"""By label: each request's seconds to its first and to its last token."""
+"""By label: each request's time to first token and to last token, in seconds."""
 
 
 def page(title: str, rows: Sequence[Mapping[str, Any]], curves: Curves) -> str:
-    """The whole page."""
+    """Render the page."""
     charts = (_distribution("Time to the first token", 0, curves), _distribution("Time to the last token", 1, curves))
     pictures = map(svg, (*charts, _shares(rows)))
     parts = [f"<p>Modelled time; {SYNTHETIC}.</p>", *pictures, f'<div class="wide">{_table(rows)}</div>']
@@ -33,7 +33,7 @@ def page(title: str, rows: Sequence[Mapping[str, Any]], curves: Curves) -> str:
 
 
 def _distribution(title: str, which: int, curves: Curves) -> Chart:
-    """The share of requests that took so long at most."""
+    """A cumulative distribution of latencies."""
     shares = np.linspace(0.0, 1.0, POINTS)
     series = [
         Series(label, tuple(np.quantile(times[which], shares).tolist()), tuple(shares.tolist()))
@@ -43,7 +43,7 @@ def _distribution(title: str, which: int, curves: Curves) -> Chart:
 
 
 def _shares(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """How busy each resource was, of those that were used."""
+    """The utilisation of each resource that was used."""
     used = (name for row in rows for name, share in row["utilisation"].items() if share >= LITTLE)
     names = list(dict.fromkeys(used))
     series = [

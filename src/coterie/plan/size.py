@@ -1,8 +1,8 @@
-"""Size: the smallest number of equal machines for experts, a load and a promise; what bounds it; what would help.
+"""Sizing: the smallest number of identical machines for experts, a load and an SLO; the bottleneck; what would help.
 
-    place on n -> the state of the machines that have most to do -> is the promise kept?      the least n, by halving
+    place on n -> states of the most loaded machines -> is the SLO met?      the smallest n, by bisection
 
-Knows nothing about events: capacity.py's formulas answer, and `check` lets the simulation judge them.
+Knows nothing about events: it uses the formulas of capacity.py, which `check` verifies by simulation.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ from coterie.plan.prices import Machine, Pricer
 from coterie.spec.machine import MachineSpec
 
 MAX_MACHINES = 4096
-FEWER = 2  # how many counts below one that is enough are asked about; those below the last that will do, then
-BETTER = 1.5  # by which factor a part is improved to see what would help
-WORDS = {"steps": "the time of steps", "link": "the link by which experts come up"}  # what is not a promise
-CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # of the experts that were asked about
+FEWER = 2  # after bisection, stop once this many counts below the smallest sufficient one have failed
+BETTER = 1.5  # factor by which a component is improved to see what would help
+WORDS = {"steps": "the time of steps", "link": "the link by which experts come up"}  # limits that are not in the SLO
+CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # multiples of the number of experts
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """So many machines and where the experts go. `worst`: the machine that has most to do; `bound`: why not one fewer.
+    """The number of machines and the placement. `worst`: state of the machine closest to a limit; `bound`: why one
+    machine fewer is not enough.
 
-    `estimate`: how many the formulas say; a simulation may have said otherwise. The rest is always the formulas':
-    `helps`: what would raise the load that these machines can take, most first: (what, by which factor).
-    `curve`: (experts, machines) for other numbers of experts, 0 machines where the promise cannot be kept; computed for
-    `curve_load` times the load, at which the formulas say what the simulation said of the asked number.
+    `estimate`: the formulas' count, which a simulation may have corrected. The rest is always from the formulas:
+    `helps`: improvements that raise the sustainable load, best first: (what, factor). `curve`: (experts, machines) for
+    other numbers of experts, with 0 machines if the SLO cannot be met; computed at `curve_load` times the load, where
+    the formulas agree with the simulation for the actual number.
     """
 
     estimate: int
@@ -62,10 +63,10 @@ class Answer:
 
 
 def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model], goal: Goal) -> Answer:
-    """The smallest number of these machines.
+    """Find the smallest sufficient number of machines, by the formulas.
 
-    Raises CapacityError where an expert fits nowhere, UsageError where no number of machines keeps the promise; both
-    say which limit, by how much, and what to change.
+    Raises CapacityError if an expert does not fit, UsageError if no number of machines meets the SLO; both name the
+    limit, by how much it is missed, and what to change.
     """
     pricer = Pricer(composition, models, goal.demand)
     machine = pricer.machine(spec)
@@ -79,8 +80,8 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
 
 
 def placed(machine: Machine, goal: Goal, count: int) -> Placement:
-    """Where experts go on so many machines: as the solver has it, if nothing that is promised is worse by it than by
-    the greedy rule, by which they are counted. It evens out loads, which is not all that counts.
+    """The placement on `count` machines: the solver's, unless the greedy one, by which machines are counted, is better
+    in any limit of the SLO. The solver balances loads, which is not all that matters.
     """
     found = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
     greedy = by_rule(machine, goal, count)
@@ -94,7 +95,7 @@ def placed(machine: Machine, goal: Goal, count: int) -> Placement:
 
 
 def smallest(machine: Machine, goal: Goal) -> int:
-    """The smallest number of machines by the formulas. Raises UsageError when MAX_MACHINES are not enough."""
+    """The smallest sufficient number of machines. Raises UsageError when MAX_MACHINES are not enough."""
     low = fewest(machine.sizes, load_of_experts(machine, goal), room_for(machine, goal))
     if enough(machine, goal, low):
         return low
@@ -111,9 +112,9 @@ def smallest(machine: Machine, goal: Goal) -> int:
 
 
 def _fewer(machine: Machine, goal: Goal, count: int) -> int:
-    """The least count at or below one that is enough: no rule is best at each, and halving may step over one that is.
+    """Search below a sufficient count: sufficiency is not monotonic, so bisection may have missed a smaller one.
 
-    The next few below are asked, by placements with machines split as well, until none will do.
+    Tries the next few counts, also with placements that split machines, until none is sufficient.
     """
     found, below = count, count - 1
     while below > 0 and found - below <= FEWER:
@@ -124,7 +125,7 @@ def _fewer(machine: Machine, goal: Goal, count: int) -> int:
 
 
 def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
-    """So many machines are not enough, and nobody has more."""
+    """The error when MAX_MACHINES are not enough."""
     placement = by_rule(machine, goal, count)
     name, factor = max(worst_of(machine, goal, placement).excess(goal.slo).items(), key=lambda item: item[1])
     fact = f"{count} machines do not keep {goal.slo} at {goal.rate:g} requests/s"
@@ -133,14 +134,14 @@ def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
 
 
 def least_for_memory(total_bytes: int, room_bytes: int) -> int:
-    """How many machines hold these bytes, if they divide as one likes: Figure 13's rule."""
+    """Machines needed to hold these bytes, if they can be divided arbitrarily: the rule of Figure 13."""
     return max(1, -(-total_bytes // room_bytes))
 
 
 def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
-    """How many machines hold these experts, each one whole; those of equal sizes fill their room."""
+    """Machines needed to hold these experts, each in one piece."""
     count = least_for_memory(sum(sizes), room_bytes)
-    if min(sizes) == max(sizes):  # `room_for` is of whole experts
+    if min(sizes) == max(sizes):  # exact, since `room_for` is a multiple of the size then
         return count
     while max(sizes) <= room_bytes and not _holds(sizes, load, count, room_bytes):
         count += 1
@@ -156,7 +157,7 @@ def _holds(sizes: Sequence[int], load: F64, count: int, room_bytes: int) -> bool
 
 
 def _check_possible(machine: Machine, goal: Goal) -> None:
-    """Every expert resident on a machine without load is the best that can be had. Raises when that is not enough."""
+    """Raise if even the best case misses the SLO: an idle machine on which every expert is resident."""
     where, largest = f"plan on {machine.spec.name}", max(machine.sizes)
     if largest > machine.near_bytes:
         levers = ("smaller experts", f"a machine with more {machine.spec.run_tier}")
@@ -178,7 +179,7 @@ def _check_possible(machine: Machine, goal: Goal) -> None:
 
 
 def _one_fewer(machine: Machine, goal: Goal, count: int) -> State | None:
-    """What the formulas say of one machine fewer; None where the experts do not fit."""
+    """The worst state with one machine fewer; None if the experts do not fit then."""
     try:
         return worst_of(machine, goal, by_rule(machine, goal, count - 1))
     except CapacityError:
@@ -186,10 +187,10 @@ def _one_fewer(machine: Machine, goal: Goal, count: int) -> State | None:
 
 
 def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, beside: str = "") -> str:
-    """Why one machine fewer is not enough; of one machine, what it comes nearest to.
+    """Why one machine fewer is not enough; for a single machine, which limit is closest.
 
-    `other`: the state of one machine fewer, or of the only one; None where fewer do not hold the experts. `beside` is
-    said beside it, in place of which lane is the busiest.
+    `other`: the state with one machine fewer, or of the only one; None if fewer cannot hold the experts. `beside`:
+    appended, instead of the busiest lane.
     """
     fewer = count - 1
     if other is None:
@@ -200,7 +201,7 @@ def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, besi
             return f"memory: {fewer} have the bytes for the experts {what}, but not for each of them in one piece"
         return f"memory: {fewer} would lack {format_bytes(lacks)} for experts {what}"
     excess = other.excess(goal.slo)
-    # Who is overloaded keeps no promise either: the overload is the reason.
+    # Overload makes all other limits fail too, so name it first.
     name = next((limit for limit in ("steps", "link") if excess[limit] >= 1), max(excess, key=lambda at: excess[at]))
     if not fewer:
         return f"one machine is enough; {WORDS.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
@@ -214,7 +215,7 @@ def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, besi
 
 
 def most_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
-    """The largest load, in requests per second, at which these machines keep the promise."""
+    """The largest load, in requests per second, at which this placement meets the SLO."""
     if not keeps(machine, goal, placement, 1e-6):
         return 0.0
     low, high = 1e-6, max(goal.rate, 1e-3)
@@ -227,7 +228,7 @@ def most_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
 
 
 def upgrades(pricer: Pricer, machine: Machine, goal: Goal, placement: Placement) -> tuple[tuple[str, float], ...]:
-    """By which factor the load could grow, if one part were BETTER times as good."""
+    """The factor by which the load could grow if one component were BETTER times as good, for each component."""
     base = most_rate(machine, goal, placement)
     rates = {what: most_rate(pricer.machine(spec), goal, placement) for what, spec in _better(machine.spec).items()}
     found = [(what, rate / base if base else math.inf) for what, rate in rates.items()]
@@ -256,7 +257,7 @@ def _better(spec: MachineSpec) -> dict[str, MachineSpec]:
 
 
 def curve_over(machine: Machine, goal: Goal) -> tuple[tuple[int, int], ...]:
-    """The same load spread over other numbers of experts, in the same proportions by rank."""
+    """(experts, machines) for the same load on other numbers of experts, with the same distribution by rank."""
     order = np.argsort(-goal.shares, kind="stable")
     found = []
     for experts in dict.fromkeys(max(1, round(factor * len(order))) for factor in CURVE):

@@ -1,4 +1,4 @@
-"""SLO: what each request is promised, and how large a share of them must get it.
+"""Service-level objectives: limits on latency, and the share of requests that must meet them.
 
     ttft=1s,tpot=50ms,e2e=10s,share=0.99
 
@@ -17,14 +17,14 @@ from coterie.core.errors import UsageError
 from coterie.core.units import TIMES, format_seconds, parse_seconds
 from coterie.plan.mix import F64
 
-SHARE = 0.95  # of the requests, where nothing else is said
+SHARE = 0.95  # default share of requests
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Limits in seconds: to the first token, per later token, to the last one. They hold for `share` of requests.
+    """Limits in seconds on time to first token, time per later token and end-to-end latency, for `share` of requests.
 
-    `busy`: the share of the time that a plan lets steps run, or a link be used, at most; no promise to anybody.
+    `busy`: upper bound on the utilisation of steps and links in a plan; not part of the objective itself.
     """
 
     ttft_s: float = math.inf
@@ -34,7 +34,7 @@ class Slo:
     busy: float = 1.0
 
     def kept(self, ttft_s: F64, tpot_s: F64, e2e_s: F64) -> npt.NDArray[np.bool_]:
-        """Which requests got all that was promised."""
+        """Which requests met all limits."""
         return (ttft_s <= self.ttft_s) & (tpot_s <= self.tpot_s) & (e2e_s <= self.e2e_s)
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Slo:
 
 
 def parse_slo(text: str) -> Slo:
-    """Read an option. Raises UsageError naming the part that is wrong."""
+    """Parse the `--slo` option. Raises UsageError naming the part that is wrong."""
     values: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = (piece.strip() for piece in part.partition("="))

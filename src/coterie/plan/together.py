@@ -1,9 +1,9 @@
-"""Together: experts that share steps as one group, whose steps read the own weights of each expert in them.
+"""Groups of experts that share steps; a shared step also reads the own weights of every expert in it.
 
     adapters   a 2/s   b 1/s   c 1/s   d 4/s          a, b, c of one base, d of another
     groups     a b c 4/s               d 4/s
 
-Knows nothing about waiting; capacity.py balances groups as it does experts that run alone.
+Knows nothing about queueing; capacity.py treats a group like a single expert.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from coterie.plan.mix import F64, I64
 from coterie.plan.prices import Machine, Steps
 
-_MIN_SEQUENCES = 2.0  # sequences of which the second may be another expert's
+_MIN_SEQUENCES = 2.0  # smallest batch that can have several experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Groups:
-    """`of`: each expert's group. `steps` and `rates` are the groups' own; `own_s` what each further expert adds.
+    """`of`: each expert's group. `steps`, `rates`, `own_s` (time that each further expert adds to a step): per group.
 
-    `shares`: of a group that several experts share, how often each of them is asked for, among its own.
+    `shares`: for each group of several experts, the experts' shares of its requests.
     """
 
     of: I64
@@ -37,11 +37,11 @@ class Groups:
         return bool(self.shares)
 
     def beside(self, batches: F64) -> Groups:
-        """The same, whose further sequences cost what they do in batches of this size, on average."""
+        """Adjust the cost of further sequences for the expected number of experts in batches of this size."""
         more, prefill_more = self.steps.more_s.copy(), self.steps.prefill_more_s.copy()
         for group, shares in self.shares.items():
             size = max(float(batches[group]), _MIN_SEQUENCES)
-            experts = float((1 - (1 - shares) ** size).sum())  # that are in such a batch
+            experts = float((1 - (1 - shares) ** size).sum())  # expected number in such a batch
             added = float(self.own_s[group]) * (experts - 1) / (size - 1)
             more[group] += added
             prefill_more[group] += added
@@ -49,7 +49,7 @@ class Groups:
 
 
 def groups_of(machine: Machine, rates: F64) -> Groups:
-    """Who shares steps on a machine whose experts are asked for at these rates."""
+    """Group a machine's experts, given their request rates."""
     alone = np.arange(len(rates))
     own = np.zeros(len(machine.shape_bytes)) if machine.own_s is None else np.nan_to_num(machine.own_s, posinf=0.0)
     if machine.variant_group is None:

@@ -1,4 +1,4 @@
-"""Use: what a modelled device gave of each resource and how long each lane was occupied, and what bounds a run.
+"""Utilisation of a modelled device's resources and lanes during a run, and the bottleneck.
 
 Knows nothing about experts or requests.
 """
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from coterie.devices.modelled.device import COMPUTE_LANE, ModelledDevice
 from coterie.devices.modelled.transfer import resources
 
-SATURATED = 0.9  # of the time: a lane that is occupied for longer bounds the run
+SATURATED = 0.9  # a lane occupied for a larger share of the time is the bottleneck
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Seconds by `elapsed_s`: `drawn_s`, how long each resource alone would have taken for what was drawn from it;
-    `lanes_s`, how long each lane was occupied (a program that waits for weights occupies its lane).
+    """Up to time `elapsed_s`: `drawn_s`, for each resource the time its traffic would take at full rate; `lanes_s`, how
+    long each lane was occupied (a program that waits for weights occupies its lane).
     """
 
     elapsed_s: float
@@ -25,7 +25,7 @@ class Use:
     lanes_s: Mapping[str, float]
 
     def since(self, before: Use) -> Use:
-        """What was used after an earlier moment."""
+        """The use since an earlier time."""
         return Use(
             self.elapsed_s - before.elapsed_s,
             {name: seconds - before.drawn_s.get(name, 0.0) for name, seconds in self.drawn_s.items()},
@@ -33,22 +33,22 @@ class Use:
         )
 
     def share(self, seconds: float) -> float:
-        """Of the time."""
+        """Seconds as a share of the elapsed time."""
         return seconds / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def utilisation(self) -> dict[str, float]:
-        """Share of each resource that was used: compute, tiers, links."""
+        """Utilisation of each resource: compute, tiers, links."""
         return {name: self.share(seconds) for name, seconds in self.drawn_s.items()}
 
     @property
     def occupied(self) -> dict[str, float]:
-        """Share of the time in which each lane had work under way."""
+        """Share of the time in which each lane had active work."""
         return {name: self.share(seconds) for name, seconds in self.lanes_s.items()}
 
     @property
     def bound(self) -> str:
-        """What bounds the run, in words: a link without rest, steps without rest, or the load itself."""
+        """The bottleneck, in words: a saturated link, saturated steps, or the offered load."""
         busy = self.occupied
         links = {name: share for name, share in busy.items() if name != COMPUTE_LANE}
         link = max(links, key=lambda name: links[name], default="")
@@ -65,7 +65,7 @@ class Use:
 
 
 def used(device: ModelledDevice) -> Use:
-    """What was used up to now. Where experts have their bytes in the tier from which they come, no lane is named."""
+    """The use up to now. Lanes of copies within a tier are left out."""
     capacity = resources(device.spec)
     drawn = {name: usage.drawn / capacity[name] for name, usage in device.usage().items()}
     here = {f"{tier.name}->{tier.name}" for tier in device.spec.tiers}

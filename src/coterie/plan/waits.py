@@ -1,6 +1,6 @@
-"""Waits: what requests wait for before their first token, as sums of exponential times, and their quantiles.
+"""Waiting times before the first token, modelled as sums of exponential times, and their quantiles.
 
-Knows nothing about machines or what the times are made of.
+Knows nothing about machines or what the times consist of.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Requests alike: each takes `own_s`; the share `missed` of all requests waits for a switch too, `hit` does not."""
+    """A class of requests that take `own_s`. `hit`, `missed`: its shares of all requests without and with a switch."""
 
     own_s: float
     switch_s: float
@@ -22,8 +22,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Beside its own time a request waits for others' steps (exponential, of this mean), and, where it misses, for its
-    switch and, with probability `link`, for those before it (exponential, of mean `queue_s`).
+    """A request waits for others' steps (exponential with mean `steps_s`); on a miss also for its switch and, with
+    probability `link`, for those queued before it (exponential with mean `queue_s`).
     """
 
     groups: Sequence[Group]
@@ -32,7 +32,7 @@ class Waits:
     queue_s: float
 
     def quantile(self, share: float) -> float:
-        """The seconds that this share of the requests does not exceed, waits and own time."""
+        """The quantile of waiting plus own time over all requests."""
         low = 0.0
         high = max(group.own_s + group.switch_s for group in self.groups) + 40 * (self.steps_s + self.queue_s)
         for _ in range(40):
@@ -41,7 +41,7 @@ class Waits:
         return high
 
     def longer(self, seconds: float) -> float:
-        """The share of the requests that take longer than this."""
+        """The share of requests that take longer than this."""
         found = 0.0
         for group in self.groups:
             rest = seconds - group.own_s
@@ -58,12 +58,12 @@ class Waits:
 
 
 def exponential_quantile(share: float) -> float:
-    """The quantile of an exponential time over its mean."""
+    """The quantile of an exponential distribution, relative to its mean."""
     return math.log(1 / (1 - min(share, 0.9999)))
 
 
 def tail(seconds: float, first_s: float, second_s: float) -> float:
-    """How likely the sum of two exponential times of these means is above `seconds`."""
+    """The probability that the sum of two exponential times with these means exceeds `seconds`."""
     short, long = sorted((first_s, second_s))
     if long <= 0:
         return 0.0

@@ -1,7 +1,7 @@
-"""Workloads: who asks for which expert, when, with how many tokens; made from a seed, so that equal options are equal.
+"""Workloads: sequences of requests with expert, arrival time and lengths; reproducible from a seed.
 
-    open loop     poisson, bursty or steady arrivals at a rate, whatever becomes of them
-    closed loop   so many requests in flight: whoever ends is followed by the next
+    open loop     poisson, bursty or steady arrivals at a rate, independent of completions
+    closed loop   a fixed number of requests in flight: each completion is followed by the next request
 
 Knows nothing about engines or machines. Files of requests are read by workload_file.py.
 """
@@ -18,19 +18,19 @@ import numpy as np
 from coterie.core.errors import UsageError
 from coterie.plan.mix import F64, I64, Mix
 
-MAX_TOKENS = 1 << 31  # of a length: more than any context holds
-MAX_SIGMA = 10.0  # of a lognormal: its mean is e^50 times its median
-MAX_SPAN_S = 1e8  # from the first arrival to the last: later, a clock in double precision knows no tens of nanoseconds
+MAX_TOKENS = 1 << 31  # upper bound on a length; more than any context holds
+MAX_SIGMA = 10.0  # upper bound for lognormal lengths; here the mean is e^50 times the median
+MAX_SPAN_S = 1e8  # from first to last arrival; beyond this a double-precision clock is coarser than 10 ns
 POISSON = "poisson"
-BURST_CV = 3.0  # of bursty gaps: their standard deviation over their mean (poisson: 1, steady: 0)
+BURST_CV = 3.0  # coefficient of variation of the gaps of bursty arrivals (poisson: 1, steady: 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """N requests, in order of arrival. `asked` numbers the expert in `names`; `at_s` is from the start.
+    """N requests, by arrival. `asked`: index of the expert in `names`; `at_s`: arrival time from the start.
 
-    `in_flight`: above 0 the loop is closed, and `at_s` has no meaning. `facts` say how it was made. `priorities`: None
-    where all have the same.
+    `in_flight` above 0: a closed loop, in which `at_s` is not used. `facts`: how it was generated. `priorities`: None
+    if all are equal.
     """
 
     names: tuple[str, ...]
@@ -52,22 +52,23 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request, prompt and answer."""
+        """Largest number of prompt plus answer tokens of any request."""
         return int((self.prompt_tokens + self.new_tokens).max(initial=0))
 
     @property
     def by_priority(self) -> dict[int, I64]:
-        """The places of the requests of each priority, the best first."""
+        """Indices of the requests of each priority, best first."""
         given = self.ranks
         return {int(priority): np.flatnonzero(given == priority) for priority in np.unique(given)}
 
     @property
     def ranks(self) -> I64:
-        """The priority of each request."""
+        """The priority of each request; lower is better."""
         return np.zeros(len(self), np.int64) if self.priorities is None else self.priorities
 
     def only(self, chosen: I64) -> Workload:
-        """The requests at these places, for one of several machines; a closed loop is shared out with them."""
+        """The requests at these indices, for one of several machines; a closed loop's slots are divided in proportion.
+        """
         in_flight = self.in_flight and max(1, round(self.in_flight * len(chosen) / max(len(self), 1)))
         return replace(
             self,
@@ -80,7 +81,7 @@ class Workload:
         )
 
     def within(self, max_context: int, clip: bool) -> Workload:
-        """The same, checked against a context: too long requests are cut with `clip`, else a UsageError."""
+        """Fit requests into a context: too long ones are truncated if `clip`, else raise UsageError."""
         total = self.prompt_tokens + self.new_tokens
         if self.longest <= max_context:
             return self
@@ -94,19 +95,19 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How many tokens: a number, or a distribution with its parameters."""
+    """A number of tokens, fixed or a distribution with its parameters."""
 
     text: str
     kind: str
     values: tuple[float, ...]
 
     def draw(self, rng: np.random.Generator, count: int) -> I64:
-        """So many lengths, 1 to MAX_TOKENS."""
+        """Draw `count` lengths, 1 to MAX_TOKENS."""
         return np.clip(np.rint(_LENGTHS[self.kind][1](rng, self.values, count)), 1, MAX_TOKENS).astype(np.int64)
 
     @property
     def mean(self) -> float:
-        """The mean of the distribution before it is rounded."""
+        """The mean of the distribution, before rounding and clipping."""
         return _LENGTHS[self.kind][2](self.values)
 
 
@@ -124,7 +125,7 @@ _LENGTHS: Mapping[str, tuple[int, _Draw, Callable[[Sequence[float]], float]]] = 
 
 
 def lengths_named(text: str, option: str) -> Lengths:
-    """Read 128, uniform:64:256, geometric:20 (its mean) or lognormal:128:0.8 (median, sigma). Raises UsageError."""
+    """Parse 128, uniform:64:256, geometric:20 (mean) or lognormal:128:0.8 (median, sigma). Raises UsageError."""
     kind, *numbers = text.split(":")
     if not numbers:
         kind, numbers = "fixed", [kind]
@@ -147,9 +148,9 @@ def lengths_named(text: str, option: str) -> Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to make a workload of. Give either `rate`, in requests per second, or `in_flight`.
+    """Parameters of a generated workload. Exactly one of `rate` (requests per second) and `in_flight` must be given.
 
-    `behind`: the share of the requests that have priority 1, the others having 0.
+    `behind`: share of requests with priority 1; the others have 0, which goes first.
     """
 
     requests: int
@@ -182,7 +183,7 @@ class Load:
 
 
 def make_workload(load: Load, names: Sequence[str]) -> Workload:
-    """Draw a workload for the named experts."""
+    """Generate a workload for the named experts."""
     count, facts = load.requests, _facts(load)
     at_s = np.zeros(count)
     if load.rate is not None:
@@ -201,7 +202,7 @@ def make_workload(load: Load, names: Sequence[str]) -> Workload:
 
 
 def behind(share: float, count: int, seed: int) -> I64:
-    """Priorities of so many requests: 1 for about this share of them, 0 for the others."""
+    """Random priorities: 1 for about `share` of the requests, 0 for the others."""
     return (np.random.default_rng([seed, 5]).random(count) < share).astype(np.int64)
 
 

@@ -1,9 +1,9 @@
-"""Reads workloads from files of requests: CSV with a header, or JSON lines, a request a line.
+"""Reads workloads from files of requests: CSV with a header, or JSON Lines, one request per line.
 
     TIMESTAMP,ContextTokens,GeneratedTokens[,Expert][,Priority]    the columns of the public Azure LLM inference traces
 
-Other public traces' names for the same columns are known too. Without experts in the file the mix says who is asked.
-BurstGPT's requests that failed there, whose lengths are no lengths, are left out and counted.
+The column names of other public traces are accepted too. If the file names no experts, the mix assigns them.
+Failed requests of BurstGPT, whose lengths are meaningless, are skipped and counted.
 Knows nothing about engines or machines.
 """
 
@@ -25,7 +25,7 @@ from coterie.core.lines import csv_rows, json_lines, read_text
 from coterie.plan.mix import Mix
 from coterie.plan.workload import MAX_TOKENS, Workload
 
-# What a column is called, in lower case: Azure's traces; BurstGPT's; the simulator Vidur's.
+# Column names in lower case: Azure's traces, BurstGPT, the simulator Vidur, and ours.
 _NAMES = {
     "at": ("timestamp", "arrived_at", "arrival_s"),
     "prompt": ("contexttokens", "request tokens", "num_prefill_tokens", "prompt_tokens"),
@@ -34,14 +34,14 @@ _NAMES = {
 _EXPERT, _PRIORITY = "expert", "priority"
 _WHAT = "requests"
 _FAILED = ("response tokens", "0")  # BurstGPT's README: "some failure that Response tokens are 0s"
-_FRACTION = re.compile(r"(\.\d{6})\d+")  # Azure gives 100 ns, datetime takes microseconds
+_FRACTION = re.compile(r"(\.\d{6})\d+")  # Azure's timestamps have 100 ns resolution, datetime parses microseconds
 
 
 def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: int | None = None) -> Workload:
-    """The requests of a file, at most `limit` of them, the first one at time 0; facts say how many failed ones are not.
+    """The first `limit` requests of a file, with times relative to the first; `facts` has the number of skipped ones.
 
-    Raises UsageError naming the line: a missing column, a value that is none, times that run backwards, or a file that
-    was cut off in the middle; NotFoundError for a file or an expert that does not exist.
+    Raises UsageError naming the line, for a missing column, an invalid value, times that are not sorted or a truncated
+    file; NotFoundError for a file or an expert that does not exist.
     """
     rows: list[tuple[float, int, int, str | None, int]] = []
     failed, known = 0, frozenset(names)
@@ -79,7 +79,7 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row stands, and its values by column, with names in lower case."""
+    """(position in the file, values by lower-case column name) of each row."""
     if path.suffix == ".jsonl":
         for where, values in json_lines(path, _WHAT, must_end=True):
             yield where, {key.lower(): item for key, item in values.items()}
@@ -134,7 +134,7 @@ def _column(row: Mapping[str, Any], what: str, where: str) -> Any:
 
 
 def _seconds(value: Any, where: str) -> float:
-    """Seconds, or a date and a time of day."""
+    """Parse seconds, or a date and time."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The paper's tables and figures, again: what was published beside what our models say, exhibit by exhibit.
+"""Reproduction of the paper's tables and figures: published values next to those of our models, exhibit by exhibit.
 
 Knows nothing about the command line.
 """

@@ -1,11 +1,11 @@
-"""The paper's own arithmetic for Samba-CoE: latency = router + prompts x (expert + switch), each one after the other.
+"""The paper's own arithmetic for Samba-CoE: latency = router + prompts x (expert + switch), all in sequence.
 
     T(BS) = t_router + BS * t_expert(tokens) (+ BS * W / link  if experts do not fit in HBM)
 
-The router costs one expert of 20 tokens at batch 1, also for a batch of 8 and where experts answer with 200 tokens; an
-expert runs its prompts one by one. The paper states the pipeline (section V, Fig. 9) but not these two rules: they were
-chosen because the figures then agree. DGX latencies at 20 tokens are NVIDIA's; the SN40L's, and all at 200 tokens, are
-read back from the paper's results by least squares, so rows that use them agree by construction.
+The router takes as long as an expert with 20 output tokens at batch 1, even for a batch of 8 and 200 output tokens;
+an expert runs its prompts one by one. The paper states the pipeline (section V, Fig. 9) but not these two rules, which
+were chosen because the figures then agree. DGX latencies at 20 tokens are NVIDIA's; the SN40L's, and all at 200 tokens,
+are fitted to the paper's results by least squares, so rows that use them agree by construction.
 
 Knows nothing about graphs or machine files.
 """
@@ -26,15 +26,15 @@ from coterie.plan.paper.row import Fitted, Kind
 
 DGX = ("A100", "H100")
 NODES = (*DGX, "SN40L")
-SHORT, LONG = 20, 200  # output tokens: chat and translation
-BATCHES = (8, 1)  # prompts
+SHORT, LONG = 20, 200  # output tokens of chat and translation
+BATCHES = (8, 1)  # numbers of prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine, as a user of experts sees it. Times in ms: of an expert by output tokens, of the router by prompts.
+    """One machine's capacities and times in ms: of an expert by output tokens, of the router by number of prompts.
 
-    `far_gb` holds every expert on the SN40L, those that HBM does not hold on a DGX; `kind` is that of its times.
+    `far_gb`: memory for all experts on the SN40L, for those beyond HBM on a DGX. `kind`: the provenance of its times.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Node:
     kind: Kind
 
     def latency_ms(self, batch: int, tokens: int, miss: bool) -> float:
-        """A batch from the prompts to the last answer; `miss` if each prompt switches."""
+        """Time of a batch until its last answer; `miss`: every prompt needs a switch."""
         return self.router_ms[batch] + batch * (self.expert_ms[tokens] + (self.switch_ms if miss else 0.0))
 
     def fits_hbm(self, experts: int, batch: int) -> bool:
-        """Whether all experts, and a KV cache for each prompt, fit in HBM beside what is always there."""
+        """Whether all experts, a KV cache per prompt and what is always resident fit in HBM."""
         return self.resident_gb + self.expert_gb * experts + self.kv_gb * batch <= self.hbm_gb
 
     def fits(self, experts: int) -> bool:
-        """Whether the node can hold all experts at all."""
+        """Whether the node can hold all experts, in all its memories."""
         near = 0.0 if self.name == "SN40L" else self.hbm_gb - self.resident_gb
         return self.expert_gb * experts <= near + self.far_gb
 
 
 def constant(name: str) -> float:
-    """An input that belongs to no node."""
+    """An input that is not specific to a node."""
     return float(data("samba-coe")[name]["value"])
 
 
 @cache
 def nodes() -> dict[str, Node]:
-    """The three machines, their fitted times filled in."""
+    """The three machines, including the fitted times."""
     t20, switch = least_squares(*_sn40l_equations())
     raw = data("samba-coe")
     times = {name: float(raw[name]["expert_20_ms"]["value"]) for name in DGX} | {"SN40L": t20}
@@ -94,18 +94,18 @@ def nodes() -> dict[str, Node]:
 
 
 def dgx_nodes(experts: int) -> int:
-    """DGX nodes that hold these experts and a router in HBM (Fig. 13)."""
+    """Number of DGX nodes to hold these experts and a router in HBM (Fig. 13)."""
     held = experts + int(constant("dgx_resident_experts"))
     return math.ceil(held * constant("expert_gb") / nodes()["A100"].hbm_gb)
 
 
 def sn40l_nodes(experts: int) -> int:
-    """SN40L nodes that hold these experts in DDR (Fig. 13)."""
+    """Number of SN40L nodes to hold these experts in DDR (Fig. 13)."""
     return math.ceil(experts * constant("expert_gb") / nodes()["SN40L"].far_gb)
 
 
 def fitted_latencies() -> tuple[Fitted, ...]:
-    """The fitted times, each with what it was fitted to."""
+    """The fitted times, with the values they were fitted to."""
     node = nodes()
     to = "the SN40L plateaus of Fig. 12 (three values, two constants)"
     short = left_out_error(*_sn40l_equations())
@@ -129,7 +129,7 @@ def fitted_latencies() -> tuple[Fitted, ...]:
 
 
 def fitted_rules(*names: str) -> tuple[Fitted, ...]:
-    """Rules and sizes that were chosen with the answers in view; `name` or `machine.name` as in the data file."""
+    """Rules and sizes chosen to match the published answers; `name` or `machine.name` as in the data file."""
     found = []
     for name in names:
         raw: Any = data("samba-coe")
@@ -154,7 +154,7 @@ def _sn40l_equations() -> _Equations:
 
 
 def _long_equations(times: dict[str, float], copies: dict[str, float]) -> _Equations:
-    """ratio = T_dgx / T_sn, linear in the unknown times once multiplied out; scaled so that errors are relative."""
+    """ratio = T_dgx / T_sn, multiplied out to be linear in the unknown times; scaled so that errors are relative."""
     values = published("table-5")
     matrix, target, scale = [], [], []
     for column, name in enumerate(DGX):
@@ -177,7 +177,7 @@ def _long_equations(times: dict[str, float], copies: dict[str, float]) -> _Equat
 
 
 def least_squares(matrix: Sequence[Sequence[float]], target: Sequence[float], scale: Sequence[float]) -> list[float]:
-    """The x that makes (matrix @ x - target) / scale smallest in squares. Raises ValueError if several x do."""
+    """The x that minimises the squares of (matrix @ x - target) / scale. Raises ValueError if it is not unique."""
     weights = 1.0 / np.asarray(scale, dtype=float)
     a, b = np.asarray(matrix, dtype=float) * weights[:, None], np.asarray(target, dtype=float) * weights
     found, _, rank, _ = np.linalg.lstsq(a, b, rcond=None)
@@ -187,9 +187,9 @@ def least_squares(matrix: Sequence[Sequence[float]], target: Sequence[float], sc
 
 
 def left_out_error(matrix: Sequence[Sequence[float]], target: Sequence[float], scale: Sequence[float]) -> float | None:
-    """Median over rows of the error, relative to `scale`, of a row that the fit did not see.
+    """Leave-one-out error: the median over rows of the error, relative to `scale`, when fitting all other rows.
 
-    Rows without which the constants cannot be told apart are passed over; None if that is all of them.
+    Rows without which the fit is not unique are skipped; None if that applies to all.
     """
     errors = []
     for out in range(len(target)):

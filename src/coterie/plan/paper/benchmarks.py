@@ -1,6 +1,6 @@
 """The benchmarks of Table III, each as two programs of one graph: PyTorch's kernels, and whole sections.
 
-Knows nothing about Figs. 10 and 11, which are what the two are compared by.
+Knows nothing about Figs. 10 and 11, which compare the two.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from coterie.models.zoo import zoo_graph
 from coterie.plan.paper.published import data
 from coterie.spec.machine import MachineSpec
 
-MATRIX = 32  # rows of a transform's matrices, and columns of what streams through them
-SOCKETS = 8  # one for the benchmark that is no language model
+MATRIX = 32  # rows of an FFT's matrices, and columns of the data that streams through them
+SOCKETS = 8  # except for the benchmark that is not a language model, which uses one
 GUESS = "sparse-gpt-13b"
 GUESSED = "shapes and which weights are sparse are not published: GPT-3's 13B, all linears of its layers"
 NO_OPTIMISER = "forward and backward, no optimiser"
@@ -33,7 +33,7 @@ NO_OPTIMISER = "forward and backward, no optimiser"
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A row of Table III. `model` is a name of the zoo."""
+    """A row of Table III. `model`: a name in the model zoo."""
 
     name: str
     model: str
@@ -42,19 +42,19 @@ class Benchmark:
 
     @property
     def note(self) -> str:
-        """What its rows leave out, and what in them is a guess."""
+        """What is left out or guessed in its rows."""
         guessed = GUESSED if self.model == GUESS else ""
         return "; ".join(filter(None, (NO_OPTIMISER if self.phase == "train" else "", guessed)))
 
     @property
     def is_model(self) -> bool:
-        """Whether it is a language model, which eight sockets share."""
+        """Whether it is a language model, which is sharded over eight sockets."""
         return self.phase != "whole"
 
     def sizes(self, batch: int) -> Sizes:
-        """The step that is timed: a first token, or one more with a full context."""
+        """The step that is timed: prefill, a decode step at full context, or a training step."""
         if not self.is_model:
-            # B counts sequences, whose length is inside the graph; T, which no op reads, how many rows stream through.
+            # B: sequences, whose length is fixed in the graph; T: rows streamed, which no op reads.
             rows = batch * self.tokens // MATRIX
             return Sizes(T=rows, B=batch, R=batch, context_tokens=batch, pairs=batch)
         if self.phase == "decode":
@@ -64,7 +64,7 @@ class Benchmark:
 
     @property
     def graph(self) -> Graph:
-        """What one socket computes."""
+        """The graph of one socket."""
         if not self.is_model:
             return zoo_graph(self.model)
         if self.phase == "train":
@@ -74,25 +74,25 @@ class Benchmark:
 
 @cache
 def benchmarks() -> tuple[Benchmark, ...]:
-    """All of them, in the figures' order."""
+    """All benchmarks, in the order of the figures."""
     return tuple(Benchmark(**row) for row in data("table-3")["benchmark"])
 
 
 @cache
 def unfused(benchmark: Benchmark) -> Program:
-    """The kernels that PyTorch launches, each a region, views too: SambaFlow's o0, every operator for itself."""
+    """The kernels that PyTorch launches, each a region, including views: SambaFlow's o0, without any fusion."""
     graph = benchmark.graph
     return _program(expand(graph) if benchmark.is_model else graph, O0, benchmark)
 
 
 @cache
 def fused(benchmark: Benchmark) -> Program:
-    """Whole sections: the embedding, a decoder layer, the head."""
+    """One section each for the embedding, every decoder layer and the head."""
     return _program(benchmark.graph, SECTION, benchmark)
 
 
 def _program(graph: Graph, rule_set: str, benchmark: Benchmark) -> Program:
-    """A program; of a training step, which samples nothing and so is never run, one that can be priced."""
+    """Compile a graph; a training step, which samples nothing and cannot be run, only as far as pricing needs."""
     if benchmark.phase != "train":
         return compile_graph(graph, rule_set)
     weights = tuple(value.name for value in graph.weights)
@@ -100,25 +100,25 @@ def _program(graph: Graph, rule_set: str, benchmark: Benchmark) -> Program:
 
 
 def launches(program: Program) -> int:
-    """Kernel calls of one step."""
+    """Kernel launches per step."""
     return len(program.regions)
 
 
 def fits(spec: MachineSpec, program: Program, sizes: Sizes) -> bool:
-    """Whether each of a program's sections fits on a socket's grid as one, as its kernels are counted."""
+    """Whether each of a program's sections fits on a socket's grid in one piece, as the launch count assumes."""
     indices = dict.fromkeys(facts(program).same)
     return all(section_price(spec, program.graph, program.regions[i].ops, sizes) is not None for i in indices)
 
 
 def layer_kernels(benchmark: Benchmark) -> int:
-    """Kernels of PyTorch in the largest section: what a whole grid's program is made of."""
+    """PyTorch kernels that correspond to the largest section, whose program fills the grid."""
     return max(Counter(op.stage for op in unfused(benchmark).graph.ops).values())
 
 
 def work_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
-    """All regions of a step without their launches: arithmetic and memory at once, exchanges, filling of pipelines.
+    """Time of a step's regions without launches: overlapped arithmetic and memory, exchanges, pipeline fill.
 
-    Whole sections are laid out on the grid (dataflow/); kernels of PyTorch are priced as regions.
+    Sections are mapped to the grid (dataflow/); PyTorch kernels are priced as regions.
     """
     found = 0.0
     for index, count in Counter(facts(program).same).items():

@@ -1,6 +1,6 @@
-"""Figures 1 and 12 and Table V: Samba-CoE on three nodes, from any account of what an expert and a switch cost.
+"""Figures 1 and 12 and Table V: Samba-CoE on three nodes, given the costs of an expert and a switch.
 
-An account is a `Node` for each machine: the paper's arithmetic gives one, a modelled machine another.
+An account of these costs is a `Node` per machine: by the paper's arithmetic, or from modelled machines.
 
 Knows nothing about where the costs come from.
 """
@@ -32,24 +32,24 @@ FIGURE_1, FIGURE_12, TABLE_5 = "Figure 1", "Figure 12", "Table V"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What the three nodes cost by one method; `worst` is the kind of a row that takes all of them in."""
+    """The costs of the three nodes by one method."""
 
     method: Method
     nodes: Mapping[str, Node]
 
     @property
     def label(self) -> str:
-        """Its name in a chart."""
+        """Its label in charts."""
         return self.method.value if not self.note else f"machine, {PAPERS_STACK}"
 
     @property
     def note(self) -> str:
-        """What is fitted in it."""
+        """What is fitted in it, in words."""
         is_stack = self.method is Method.MACHINE and self.worst(*NODES) is Kind.FITTED
         return f"DGX with the software {PAPERS_STACK}, fitted to one GPU" if is_stack else ""
 
     def worst(self, *names: str, batch: int = 1) -> Kind:
-        """The weakest kind among these nodes and, for a batch, the rule for its router, which we chose."""
+        """The weakest kind among these nodes and, for a batch above 1, the rule for its router, which is fitted."""
         kinds = {self.nodes[name].kind for name in names}
         if batch > 1 and self.method is Method.CLOSED_FORM:
             kinds.add(Kind.FITTED)
@@ -57,7 +57,7 @@ class Account:
 
 
 def accounts() -> tuple[Account, ...]:
-    """Every account that we have, the paper's first."""
+    """All accounts, the paper's first."""
     return (
         Account(Method.CLOSED_FORM, nodes()),
         Account(Method.MACHINE, modelled_nodes()),
@@ -66,14 +66,14 @@ def accounts() -> tuple[Account, ...]:
 
 
 def _added(rows: list[Row], row: Row) -> None:
-    """Append a row, but for one that only repeats what is predicted: software of a DGX changes nothing for others."""
+    """Append a row unless it repeats a predicted one: the software of a DGX does not affect other machines."""
     known = {r.row: r.ours for r in rows if r.method is row.method and r.kind is Kind.PREDICTED}
     if known.get(row.row, math.nan) != row.ours:
         rows.append(row)
 
 
 def figure_1() -> Exhibit:
-    """Time of a batch, and of its switches, with 150 experts."""
+    """Time of a batch and of its switches, with 150 experts."""
     rows: list[Row] = []
     for account in accounts():
         for value in published("figure-1").values():
@@ -91,7 +91,7 @@ def figure_1() -> Exhibit:
 
 
 def figure_12() -> Exhibit:
-    """Latency against the number of experts: the plateaus, and where experts leave HBM."""
+    """Latency over the number of experts: the plateaus, and where experts no longer fit in HBM."""
     rows: list[Row] = []
     for account in accounts():
         for value in published("figure-12").values():
@@ -108,7 +108,7 @@ def _figure_12_row(account: Account, node: Node, batch: int, what: str, name: st
     value = published("figure-12")[name]
     if what.startswith("first count"):
         out = first_count(lambda experts: not node.fits_hbm(experts, batch))
-        # Where experts leave HBM hangs on the KV cache that is set aside, which we chose.
+        # Where experts leave HBM depends on the reserved KV cache, which was chosen to match.
         kind = Kind.FITTED if account.method is Method.CLOSED_FORM else account.worst(node.name)
         return beside(FIGURE_12, value, out, kind, account.method, account.note)
     ours = node.latency_ms(batch, SHORT, miss=what == "every prompt a switch")
@@ -116,12 +116,12 @@ def _figure_12_row(account: Account, node: Node, batch: int, what: str, name: st
 
 
 def table_5() -> Exhibit:
-    """The SN40L node's speedups."""
+    """The speedups of the SN40L node."""
     rows: list[Row] = []
     for account in accounts():
         for value in published("table-5").values():
             ours = _speedup(account.nodes, value.row)
-            # What a DGX holds has nothing to do with the SN40L.
+            # A DGX's capacity does not depend on the SN40L.
             kind = account.worst(_dgx(value.row)) if value.row.startswith("first count") else account.worst(*NODES)
             _added(rows, beside(TABLE_5, value, ours, kind, account.method, account.note))
     fitted = (*fitted_latencies(), *fitted_rules("router_batch"), *stack_factors())
@@ -162,7 +162,7 @@ def _speedup(nodes: Mapping[str, Node], row: str) -> float | None:
 
 
 def first_count(holds: Callable[[int], bool]) -> float | None:
-    """The first of Fig. 12's sampled counts of experts at which something holds."""
+    """The first of Fig. 12's sampled expert counts for which `holds` is true; None if there is none."""
     return next((float(experts) for experts in data("figure-12")["experts"] if holds(experts)), None)
 
 

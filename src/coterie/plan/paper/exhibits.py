@@ -1,4 +1,4 @@
-"""Which exhibits there are, by name.
+"""The registry of exhibits, by name.
 
 Knows nothing about how they are shown.
 """
@@ -35,16 +35,16 @@ _made: dict[str, Exhibit] = {}
 
 
 def one_by_one(work: Work, count: int) -> Iterable[Exhibit]:
-    """Make each here, one after the other."""
+    """Compute exhibits one by one in this process."""
     return map(work, range(count))
 
 
 def exhibits(
     names: Sequence[str] = (), each: Callable[[Work, int], Iterable[Exhibit]] = one_by_one
 ) -> tuple[Exhibit, ...]:
-    """These exhibits, or all, in the paper's order; `each` makes those that were not yet.
+    """These exhibits, or all, in the paper's order; `each` computes those that are not cached.
 
-    Raises NotFoundError for a name that is none.
+    Raises NotFoundError for an unknown name.
     """
     for name in names:
         if name not in EXHIBITS:

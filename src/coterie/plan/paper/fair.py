@@ -1,9 +1,9 @@
-"""The comparison that the paper leaves out: what is left of 3.7x and 6.6x when the DGX may use what it has.
+"""A fairer comparison than the paper's: what remains of 3.7x and 6.6x if the DGX is used to its full ability.
 
-Each step keeps the steps before it, and what is policy is granted to the SN40L node too.
+Steps are cumulative, and changes of policy apply to the SN40L node too.
 
-    closed form  the paper's arithmetic with other inputs, from the paper's measured SN40L times
-    machine      the engine on modelled machines: a batch of 8 prompts for 8 experts of which none is near (the paper's
+    closed form  the paper's arithmetic with other inputs, starting from the paper's measured SN40L times
+    machine      the engine on modelled machines: a batch of 8 prompts for 8 experts that are not resident (the paper's
                  case), and a backlog of prompts whose experts are drawn from a Zipf mix
 
 Knows nothing about how experts are served (serve.py).
@@ -39,7 +39,7 @@ BATCH = 8
 PAPERS = f"BS={BATCH}"
 GROUPING = "+ grouping by expert"
 BACKLOG, ZIPF, SEED = 32, 1.0, 7
-# Nothing arrives while a batch is served, so a run goes on to the next decision: modelled time is the same, and sooner.
+# Nothing arrives while a batch is served, so runs may be long: modelled time is the same, and simulation is faster.
 ARRIVAL = Policy(
     schedule="fcfs",
     overlap=False,
@@ -56,9 +56,9 @@ GROUPED = replace(AHEAD, age_bound=512, max_batch=32, max_step_tokens=4096)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing more that is granted. `host_links`, `stack`: of a DGX; `units`: that serve experts by itself.
+    """One further concession. `host_links`, `stack`: of a DGX; `units`: number of units that serve experts separately.
 
-    `arithmetic` changes the paper's own account of a node; None where it has nothing to say.
+    `arithmetic`: its effect in the paper's arithmetic; None if that cannot express it.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Step:
 
 
 def _links(node: Node) -> Node:
-    """All of a DGX's host links at once; on the H100 as many bytes a second as its system description states."""
+    """Use all host links of a DGX at once; for the H100, at the bandwidth stated in its system description."""
     if node.name not in DGX:
         return node
     faster = _fair("host_links")
@@ -81,7 +81,7 @@ def _links(node: Node) -> Node:
 
 
 def _stack(node: Node) -> Node:
-    """The DGX with software of 2024, its times shortened as those of Llama-2-7B on four H100 are."""
+    """A DGX with software of 2024: times scaled by what Llama-2-7B gained on four H100."""
     if node.name not in DGX:
         return node
     share = SHORT * _fair("stack_2024_ms_per_token") / _fair("nemo_tp4_20_ms")
@@ -131,13 +131,13 @@ STEPS = (
 
 
 def fair() -> Exhibit:
-    """Every step's ratios, by arithmetic and by the engine, on the paper's batch and on a backlog."""
+    """The ratios after each step, by arithmetic and by the engine, for the paper's batch and for a backlog."""
     rows: list[Row] = []
     for step in STEPS:
         rows += _arithmetic_rows(step)
     for what in LOADS:
         for step in STEPS:
-            if step.name != GROUPING or what != PAPERS:  # every prompt of the paper's batch has its own expert
+            if step.name != GROUPING or what != PAPERS:  # nothing to group: the paper's prompts have distinct experts
                 rows += _engine_rows(step, what)
     about = "SN40L node over DGX, step by step with what the paper does not grant; 150 experts, 20 output tokens"
     notes = (*(f"{step.name}: {step.reason}" for step in STEPS), *_left(rows))
@@ -145,7 +145,7 @@ def fair() -> Exhibit:
 
 
 def _left(rows: list[Row]) -> tuple[str, ...]:
-    """What is left at the last step of each account, and why it went."""
+    """What remains after the last step of each method, and where the rest went."""
     found = {(row.row, row.method): row.ours or 0.0 for row in rows}
     ends = []
     for what, step, method in ((PAPERS, STEPS[3], Method.CLOSED_FORM), (PAPERS, STEPS[-1], Method.MACHINE)):
@@ -175,7 +175,7 @@ def _arithmetic_rows(step: Step) -> list[Row]:
 
 
 def _batch_ms(node: Node, ahead: bool) -> float:
-    """A batch in which every prompt switches; `ahead`: all but the first copy run beside the expert before."""
+    """Time of a batch in which every prompt switches; `ahead`: all copies but the first overlap with execution."""
     if not ahead:
         return node.latency_ms(BATCH, SHORT, miss=True)
     run, copy = node.expert_ms[SHORT], node.switch_ms
@@ -183,16 +183,16 @@ def _batch_ms(node: Node, ahead: bool) -> float:
 
 
 def _batch_load() -> Load:
-    """The paper's case: as many experts as prompts, none of them used lately."""
+    """The paper's case: each prompt has its own expert, none of which is resident."""
     every = range(int(constant("experts")))
     return Load(MODEL, len(every), (tuple(every[:BATCH]),), PROMPTS[SHORT], SHORT, tuple(every[BATCH:]))
 
 
 def _backlog_load() -> Load:
-    """Prompts drawn from a mix: the expert of rank r with weight 1 / r; the best ranks were used last."""
+    """Prompts drawn from a Zipf mix (weight 1 / r for rank r); the best ranks were used most recently."""
     chance = random.Random(SEED)
     ranked = list(range(int(constant("experts"))))
-    chance.shuffle(ranked)  # ranks have nothing to do with numbers
+    chance.shuffle(ranked)  # ranks are independent of expert numbers
     weights = list(accumulate(1 / (rank + 1) ** ZIPF for rank in range(len(ranked))))
     asked = tuple(chance.choices(ranked, cum_weights=weights, k=BACKLOG))
     return Load(MODEL, len(ranked), (asked,), PROMPTS[SHORT], SHORT, tuple(reversed(ranked)))
@@ -223,7 +223,7 @@ def _served(name: str, step: Step, what: str) -> Outcome:
 
 @cache
 def _serve(how: Deployment, load: Load) -> Outcome:
-    """Steps that change nothing for a machine are served once."""
+    """Cached, since some steps change nothing for a machine."""
     return serve(how, load)
 
 

@@ -1,11 +1,12 @@
-"""Figure 10: speedups over unfused kernels, with the host starting kernels (SO) and with the hardware (HO).
+"""Figure 10: speedups of fused over unfused kernels, launched by the host (SO) or by the hardware (HO).
 
-    unfused  n_u kernels of PyTorch, the host starts each:   work_u + n_u (launch + a small program's load)
-    SO       n_f whole sections, the host starts each:       work_f + n_f (launch + a whole grid's program load)
-    HO       the same, the hardware starts each
+    unfused  n_u PyTorch kernels, launched by the host:      work_u + n_u (launch + load of a small program)
+    SO       n_f whole sections, launched by the host:       work_f + n_f (launch + load of a whole grid's program)
+    HO       the same, launched by the hardware
 
-Predicted: batch 1 and the node's file. Fitted: a batch for each benchmark, whose own is not published, and four numbers
-for all of them. A kernel's program is as large as its share of the PyTorch kernels of a section.
+Predicted rows use batch 1 and the node's file. Fitted rows use a batch per benchmark, since those are not published,
+and four numbers shared by all. An unfused kernel's program has the size of a section's over the section's number of
+PyTorch kernels.
 
 Knows nothing about how regions are priced.
 """
@@ -29,11 +30,11 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 MODES = ("SO", "HO")
 
 Case = tuple[Benchmark, dict[str, float]]
-Priced = tuple[tuple[Times, ...], dict[str, float]]  # a case at each batch that it may have
+Priced = tuple[tuple[Times, ...], dict[str, float]]  # a case at each possible batch
 
 
 def figure_10() -> Exhibit:
-    """Every speedup, predicted at batch 1 and fitted, each benchmark's batch said in its note."""
+    """Every speedup, predicted at batch 1 and fitted; notes state each benchmark's batch."""
     machine = spec(NODE)
     cases = tuple((benchmark, _values(benchmark)) for benchmark in benchmarks())
     shared = fit(cases)
@@ -76,12 +77,12 @@ def _values(benchmark: Benchmark) -> dict[str, float]:
 
 
 def best_batch(benchmark: Benchmark, values: dict[str, float], shared: Shared) -> int:
-    """The batch at which these of its values come out best; the smallest of equals."""
+    """The batch that reproduces these values best; the smallest on ties."""
     return min(_batches(benchmark), key=lambda batch: _miss(times(benchmark, batch), values, shared))
 
 
 def _batches(benchmark: Benchmark) -> tuple[int, ...]:
-    """Those at which a layer is one section, as the launches that are counted assume."""
+    """Batches at which a layer fits as one section, as the launch count assumes."""
     return tuple(batch for batch in BATCHES if is_possible(benchmark, batch))
 
 
@@ -90,12 +91,12 @@ def _miss(at: Times, values: dict[str, float], shared: Shared) -> float:
     return sum(abs(log(speedups[mode] / value)) for mode, value in values.items())
 
 
-UNFUSED_SHARE = (0.25, 2.0)  # no source: what keeps the fit within a factor that a reader would accept
+UNFUSED_SHARE = (0.25, 2.0)  # no source: bounds the fit to a plausible factor
 
 
 @cache
 def ranges() -> dict[str, tuple[float, float]]:
-    """What each shared number may be: the ranges that the node's file gives for what is not published."""
+    """The allowed range of each shared number: the node file's ranges for unpublished numbers."""
     machine = spec(NODE)
     used = machine.grid.pcu_share if machine.grid else 1.0
     ends = {item.key: (item.low, item.high) for item in machine.unpublished}
@@ -113,9 +114,9 @@ POINTS, SWEEPS, MAX_ROUNDS = 12, 4, 8
 
 
 def fit(cases: tuple[Case, ...]) -> Shared:
-    """The shared numbers, each benchmark at its best batch: one number after the other on a grid that narrows.
+    """Fit the shared numbers, with each benchmark at its best batch: coordinate descent on a narrowing grid.
 
-    Again and again until nothing is gained: what one number may be depends on the others.
+    Repeated until nothing is gained, since the numbers interact.
     """
     shared, priced = Shared.of_file(spec(NODE)), _priced(cases)
     least = _total(priced, shared)
@@ -132,7 +133,7 @@ def _priced(cases: tuple[Case, ...]) -> tuple[Priced, ...]:
 
 
 def _narrowed(priced: tuple[Priced, ...], shared: Shared, least: float) -> tuple[Shared, float]:
-    """One round, from these numbers and their total."""
+    """One round of descent, starting from these numbers and their total error."""
     for sweep in range(SWEEPS):
         for name, (low, high) in ranges().items():
             now = getattr(shared, name)
@@ -151,9 +152,9 @@ def _total(priced: tuple[Priced, ...], shared: Shared) -> float:
 
 
 def left_out(cases: tuple[Case, ...]) -> float:
-    """Median error of a value that neither the shared numbers nor its benchmark's batch were fitted to.
+    """Leave-out error: the median error of a value that was used neither for the shared numbers nor for the batch.
 
-    The shared numbers see no value of its benchmark, and the batch only the other one.
+    The shared numbers are fitted without its benchmark, and the batch to the benchmark's other value only.
     """
     errors = []
     for benchmark, values in cases:

@@ -1,4 +1,4 @@
-"""What the outliers of Figure 10 mean, every number in it computed: from the published values, or from our own.
+"""Explanations of the outliers of Figure 10; all numbers are computed, from published values or our own.
 
 Knows nothing about how the rows are made.
 """
@@ -18,7 +18,7 @@ Published = Mapping[str, Mapping[str, float]]  # by benchmark, then by mode
 
 
 def notes(published: Published) -> tuple[str, ...]:
-    """One for each outlier."""
+    """One note per outlier."""
     machine, of = spec(NODE), {benchmark.name: benchmark for benchmark in benchmarks()}
     shared = Shared.of_file(machine)
     return (
@@ -43,7 +43,7 @@ def _convolution(benchmark: Benchmark, values: Mapping[str, float]) -> str:
 
 
 def launch_s(at: Times, values: Mapping[str, float], shared: Shared) -> float:
-    """What a launch by software costs beyond one by hardware, if ours is the time of a step and SO and HO are right."""
+    """Cost of a software launch beyond a hardware one, given our step time and the published ratio of HO to SO."""
     step_s = at.fused_work_s + at.fused_kernels * shared.device_s
     return (values["HO"] / values["SO"] - 1) * step_s / at.fused_kernels
 

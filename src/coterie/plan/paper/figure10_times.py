@@ -1,4 +1,4 @@
-"""A benchmark of Figure 10 at a batch: its kernels and its work, unfused and fused, and the speedups that follow.
+"""A benchmark of Figure 10 at some batch: number and work of kernels, unfused and fused, and the resulting speedups.
 
 Knows nothing about published values.
 """
@@ -17,8 +17,8 @@ NODE, SOCKET = "sn40l-node", "sn40l-socket"
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all benchmarks have in common. Seconds: the host's launch, the host's load of a whole grid's program, and
-    the hardware's launch and load together. `unfused_share`: of the work of unfused kernels as priced, what they take.
+    """Numbers shared by all benchmarks: launch by the host, load of a whole grid's program by the host, launch and load
+    by the hardware. `unfused_share`: a factor on the priced work of unfused kernels.
     """
 
     host_launch_s: float
@@ -28,14 +28,14 @@ class Shared:
 
     @classmethod
     def of_file(cls, machine: MachineSpec) -> Shared:
-        """As the machine's file has them."""
+        """The values of the machine's file."""
         used = machine.grid.pcu_share if machine.grid else 1.0
         return cls(machine.launch_host_s, used * machine.program_host_s, machine.launch_s("device", used), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """A benchmark at one batch: kernels and seconds of work, unfused and fused; `layer`: kernels to a section."""
+    """A benchmark at one batch: kernels and seconds of work, unfused and fused; `layer`: kernels per section."""
 
     unfused_kernels: int
     fused_kernels: int
@@ -44,7 +44,7 @@ class Times:
     fused_work_s: float
 
     def speedups(self, shared: Shared) -> dict[str, float]:
-        """Over unfused, by mode."""
+        """Speedups over unfused, by mode."""
         small = shared.host_launch_s + shared.host_program_s / self.layer
         unfused_s = self.unfused_work_s * shared.unfused_share + self.unfused_kernels * small
         so = self.fused_work_s + self.fused_kernels * (shared.host_launch_s + shared.host_program_s)
@@ -54,14 +54,14 @@ class Times:
 
 @cache
 def is_possible(benchmark: Benchmark, batch: int) -> bool:
-    """Whether its sections fit on the machine at a batch; batch 1 is priced even where one does not."""
+    """Whether its sections fit on the machine at a batch; batch 1 is allowed in any case."""
     machine = spec(NODE if benchmark.is_model else SOCKET)
     return batch == 1 or fits(machine, fused(benchmark), benchmark.sizes(batch))
 
 
 @cache
 def times(benchmark: Benchmark, batch: int) -> Times:
-    """A benchmark on its machine, at a batch."""
+    """Price a benchmark on its machine, at a batch."""
     machine, sizes = spec(NODE if benchmark.is_model else SOCKET), benchmark.sizes(batch)
     many, few = unfused(benchmark), fused(benchmark)
     return Times(

@@ -1,4 +1,4 @@
-"""Figure 13: how many nodes keep all experts where they can run without host copies.
+"""Figure 13: number of nodes needed to keep all experts where they can run without copies from the host.
 
 Knows nothing about time.
 """
@@ -19,7 +19,7 @@ MAX_EXPERTS = 900
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Nodes by count of experts, on each machine, by one method."""
+    """The number of nodes as a function of the number of experts, for each machine, by one method."""
 
     method: Method
     nodes: dict[str, Callable[[int], int]]
@@ -27,7 +27,7 @@ class Footprint:
 
 
 def footprints() -> tuple[Footprint, ...]:
-    """Every account that we have, the paper's first."""
+    """All footprints, the paper's first."""
     paper = Footprint(
         Method.CLOSED_FORM,
         {"DGX": dgx_nodes, "SN40L": sn40l_nodes},
@@ -38,7 +38,7 @@ def footprints() -> tuple[Footprint, ...]:
 
 
 def _counter(name: str) -> Callable[[int], int]:
-    """Nodes of one kind, each with a router and the KV cache of one prompt of the longest context."""
+    """Counts nodes that each hold a router and the KV cache of one prompt at maximal context."""
     node = modelled_nodes()[name]
     room_gb = node.far_gb if node.name == "SN40L" else node.hbm_gb - node.resident_gb - node.kv_gb
     per_node = int(room_gb // node.expert_gb)
@@ -46,7 +46,7 @@ def _counter(name: str) -> Callable[[int], int]:
 
 
 def figure_13() -> Exhibit:
-    """The steps of both curves, and the count in the text."""
+    """The steps of both curves, and the number stated in the text."""
     found = footprints()
     rows = tuple(_row(footprint, name) for footprint in found for name in published(NAME))
     about = "Nodes that keep every expert where it can run without host copies, against the number of experts"

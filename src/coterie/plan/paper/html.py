@@ -1,6 +1,6 @@
-"""The exhibits as one HTML page that needs nothing else: tables, pictures, the fitted constants.
+"""Renders exhibits as a self-contained HTML page: tables, charts, fitted constants.
 
-Knows nothing about how values were found.
+Knows nothing about how values were obtained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = (
 
 
 def page(exhibits: Sequence[Exhibit]) -> str:
-    """The whole page. Raises nothing that `check_plots` would not have raised."""
+    """Render the page. Raises nothing if `check_plots` has passed."""
     parts = [
         "<p>SN40L and Samba-CoE, arXiv 2405.07518 v2: published values beside ours.</p>",
         f"<p>{escape(KINDS)}</p>",
@@ -47,7 +47,7 @@ def page(exhibits: Sequence[Exhibit]) -> str:
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A page that needs nothing else."""
+    """A self-contained HTML document."""
     shown = escape(title, quote=False)
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{shown}</title>'
     head += f"<style>{STYLE}</style></head>"
@@ -75,7 +75,7 @@ def _fitted(exhibits: Iterable[Exhibit]) -> str:
 
 
 def _table(heads: Sequence[tuple[str, str]], lines: Iterable[tuple[Sequence[str], str]]) -> str:
-    """Heads with the class of their column, and lines of cells with the class of each."""
+    """A table from (heading, column class) pairs and (cells, row class) pairs."""
     head = "".join(f'<th class="{style}">{escape(text)}</th>' for text, style in heads)
     rows = []
     for cells, kind in lines:

@@ -1,6 +1,6 @@
-"""The paper's machines from their files, and models from their configs laid out on them, priced step by step.
+"""The paper's machines from their files, and zoo models mapped to them and priced step by step.
 
-Knows nothing about published results: what it says is predicted.
+Knows nothing about published results: its values are predictions.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SECTION, CACHE = "section", "cache"
 
 @cache
 def spec(name: str) -> MachineSpec:
-    """A machine by its file, or by the name that the paper's figures give it."""
+    """A machine by file name, or by its name in the paper's figures."""
     return load_machine(FILES.get(name, name))
 
 
 @cache
 def program(model: str, rule_set: str) -> Program:
-    """A model of the zoo, fused by a rule set."""
+    """A zoo model, fused by a rule set."""
     return compile_graph(zoo_graph(model), rule_set)
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """A model on a machine, alone: fused and started as the machine does it, laid out where it has a grid."""
+    """A model on an otherwise idle machine: fusion and orchestration as given, mapped if the machine has a grid."""
 
     spec: MachineSpec
     model: str
@@ -46,15 +46,15 @@ class Expert:
     orchestration: Orchestration
 
     def step(self, sizes: Sizes) -> StepTime:
-        """One step."""
+        """The time of one step."""
         return _step(self, sizes)
 
     def answer_s(self, prompt: int, tokens: int, batch: int = 1) -> float:
-        """A prompt read and `tokens` drawn: a prefill gives the first, a decode step each other."""
+        """Time of a request with `tokens` output tokens: prefill gives the first, decode steps the others."""
         first = self.step(Sizes.prefill(batch, prompt)).seconds
         if tokens == 1:
             return first
-        # A decode step is linear in its context, but where the bound of a kernel changes: the mean stands for all.
+        # Decode time is linear in the context, except where a kernel's bound changes: use the mean context.
         middle = self.step(Sizes.decode(batch, prompt + tokens // 2)).seconds
         return first + (tokens - 1) * middle
 
@@ -67,18 +67,18 @@ def _step(expert: Expert, sizes: Sizes) -> StepTime:
 
 @cache
 def _rank(model: str, rule_set: str, machine: MachineSpec) -> Program:
-    """What each unit of the machine runs: the units share the model, and exchange what they must."""
+    """The program of one unit: the model is sharded over all units."""
     return rank_program(machine, program(model, rule_set))
 
 
 @cache
 def weight_bytes(model: str) -> int:
-    """All weights of a model, in the types that its config declares."""
+    """Bytes of a model's weights, in the types that its config declares."""
     return zoo_model(model).layout.size_bytes
 
 
 def switch_s(machine: MachineSpec, size_bytes: int) -> float:
-    """A copy from the tier below to the run tier, with nothing beside it."""
+    """Time of a copy from the tier below to the run tier on an idle machine."""
     device = ModelledDevice(machine)
     below, run = machine.weight_tiers[1], machine.run_tier
     copied = device.copy(device.reserve(run, size_bytes), device.reserve(below, size_bytes))
@@ -87,7 +87,7 @@ def switch_s(machine: MachineSpec, size_bytes: int) -> float:
 
 
 def with_link_share(machine: MachineSpec, share: float, source: str) -> MachineSpec:
-    """The machine with another share of the bandwidth between the tiers of whole experts, with its own source."""
+    """The machine with another achieved share, and source, for the bandwidth between its two nearest weight tiers."""
     ends = set(machine.weight_tiers[:2])
     links = tuple(
         replace(link, share=share, share_source=source) if {link.src, link.dst} == ends else link

@@ -1,4 +1,4 @@
-"""Charts as SVG or PNG, by matplotlib, which only the extra `plan` installs.
+"""Draws charts as SVG or PNG with matplotlib, which the extra `plan` installs.
 
 Knows nothing about exhibits.
 """
@@ -29,7 +29,7 @@ def check_plots(where: str) -> None:
 
 
 def draw(chart: Chart, form: str = "svg") -> bytes:
-    """The chart as an `svg` or `png` document."""
+    """Draw a chart as an `svg` or `png` document."""
     matplotlib: Any = importlib.import_module("matplotlib")
     figures: Any = importlib.import_module("matplotlib.figure")
     wide = max(WIDTH_IN, NAME_IN * len(chart.names))
@@ -53,7 +53,7 @@ def draw(chart: Chart, form: str = "svg") -> bytes:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as a part of a page: without the head that only a file of its own needs."""
+    """The chart as an SVG element to embed in a page, without XML prolog."""
     text = draw(chart).decode()
     return text[text.index("<svg") :]
 
@@ -67,7 +67,7 @@ def _bars(axes: Any, chart: Chart) -> None:
 
 
 def _lines(axes: Any, chart: Chart) -> None:
-    """A colour for the first word of a label, a stroke for the rest: pale and wide is what was published."""
+    """A colour per machine, a stroke per method; published curves are pale and wide."""
     machines = list(dict.fromkeys(_machine(series) for series in chart.series))
     methods = list(dict.fromkeys(series.label for series in chart.series if not series.is_published))
     methods = list(dict.fromkeys(label.partition(", ")[2] for label in methods))

@@ -1,4 +1,4 @@
-"""Published values, from this package's data files: each with its unit, its source and how exactly it was printed.
+"""Published values from this package's data files, each with its unit, source and printed precision.
 
     [P ...]  read in the text, tables or figure labels of arXiv 2405.07518 v2
     [D ...]  digitised from the drawing of a figure
@@ -20,7 +20,7 @@ from coterie.plan.paper.row import Kind, Method, Row
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A value as printed; the true one is within `within` of it (rounding, or the error of reading a drawing)."""
+    """A value as printed; the true value is within +- `within` (rounding, or digitisation error)."""
 
     row: str
     value: float
@@ -32,14 +32,14 @@ class Published:
 
 @cache
 def data(name: str) -> dict[str, Any]:
-    """The content of one data file."""
+    """The contents of one data file."""
     loaded: dict[str, Any] = tomllib.loads((files("coterie.plan.paper") / "data" / f"{name}.toml").read_text("utf-8"))
     return loaded
 
 
 @cache
 def published(exhibit: str) -> dict[str, Published]:
-    """Row name -> value, in the order of the file. What a [[value]] leaves out is as the file's head says."""
+    """Row name -> value, in file order. Fields that a [[value]] omits default to the file's top-level ones."""
     raw = data(exhibit)
     found: dict[str, Published] = {}
     for item in raw["value"]:
@@ -51,6 +51,6 @@ def published(exhibit: str) -> dict[str, Published]:
 
 
 def beside(title: str, value: Published, ours: float | None, kind: Kind, method: Method, note: str = "") -> Row:
-    """The row that sets ours beside a published value; the value's own note follows the row's."""
+    """A row that compares our value with a published one; the published value's note is appended."""
     notes = "; ".join(text for text in (note, value.note) if text)
     return Row(title, value.row, value.value, ours, kind, method, value.unit, value.source, notes)

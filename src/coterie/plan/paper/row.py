@@ -1,4 +1,4 @@
-"""What every exhibit is made of: rows (published beside ours), fitted constants, charts.
+"""The parts of an exhibit: rows (published value and ours), fitted constants, charts.
 
 Knows nothing about any exhibit.
 """
@@ -12,15 +12,15 @@ from statistics import median
 
 
 class Kind(Enum):
-    """How much of the answer went into `ours`; a row has the weakest kind among its inputs."""
+    """To what extent `ours` depends on published results; a row has the weakest kind among its inputs."""
 
-    GIVEN = "given"  # computed from published inputs alone, never from the row's own published value
-    FITTED = "fitted"  # an input, or a rule, was chosen so that published results agree
+    GIVEN = "given"  # computed from published inputs only, never from the row's own published value
+    FITTED = "fitted"  # an input or a rule was chosen so that published results agree
     PREDICTED = "predicted"  # from a machine's specification and a mapped graph
 
 
 class Method(Enum):
-    """Who computed `ours`. Only machine rows count as the model."""
+    """How `ours` was computed. Only machine rows count as our model."""
 
     CLOSED_FORM = "closed form"  # the paper's own arithmetic
     MACHINE = "machine"  # a graph from a config, priced or simulated on a machine from its file
@@ -28,7 +28,7 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value: `published` is None where the paper gives none, `ours` where we model none (`note` says why)."""
+    """One value. `published`: None if the paper gives none; `ours`: None if it is not modelled (`note` says why)."""
 
     exhibit: str
     row: str
@@ -42,13 +42,13 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Relative error of ours against published; None where one of them is missing."""
+        """Relative error of ours against published; None if either is missing."""
         if self.ours is None or self.published is None:
             return None
         return self.ours / self.published - 1
 
     def to_dict(self) -> dict[str, object]:
-        """The row as JSON has it."""
+        """The row for JSON."""
         return asdict(self) | {"error": self.error, "kind": self.kind.value, "method": self.method.value}
 
 
@@ -56,8 +56,8 @@ class Row:
 class Fitted:
     """A constant that was chosen to agree with published results.
 
-    `left_out_error` is the median relative error on published values when each in turn is kept out of the fit; None
-    where leaving one out leaves nothing to fit to, or where a rule was chosen rather than a number.
+    `left_out_error`: leave-one-out median relative error on the published values; None if leaving one out leaves
+    nothing to fit, or if a rule was chosen rather than a number.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of a chart. `label`: machine, then method; `is_published` marks what was published."""
+    """Points of a chart. `label`: machine, then method; `is_published`: the published curve."""
 
     label: str
     x: tuple[float, ...]
@@ -79,7 +79,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A picture: `shape` is bars (x are positions of `names`), lines or steps."""
+    """A chart; `shape`: bars (x are indices into `names`), lines or steps."""
 
     title: str
     shape: str
@@ -105,7 +105,7 @@ class Exhibit:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How far the rows of one exhibit, method and kind are off."""
+    """The errors of the rows of one exhibit, method and kind."""
 
     exhibit: str
     method: Method
@@ -117,7 +117,7 @@ class Summary:
 
 
 def summaries(exhibits: Iterable[Exhibit]) -> tuple[Summary, ...]:
-    """Median and worst absolute error of each exhibit's rows, by method and kind; rows without an error are counted."""
+    """Median and worst absolute error of each exhibit's rows, by method and kind; rows not modelled are counted."""
     found = []
     for exhibit in exhibits:
         for method in Method:
@@ -134,7 +134,7 @@ def summaries(exhibits: Iterable[Exhibit]) -> tuple[Summary, ...]:
 
 
 def bars(title: str, unit: str, rows: Iterable[Row], log_y: bool = False) -> Chart:
-    """Published, closed form and machine side by side, a group of bars for each row name."""
+    """A bar chart with published, closed-form and machine values side by side for each row name."""
     rows = tuple(rows)
     names = tuple(dict.fromkeys(row.row for row in rows))
     x = tuple(float(i) for i in range(len(names)))

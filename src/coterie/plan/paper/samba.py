@@ -1,7 +1,7 @@
-"""Samba-CoE on modelled machines: what an expert, a router and a switch cost on each, from its file and Llama-2-7B.
+"""Samba-CoE on modelled machines: the costs of an expert, a router and a switch, from machine files and Llama-2-7B.
 
-The pipeline is the paper's (section V, Fig. 9): the router once for all prompts, then each prompt's expert is copied
-and run, one after the other, at batch 1. Unlike the paper's arithmetic, the router of 8 prompts is a batch of 8.
+The pipeline is the paper's (section V, Fig. 9): the router runs once for all prompts, then each prompt's expert is
+copied and run in sequence, at batch 1. Unlike in the paper's arithmetic, the router of 8 prompts is a batch of 8.
 
 Knows nothing about published results.
 """
@@ -19,18 +19,18 @@ from coterie.plan.paper.row import Fitted, Kind
 from coterie.spec.machine import MachineSpec
 
 MODEL = "llama-2-7b"
-PROMPTS = {SHORT: 128, LONG: 200}  # tokens in: NVIDIA's page for chat; for translation as many as come out
-# The node's file takes its share of DDR from the paper's switch time, which is a result; section VI-C gives a rate.
+PROMPTS = {SHORT: 128, LONG: 200}  # input tokens: for chat by NVIDIA's page; for translation as many as output tokens
+# The node's file derives its share of DDR bandwidth from the paper's switch time, a result; section VI-C gives a rate.
 DDR_RATE_BYTES_PER_S = 1e12
 DDR_SOURCE = "over 1 TB/s from DDR to HBM: arXiv 2405.07518, section VI-C"
 RULE_SETS = {"SN40L": SECTION, "A100": CACHE, "H100": CACHE}
 ORCHESTRATION: Orchestration = "device"
-PAPERS_STACK = "nemo-2023"  # the software under the paper's DGX figures; its factors are fitted to one GPU of each kind
+PAPERS_STACK = "nemo-2023"  # the software of the paper's DGX figures; its factors are fitted to single GPUs
 
 
 @cache
 def node_spec(name: str, stack: str = "") -> MachineSpec:
-    """The machine of a node, with no result of the paper in it; `stack`: the software of a DGX."""
+    """The machine of a node, independent of the paper's results; `stack`: the software of a DGX."""
     if name != "SN40L":
         return spec(f"{FILES[name]}:stack={stack}" if stack else name)
     machine = spec(name)
@@ -39,18 +39,18 @@ def node_spec(name: str, stack: str = "") -> MachineSpec:
 
 
 def expert(name: str, stack: str = "") -> Expert:
-    """The model on a node, all units together on one prompt."""
+    """The model on a node, sharded over all units."""
     return Expert(node_spec(name, stack), MODEL, RULE_SETS[name], ORCHESTRATION)
 
 
 @cache
 def modelled_nodes(stack: str = "") -> Mapping[str, Node]:
-    """The three machines, a DGX with the software of that name."""
+    """The three machines, a DGX with the software `stack`."""
     return {name: _node(name, stack) for name in NODES}
 
 
 def stack_factors() -> tuple[Fitted, ...]:
-    """What the software of the paper's DGX adds to a step, as it was fitted to one GPU (spec/stacks)."""
+    """Per-step overheads of the software of the paper's DGX, as fitted to single GPUs (spec/stacks)."""
     found = []
     for name in DGX:
         machine = node_spec(name, PAPERS_STACK)

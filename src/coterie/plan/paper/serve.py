@@ -1,10 +1,10 @@
-"""Prompts served by the engine that serves for real, on a modelled machine: batches, each routed, then answered.
+"""Serves batches of prompts with the real engine on a modelled machine: each batch is routed, then answered.
 
-    routers   the router's own model reads every prompt of the batch
-    experts   the expert that each prompt was given answers it, when every route of the batch is known
+    routers   the router's model reads every prompt of the batch
+    experts   once all routes of the batch are known, each prompt is answered by its expert
 
-A machine may be cut into units that each run experts of their own, with a router each; a batch waits for the last.
-Routes are given and tokens synthetic. Knows nothing about which machine or policy is compared with which.
+A machine may be divided into units that run their own experts and router; a batch waits for the slowest unit.
+Routes are given and tokens synthetic. Knows nothing about which machines or policies are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KV_SEQUENCES = 64  # the KV cache holds as many prompts as any policy here runs 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """How experts are served: on what, started by whom, by which rules, and cut into how many units."""
+    """How experts are served: machine, orchestration, policy, and number of separate units."""
 
     spec: MachineSpec
     orchestration: Orchestration
@@ -37,9 +37,9 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked: batches of experts by number, one for each prompt; tokens in and out, router and expert alike.
+    """The load: batches of expert numbers, one per prompt; input and output tokens, for router and experts alike.
 
-    `used`: experts in the order of their last use before; as many of the last as fit are in the run tier at first.
+    `used`: experts by time of last use; initially, as many of the most recent as fit are in the run tier.
     """
 
     model: str
@@ -52,14 +52,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Seconds of each batch, from its prompts to its last answer, and the copies of experts that it took in all."""
+    """Time of each batch until its last answer, and the total number of expert switches."""
 
     batch_s: tuple[float, ...]
     switches: int
 
 
 def serve(how: Deployment, load: Load) -> Outcome:
-    """Serve all batches, one after the other. Raises CapacityError where the experts do not fit."""
+    """Serve all batches in sequence. Raises CapacityError if the experts do not fit."""
     units = [_Unit(how, load, unit) for unit in range(how.units)]
     batch_s = []
     for number, batch in enumerate(load.batches):
@@ -79,7 +79,7 @@ def serve(how: Deployment, load: Load) -> Outcome:
 
 
 class _Unit:
-    """One engine with its share of the experts (expert mod units): all in the tier below, the last ones near."""
+    """One engine with its share of the experts (expert mod units): all in the tier below, some in the run tier."""
 
     def __init__(self, how: Deployment, load: Load, number: int) -> None:
         self.number, self._load = number, load
@@ -100,17 +100,17 @@ class _Unit:
 
     @property
     def switches(self) -> int:
-        """Experts copied since the warm-up."""
+        """Switches since the warm-up."""
         return self._parts.cache.stats.misses - self._before
 
     def request(self, batch: int, phase: str, place: int, expert: int) -> Request:
-        """The router's request, or the expert's."""
+        """The router's request (phase `route`) or the expert's."""
         who = ROUTER if phase == "route" else _name(expert)
         prompt = tuple(1 + (place + i) % 1000 for i in range(self._load.prompt))
         return Request(f"{phase} {batch}.{place}", who, prompt, self._load.tokens, ignore_end=True, reuse=False)
 
     def run(self, moment_s: float, requests: Iterable[Request]) -> None:
-        """Let the clock reach a moment, then serve these to the end."""
+        """Advance the clock to `moment_s`, then serve these requests to the end."""
         while self._device.now() < moment_s:
             self._device.wait_any([], moment_s)
         engine = self._parts.engine
@@ -122,7 +122,7 @@ class _Unit:
                     raise output.error
 
     def _warm_up(self, models: Mapping[str, Model], load: Load) -> None:
-        """Bring up the router and what will be asked for, then what was used last."""
+        """Load the router and the experts that will be requested, then those used most recently."""
         room = self._parts.plan.near_bytes // models[ROUTER].layout.size_bytes
         last = [expert for expert in load.used if _name(expert) in models][-room:]
         asked = sorted({expert for batch in load.batches for expert in batch if _name(expert) in models} - set(last))
@@ -134,7 +134,7 @@ def _name(expert: int) -> str:
 
 
 def _planned(how: Deployment, load: Load, models: Mapping[str, Model]) -> tuple[Plan, Settings]:
-    """The run tier holds the router, KV of as many prompts as run at once, a step's values, and experts in the rest."""
+    """Split the run tier: router, KV cache for KV_SEQUENCES prompts, workspace, and experts in the rest."""
     shape = models[ROUTER]
     page, size = page_bytes(shape.kv), round_up(shape.layout.size_bytes)
     kv = KV_SEQUENCES * page * shape.kv.blocks_for(load.prompt + load.tokens, page)

@@ -1,9 +1,9 @@
-"""Table I: operations per byte of the example of Fig. 3, for three depths of fusion.
+"""Table I: operational intensity of the example of Fig. 3, for three degrees of fusion.
 
-Closed form: BF16, one unit u = 128 x 1024 elements; square tensors are 8 u. The table agrees only if Scale's 8 u are
-not counted, and if the fused graph is charged one operand of 1 u more than Fig. 3 shows.
+Closed form: BF16, with a unit u = 128 x 1024 elements; square tensors have 8 u. The table is reproduced only if Scale's
+8 u are not counted, and if the fused graph is charged one more operand of 1 u than Fig. 3 shows.
 
-Machine: flops and bytes of the graph under three rule sets, everything counted.
+Machine: flops and bytes of the graph under three rule sets, with everything counted.
 Knows nothing about machines: intensity is a property of the fused graph.
 """
 
@@ -20,7 +20,7 @@ from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, Row, bars
 NAME, TITLE = "table-1", "Table I"
 N, K, BYTES = 1024, 128, 2  # square tensors are N x N, the others N x K
 UNIT_BYTES = N * K * BYTES
-FLOPS = 2 * (2 * N * K * N) + N * N  # two GEMMs and one multiply an element
+FLOPS = 2 * (2 * N * K * N) + N * N  # two GEMMs and one multiplication per element
 UNITS = {
     "no fusion": (1 + 1 + 8) + (8 + 8) + (8 + 8) + (8 + 1 + 1),
     "Gemm0+Mul+Transpose fused": (1 + 1 + 8) + (8 + 1 + 1),

@@ -1,11 +1,10 @@
 """Table IV: Llama 3.1 on 16 sockets, one user, 8K tokens of context; the two larger models with speculative decoding.
 
-A step of speculation: the draft model writes k tokens one by one, the model verifies them and one more in one step.
-When each is accepted with chance a, a step gives (1 - a^(k+1)) / (1 - a) tokens. Neither the draft model nor a is
-published.
+In a speculative step the draft model generates k tokens one by one, and the model verifies them, adding one more. With
+acceptance rate a, a step gives (1 - a^(k+1)) / (1 - a) tokens. Neither the draft model nor a is published.
 
-Predicted: one token a step. Fitted: what is left of launches and of the latency of exchanges, to the 8B row; then a, to
-the other two.
+Predicted: one token per step. Fitted: the exposed share of launches and exchange latency, to the 8B row; then a, to the
+other two.
 
 Knows nothing about how a step is priced.
 """
@@ -23,7 +22,7 @@ from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, bars
 NAME, TITLE = "table-4", "Table IV"
 RACK, CONTEXT = "sn40l-rack", 8192
 DRAFT = "llama-3.1-8b"
-DRAFTED = 8  # tokens drafted a step: SambaNova names such programs `sd9`, which we read as 9 verified tokens
+DRAFTED = 8  # draft tokens per step: SambaNova names such programs `sd9`, presumably for 9 verified tokens
 NO_DRAFT = "one token a step: the paper used speculative decoding"
 BOUND = 0.999999
 HALVINGS = 30
@@ -32,13 +31,13 @@ ENDS = tuple(f"peers.latency={end},program_device={end}" for end in ("high", "lo
 
 
 def expert(model: str) -> Expert:
-    """A model on the rack, whole decoder layers as sections, started by the hardware."""
+    """A model on the rack, with whole decoder layers as sections, launched by the hardware."""
     return Expert(spec(RACK), model, SECTION, "device")
 
 
 @cache
 def step_s(model: str, sizes: Sizes, left: float = 1.0) -> float:
-    """A step with this share of its launches and of the latency of its exchanges."""
+    """Time of a step in which only the share `left` of launches and exchange latency is exposed."""
     machine = spec(RACK)
     if machine.peers is not None:
         machine = replace(machine, peers=replace(machine.peers, latency_s=left * machine.peers.latency_s))
@@ -48,37 +47,37 @@ def step_s(model: str, sizes: Sizes, left: float = 1.0) -> float:
 
 @cache
 def overhead_left() -> float:
-    """The share of launches and latency, 0 to 1, with which the draft model's published rate comes out."""
+    """The exposed share of launches and exchange latency, 0 to 1, that reproduces the draft model's published rate."""
     wanted_s, low, high = 1.0 / published(NAME)[DRAFT].value, 0.0, 1.0
     for _ in range(HALVINGS):
-        # What exchanges show of their latency depends on what they stream beside: a step grows with it, but not evenly.
+        # How much latency is exposed depends on the overlapped traffic: the step time is monotonic, but not linear.
         middle = (low + high) / 2
         low, high = (middle, high) if step_s(DRAFT, STEP, middle) < wanted_s else (low, middle)
     return (low + high) / 2
 
 
 def tokens_per_step(accepted: float, drafted: int) -> float:
-    """Tokens that a step of speculation gives, on average."""
+    """Expected tokens per speculative step."""
     return (1.0 - accepted ** (drafted + 1)) / (1.0 - accepted)
 
 
 def speculative_per_s(model: str, accepted: float) -> float:
-    """Tokens a second with DRAFTED tokens of the draft model a step."""
+    """Tokens per second with DRAFTED draft tokens per step."""
     return tokens_per_step(accepted, DRAFTED) / speculative_step_s(model)
 
 
 def speculative_step_s(model: str) -> float:
-    """A step: k of the draft model, and one of the model that sees k + 1 new tokens of one sequence."""
+    """Time of a speculative step: k steps of the draft model, and one of the model over k + 1 tokens."""
     seen, left = DRAFTED + 1, overhead_left()
     verify = Sizes(T=seen, B=1, R=seen, context_tokens=CONTEXT, pairs=seen * CONTEXT)
     return DRAFTED * step_s(DRAFT, STEP, left) + step_s(model, verify, left)
 
 
 def acceptance(*models: str) -> float:
-    """The chance of acceptance at which the published rates of these models come out best (least squares of logs)."""
+    """The acceptance rate that reproduces the published rates of these models best (least squares of logarithms)."""
     low, high = 0.0, BOUND
     for _ in range(60):
-        # Rates grow with acceptance, so the mean log error has one zero, or lies outside the bounds.
+        # Rates grow with acceptance, so the mean log error has at most one zero within the bounds.
         middle = (low + high) / 2
         product = 1.0
         for model in models:
@@ -88,7 +87,7 @@ def acceptance(*models: str) -> float:
 
 
 def table_4() -> Exhibit:
-    """The three rates: predicted without speculation, and with it, one fitted acceptance for both larger models."""
+    """The three rates: predicted without speculation; with it, using one fitted acceptance rate for both models."""
     rows = []
     large = [model for model in published(NAME) if model != DRAFT]
     accepted = acceptance(*large)

@@ -1,4 +1,4 @@
-"""Numbers, errors and rows of exhibits as people read them.
+"""Formats numbers, errors and rows of exhibits as text.
 
 Knows nothing about where they are printed.
 """
@@ -9,7 +9,7 @@ from coterie.plan.paper.row import Fitted, Row, Summary
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, whole numbers whole; a dash where there is none."""
+    """Four significant digits, integers in full; a dash for None."""
     if value is None:
         return "-"
     if float(value).is_integer() and abs(value) < 1e6:
@@ -18,7 +18,7 @@ def number(value: float | None) -> str:
 
 
 def error_text(error: float | None, signed: bool = True) -> str:
-    """A relative error in percent; from ten times on, as a factor."""
+    """A relative error in percent, or as a factor from ten times on."""
     if error is None:
         return "-"
     if error >= 9:
@@ -28,13 +28,13 @@ def error_text(error: float | None, signed: bool = True) -> str:
 
 
 def row_cells(row: Row) -> tuple[str, ...]:
-    """What it is, published, ours, their unit, the error, kind and method."""
+    """Name, published, ours, unit, error, kind and method."""
     values = number(row.published), number(row.ours), row.unit, error_text(row.error)
     return (row.row, *values, row.kind.value, row.method.value)
 
 
 def summary_cells(line: Summary) -> tuple[str, ...]:
-    """Exhibit, method, kind, rows, those that are not modelled, the median error, and the worst with its row."""
+    """Exhibit, method, kind, rows, rows not modelled, median error, worst error and its row."""
     worst = (error_text(line.worst.error), line.worst.row) if line.worst else ("-", "")
     counts = str(line.num_rows), str(line.num_not_modelled or "")
     middle = error_text(line.median_error, signed=False)
@@ -42,6 +42,6 @@ def summary_cells(line: Summary) -> tuple[str, ...]:
 
 
 def fitted_cells(constant: Fitted) -> tuple[str, ...]:
-    """Name, value, unit, the error of what was left out, and what it was fitted to."""
+    """Name, value, unit, leave-one-out error, and what it was fitted to."""
     left_out = error_text(constant.left_out_error, signed=False)
     return constant.name, number(constant.value), constant.unit, left_out, constant.fitted_to

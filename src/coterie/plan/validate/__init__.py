@@ -1,4 +1,4 @@
-"""How far modelled times are from measured ones, on every public data set and on this machine's own results.
+"""Validation: errors of modelled against measured times, on public data sets and on this machine's own results.
 
 Knows nothing about how they are printed.
 """

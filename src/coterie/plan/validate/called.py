@@ -1,8 +1,8 @@
-"""Operators that others timed from the host: a call, its kernel, and the host seeing that the kernel is done.
+"""Operators timed from the host by others: a call, its kernel, and the synchronisation with the host.
 
     seconds   calls * (call + kernel)
-    call      published by those who measured: what an operator on a single element took (LLMCompass, A100)
-    kernel    gemms: the measured tables; element-wise: bytes at one rate, fitted to the same authors' single operators
+    call      published by the same authors: the time of an operator on a single element (LLMCompass, A100)
+    kernel    GEMMs: the measured tables; element-wise: bytes at one rate, fitted to the same authors' single operators
 
 Knows nothing about graphs or programs.
 """
@@ -22,7 +22,7 @@ CALL_S = {"gemm": 21e-6, ELEMENT_WISE: 45e-6}
 
 
 def gemm_piece(device: str, m: int, n: int, k: int) -> tuple[float, float, str]:
-    """A gemm's modelled seconds, the least that the peaks allow, and how it is known."""
+    """A GEMM's modelled time, its lower bound by the peaks, and the provenance."""
     kernel = Kernel("gemm", (m, n, k))
     ideal, speed = ideal_s(device, kernel), kernels_of(device).speed(kernel)
     if speed is None:
@@ -31,7 +31,7 @@ def gemm_piece(device: str, m: int, n: int, k: int) -> tuple[float, float, str]:
 
 
 def called_piece(raw: dict[str, str]) -> tuple[float, float, str]:
-    """The same of a row of layers.csv that was timed from the host."""
+    """As `gemm_piece`, for a row of layers.csv that was timed from the host."""
     device, family, calls = raw["device"], raw["family"], int(raw["calls"])
     if family == "gemm":
         seconds, floor_s, provenance = gemm_piece(device, int(raw["m"]), int(raw["n"]), int(raw["k"]))
@@ -43,19 +43,19 @@ def called_piece(raw: dict[str, str]) -> tuple[float, float, str]:
 
 @cache
 def called_bytes_per_s(device: str) -> float:
-    """The rate of element-wise kernels above their calls, over all single operators of a device."""
+    """The bandwidth of element-wise kernels without call time, fitted to all single operators of a device."""
     return fit_bytes_per_s([(size, seconds) for of, _, size, seconds in _single() if of == device])
 
 
 def fit_bytes_per_s(points: Sequence[tuple[float, float]]) -> float:
-    """Of seconds = call + bytes / rate, by least relative squares."""
+    """Fit the rate of seconds = call + bytes / rate, by least squares of relative errors."""
     call_s = CALL_S[ELEMENT_WISE]
     above = sum(size / seconds * (1 - call_s / seconds) for size, seconds in points)
     return sum((size / seconds) ** 2 for size, seconds in points) / above
 
 
 def called_rows() -> list[Row]:
-    """The single operators: all of them calibrate."""
+    """Rows of the single operators; all are calibration."""
     call_s = CALL_S[ELEMENT_WISE]
     return [
         Row(
@@ -67,6 +67,6 @@ def called_rows() -> list[Row]:
 
 
 def _single() -> Iterator[tuple[str, str, float, float]]:
-    """Device, name, bytes and seconds of each."""
+    """(device, name, bytes, seconds) of each single operator."""
     for raw in read_table("coterie.plan.validate", "data/called.csv"):
         yield raw["device"], raw["name"], float(raw["bytes"]), float(raw["us"]) * 1e-6

@@ -1,15 +1,15 @@
-"""Rates of kernels that are carried over to machines where none was measured, and how far off they are.
+"""Derives and validates the kernel efficiencies that are carried over to machines without measurements.
 
-    fit        of each GPU and family, by least relative squares: a fixed time, then the longer of flops and bytes at
-               shares of the peaks
-    carried    the median over architectures of the mean of each one's GPUs (spec/carried/gpu.toml). Those whose second
-               cache holds what a bench reads again and again (96 and 128 MB: 33 MB came at 1.5 times the memory's peak)
-               say nothing about memory or a fixed time: only rows that are twice as large, or wait for arithmetic, are
-               in the tables
-    checked    a GPU's kernels are predicted from the other architectures alone; beside it, the rule that all machines
-               without measured kernels had before: 0.7 of arithmetic, 0.8 of bandwidth
+    fit        per GPU and family, by least squares of relative errors: a fixed time, plus the longer of flops and bytes
+               at shares of the peaks
+    carried    the median over architectures of the mean over an architecture's GPUs (spec/carried/gpu.toml).
+               Architectures whose L2 cache can hold a benchmark's operands (96 and 128 MB: 33 MB were read at 1.5 times
+               the memory's peak) are not used for memory or fixed time; their tables have only rows that are twice as
+               large or compute-bound
+    checked    each GPU's kernels are predicted from the other architectures only, and compared with the former rule for
+               all machines without measurements: 0.7 of peak arithmetic, 0.8 of peak bandwidth
 
-No machine has a number of its own. Knows nothing about programs or serving.
+No number is specific to one machine. Knows nothing about programs or serving.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "Blackwell, workstation": ("rtx-pro-6000",),
 }
 _CACHED = ("Ada", "Blackwell, workstation")
-_STEPS = 60  # of a fit; each moves a share by less than the one before
-Point = tuple[float, float, float]  # seconds of a kernel's flops and of its bytes at the peaks, and measured
+_STEPS = 60  # iterations of a fit
+Point = tuple[float, float, float]  # a kernel's time for flops at peak, for bytes at peak, and measured
 
 
 def kernel_s(rates: KernelRates, flops_s: float, bytes_s: float) -> float:
-    """Seconds of a kernel whose flops and bytes take as long at the peaks."""
+    """Time of a kernel, given the times of its flops and bytes at the peaks."""
     return rates.fixed_s + max(flops_s / rates.flops_share, bytes_s / rates.bytes_share)
 
 
 def fit_rates(points: Sequence[Point], flops: float | None = None, bytes_: float | None = None) -> KernelRates:
-    """Of one GPU and family: that of least relative squares, each share found by halving around the best so far.
+    """Fit one GPU and family by least squares of relative errors; a pattern search over the shares.
 
-    `flops` and `bytes_`: shares that are given, as these kernels do not wait for them.
+    `flops`, `bytes_`: fixed shares, for kernels that the resource does not limit.
     """
 
     def loss(rates: KernelRates) -> float:
@@ -77,9 +77,10 @@ def fit_rates(points: Sequence[Point], flops: float | None = None, bytes_: float
 
 @cache
 def device_rates(device: str, family: str) -> KernelRates:
-    """What the kernels of one GPU take, fitted to all of its rows.
+    """The rates of one GPU, fitted to all of its rows.
 
-    Attention of prompts waits for arithmetic, that of tokens for memory: the other share is that of the family before.
+    Prefill attention is compute-bound and decode attention memory-bound: the other share is taken from GEMMs and
+    prefill, respectively.
     """
     points = [point_of(device, row.kernel, row.seconds) for row in measured_rows(device) if _of(row, family)]
     if family in (GEMM, GEMM_FP8):
@@ -90,7 +91,7 @@ def device_rates(device: str, family: str) -> KernelRates:
 
 
 def carried_rates(family: str, without: str = "") -> KernelRates:
-    """From all architectures, or from all but one."""
+    """The rates from all architectures, or all except `without`."""
     each = {
         name: [device_rates(device, family) for device in devices]
         for name, devices in ARCHITECTURES.items()
@@ -106,18 +107,18 @@ def carried_rates(family: str, without: str = "") -> KernelRates:
 
 
 def architecture_of(device: str) -> str:
-    """Raises KeyError for a GPU of none."""
+    """The architecture of a GPU. Raises StopIteration for an unknown one."""
     return next(name for name, devices in ARCHITECTURES.items() if device in devices)
 
 
 def point_of(device: str, kernel: Kernel, seconds: float) -> Point:
-    """A measured kernel beside the peaks of its GPU."""
+    """A measured kernel relative to the peaks of its GPU."""
     flops_per_s, bytes_per_s = peaks(device, kernel.family)
     return kernel.flops / flops_per_s, kernel.bytes / bytes_per_s, seconds
 
 
 def carry_rows() -> Iterator[Row]:
-    """Each measured kernel of each GPU, by the other architectures and by specification."""
+    """Every measured kernel, predicted from the other architectures and by the former rule."""
     for device in measured_devices():
         for family in FAMILIES:
             rules = (

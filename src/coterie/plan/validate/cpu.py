@@ -1,13 +1,13 @@
-"""This machine's own benches (benchmarks/results): decode, prefill, switch and fusion, against a model of its limits.
+"""This machine's own benchmarks (benchmarks/results), against a model of its limits: decode, prefill, switch, fusion.
 
-    limits        read loop, multiply-adds; products of as many tokens with weights of that type in cache, where a
-                  result has them: of one token, unpacking may take longer than the bytes; of many, they have the tiles
-                  and the minute of the measurement in them, which multiply-adds in registers do not feel. Results
-                  carry their own, taken beside them; where one has none, decode-135m's
-    calibration   decode and prefill of the 135M shape: time of a region's start, share of a limit that each kernel
+    limits        read bandwidth and multiply-add rate, measured along with each result (else those of decode-135m).
+                  If a result has it, also the rate of products with weights from cache: for one token, unpacking may
+                  take longer than reading; for many, it includes tiling and the machine's state at that moment, which
+                  the multiply-add rate in registers does not
+    calibration   decode and prefill of the 135M shape: start time of a region, share of a limit that each kernel
                   reaches (by type of weights and activations, few tokens or many); the disk's rate is the fetch's own.
-                  The fusion bench does this work again
-    validation    all else: the 1B shape, cold and warm switches, other rule sets
+                  The fusion bench repeats this work
+    validation    everything else: the 1B shape, cold and warm switches, other rule sets
 
 Knows nothing about GPUs.
 """
@@ -40,10 +40,10 @@ from coterie.plan.validate.rows import CALIBRATION, CPU, VALIDATION, Row
 from coterie.spec.load import load_machine
 from coterie.spec.machine import Link, MachineSpec
 
-BASE = "epyc-2core"  # tiers and names of a machine of two cores; every speed is replaced by a measured one
+BASE = "epyc-2core"  # provides tiers and names; every speed is replaced by a measured one
 _SMALL = "135m"
 IN_REGISTERS, IN_CACHE = "multiply-adds", "products from cache"
-FEW_TOKENS, _FEW = 16, ", few tokens"  # up to so many, weights are used as they are read (csrc/tile.h)
+FEW_TOKENS, _FEW = 16, ", few tokens"  # up to this many, the small-batch kernels are used (csrc/tile.h)
 GIVEN = (
     "this CPU: given to each row, not predicted: what memory and multiply-adds do alone, measured beside it or beside "
     "decode-135m; where its result has it, what its kernel does with weights from cache; a cold switch's fetching rate"
@@ -54,22 +54,22 @@ Shapes = Callable[[str], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """What a result measured beside itself. `products`: what cores multiply and add a second, by where the weights lie:
-    IN_REGISTERS, and IN_CACHE for as many tokens as the row has, where the result has it.
+    """Limits measured along with a result. `products`: flops per second by location of the weights: IN_REGISTERS and,
+    if the result has it, IN_CACHE for the row's number of tokens.
     """
 
     bytes_per_s: float
     products: Mapping[str, float]
 
 
-WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)  # of a result that is none
+WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)  # raised by malformed results
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the calibration rows gave: seconds to start a region, and shares of products by kernel and limit.
+    """The calibration: seconds to start a region, and shares of the product rates by (kernel, limit).
 
-    `prompt`: the kernel of the prompt that calibrates, which stands for those that nothing calibrates.
+    `prompt`: the kernel of the calibration prompt, the fallback for kernels that are not calibrated.
     """
 
     launch_s: float
@@ -77,7 +77,7 @@ class Fit:
     prompt: str
 
     def flops_per_s(self, limits: MachineLimits, kind: str, tokens: int) -> float:
-        """What a step of so many tokens reaches: the share of its kernel, or of the nearest that was calibrated."""
+        """The rate that a step of `tokens` tokens reaches, by its kernel or the nearest calibrated one."""
         for kernel in dict.fromkeys((_kernel(kind, tokens), kind, f"{kind}{_FEW}", self.prompt)):
             for limit in (IN_CACHE, IN_REGISTERS):
                 if limit in limits.products and (kernel, limit) in self.shares:
@@ -86,7 +86,7 @@ class Fit:
 
 
 def cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
-    """Rows, and what was fitted, in words. Raises UsageError for a file that is no result, or when 135M ones lack."""
+    """Rows, and the fit in words. Raises UsageError for a malformed result, or if the 135M results are missing."""
     try:
         return _cpu_rows(results, shapes)
     except WRONG as error:
@@ -94,7 +94,7 @@ def cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]
 
 
 def not_a_result(where: str, file: str, error: Exception) -> UsageError:
-    """The error for a result that lacks something, or has it of another type, in `file` if that is known."""
+    """The error for a malformed result, in `file` if that is known."""
     at = f" in {file}" if file else ""
     fact = f"has no {error}{at}" if isinstance(error, KeyError) else f"has a value{at} that is none there ({error})"
     return UsageError(where, f"{fact}, as coterie bench writes it", "run it again")
@@ -143,7 +143,7 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
         left_s = other["batch"]["seconds_per_step"] - launch_s * len(packed.regions)
         for limit, rate in _batch_limits(other).products.items():
             shares[_kernel(kind, size), limit] = _share(limit, flops / rate / left_s)
-    # Last: a batch of more than a few tokens runs the same kernel, but may wait for memory as well.
+    # Last, to override large decode batches: they run the same kernel, but may be memory-bound.
     prefill = found["prefill-135m"]
     prompt = _kernel(kind_of(prefill["workload"]), prefill["workload"]["prompt_tokens"])
     left_s = prefill["seconds"] - launch_s * len(program.regions)
@@ -153,7 +153,7 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
 
 
 def _share(limit: str, found: float) -> float:
-    """Nothing is faster than multiply-adds in registers; products from cache are products too."""
+    """Cap shares of the in-register rate at 1, since nothing is faster; those of the in-cache rate may exceed it."""
     return min(1.0, found) if limit == IN_REGISTERS else found
 
 
@@ -186,8 +186,8 @@ def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit) ->
 
 
 def _one_token_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
-    """In each region the longer of its bytes, with the pause of memory at its start, and its products at the rate that
-    they have in cache: cores that are late with these do not see the pause.
+    """Time of a one-token step: per region, the longer of its memory time, including the region's start, and its
+    products at the in-cache rate, behind which the start is hidden.
     """
     rows = step_time(spec, program, sizes).rows
     return sum(max(row.launch_s + max(row.memory_s.values()), row.compute_s) for row in rows)
@@ -218,7 +218,7 @@ def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, li
     for way in raw["grid"]:
         fused, by = way["way"].split("/")
         if by != "device":
-            continue  # what software needs to start a region from Python is measured nowhere else
+            continue  # the cost of starting a region from Python is not calibrated
         program = compile_graph(model_of(shapes, load).graph, "cache" if fused == "fused" else "none")
         decodes = way["phase"] == "decode"
         sizes = Sizes.decode(1, load["decode_context"]) if decodes else Sizes.prefill(1, way["tokens"])
@@ -230,7 +230,7 @@ def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, li
 
 
 def first_token_s(spec: MachineSpec, model: Model, tokens: int, warm: bool) -> float:
-    """Seconds to the first token of a prompt whose expert is resident, or is fetched while its first layers run."""
+    """Time to first token with a resident expert (`warm`), or one that is fetched while its first layers run."""
     device = ModelledDevice(spec)
     weights = device.reserve(spec.run_tier, model.layout.size_bytes)
     block = page_bytes(model.kv)
@@ -267,14 +267,14 @@ def model_of(shapes: Shapes, load: Mapping[str, Any]) -> Model:
 
 
 def weights_of(load: Mapping[str, Any]) -> str:
-    """The type of weights of a workload: bf16, int8, int6, int4 or int4z."""
+    """The weight type of a workload: bf16, int8, int6, int4 or int4z."""
     kind = str(load.get("weights", "bf16")).split()[-1]
     return kind if kind in BY_NAME else "bf16"
 
 
 def kind_of(load: Mapping[str, Any]) -> str:
-    """The type of weights, and what they meet where that is not as usual, float32 or, if they are packed, int16: other
-    kernels, with a rate of their own.
+    """The weight type, plus the activation type unless it is the default (float32, or int16 for packed weights): such
+    kernels have a rate of their own.
     """
     weights, met = weights_of(load), load.get("activations", "float32")
     return weights if met == ("float32" if weights == "bf16" else "int16") else f"{weights} with {met} activations"
@@ -285,17 +285,17 @@ def _decode_sizes(load: Mapping[str, Any], batch: int) -> Sizes:
 
 
 def _kernel(kind: str, tokens: int) -> str:
-    """Which of a kind's two kernels a step of so many tokens runs."""
+    """Which of a kind's two kernels a step of `tokens` tokens runs."""
     return f"{kind}{_FEW}" if tokens <= FEW_TOKENS else kind
 
 
 def _limits(raw: Mapping[str, Any]) -> MachineLimits:
-    """Of a decode result, for one token."""
+    """Limits of a decode result, for one token."""
     return MachineLimits(raw["read_limit"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw))
 
 
 def _batch_limits(raw: Mapping[str, Any]) -> MachineLimits:
-    """Of a decode result, for its batch."""
+    """Limits of a decode result, for its batch."""
     return MachineLimits(raw["read_limit"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw["batch"]))
 
 
@@ -309,17 +309,17 @@ def _products(in_registers: float, raw: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every result of a folder, by the name of its file. Raises UsageError for a file that is none."""
+    """All results in a folder, by file name. Raises UsageError for a file that is not a result."""
     return {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
 
 
 def of_gpu(raw: Mapping[str, Any]) -> bool:
-    """Whether a result is a GPU's: its workload names one."""
+    """Whether a result is from a GPU."""
     return _names(raw, "gpu")
 
 
 def of_checkpoint(raw: Mapping[str, Any]) -> bool:
-    """Whether a result is of somebody's own checkpoint, of which it has the name and not the shape."""
+    """Whether a result is for a user's own checkpoint, in which case it has no shape."""
     return _names(raw, "checkpoint")
 
 

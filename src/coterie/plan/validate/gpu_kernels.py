@@ -1,9 +1,9 @@
-"""GPU kernels: held-out rows of the calibration tables, and layers that others measured with other software.
+"""GPU kernels: held-out rows of the calibration tables, and layers measured by others with other software.
 
-    tables    every other number of tokens, length of context or message size calibrates, and both ends; the rest is
+    tables    every other number of tokens, context length or message size, and both ends, calibrate; the rest is
               predicted from them
-    layers    all validation: the tables are those of TensorRT-LLM in AIConfigurator, the layers of Vidur and LLMCompass
-    called    LLMCompass times a call from the host, not a kernel (called.py); its single operators calibrate its layer
+    layers    all validation: the tables are of TensorRT-LLM (AIConfigurator), the layers of Vidur and LLMCompass
+    called    LLMCompass times calls from the host, not kernels (called.py); its single operators calibrate its layer
 
 Knows nothing about serving.
 """
@@ -27,7 +27,7 @@ _NVLINK = {"a100": "a100/nccl", "h100": "h100/nccl"}
 
 
 def table_rows() -> tuple[list[Row], list[Dropped]]:
-    """Held-out rows of the kernel tables, predicted from the others of the same device."""
+    """Rows of the kernel tables, predicted from the calibration rows of the same device."""
     rows: list[Row] = []
     dropped: list[Dropped] = []
     for device in measured_devices():
@@ -54,7 +54,7 @@ def table_rows() -> tuple[list[Row], list[Dropped]]:
 
 
 def exchange_table_rows() -> list[Row]:
-    """Held-out all-reduces, predicted from the other sizes of the same device, library and number of GPUs."""
+    """All-reduces, predicted from the calibration sizes of the same device, library and number of GPUs."""
     series = dict.fromkeys((row.device, row.library, row.ranks) for row in exchange_rows())
     rows: list[Row] = []
     for key in series:
@@ -72,7 +72,7 @@ def exchange_table_rows() -> list[Row]:
 
 
 def layer_rows() -> tuple[list[Row], list[Dropped]]:
-    """Pieces of layers that others measured, predicted from the whole tables."""
+    """Parts of layers measured by others, predicted from the complete tables."""
     rows: list[Row] = []
     dropped: list[Dropped] = []
     for raw in read_table("coterie.plan.validate", "data/layers.csv"):
@@ -91,7 +91,7 @@ def _too_fast(measured_s: float, least_s: float) -> str:
 
 
 def _piece(raw: dict[str, str]) -> tuple[float, float, str]:
-    """Modelled seconds of a piece, the least that the peaks allow, and how it is known."""
+    """Modelled time of a part, its lower bound by the peaks, and the provenance."""
     if raw["calls"]:
         return called_piece(raw)
     device = raw["device"]
@@ -104,7 +104,7 @@ def _piece(raw: dict[str, str]) -> tuple[float, float, str]:
 
 
 def gpu_kernel_rows() -> Iterator[Row | Dropped]:
-    """All of them."""
+    """All rows of this module."""
     for rows, dropped in (table_rows(), (exchange_table_rows(), []), (called_rows(), []), layer_rows()):
         yield from rows
         yield from dropped

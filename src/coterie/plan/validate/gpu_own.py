@@ -1,11 +1,11 @@
-"""A GPU's own benches, against a model of the machine file that was measured on it: decode, prefill, switch.
+"""A GPU's own benchmarks (decode, prefill, switch), against a model by the machine file that was measured on it.
 
-    machine.toml    what coterie info --calibrate --device cuda wrote, in the folder of the results
-    calibration     decode and prefill of the shape that was calibrated on
-    validation      all else: other shapes, other weights, batches, cold and warm first tokens
+    machine.toml    written by coterie info --calibrate --device cuda, in the folder of the results
+    calibration     decode and prefill of the shape used for calibration
+    validation      everything else: other shapes, weights and batches, cold and warm first tokens
 
-Decode steps and prompts are priced as captured graphs, as the device runs them once they are warm; who starts a prompt
-whose weights are still coming is what the machine file says (`gated_launch`), as for any simulation.
+Decode steps and prompts are priced as captured CUDA graphs, as the device runs them once warm; prompts whose weights
+are still arriving are launched as the machine file says (`gated_launch`), as in any simulation.
 Knows nothing about how a GPU is measured.
 """
 
@@ -32,19 +32,19 @@ from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 
 MACHINE = "machine.toml"
-STEPS = 8  # of one call of the decode bench, in results that do not say
+STEPS = 8  # steps per call of the decode benchmark, for results that do not state it
 KINDS = ("cold", "warm")
 
 
 def calibrated_on(shape: str) -> str:
-    """The note of a machine file that says which shape its achieved shares are from."""
+    """The note in a machine file that names the shape used to calibrate its achieved shares."""
     return f"calibrated on the {shape} shape"
 
 
 def gpu_rows(found: Mapping[str, Mapping[str, Any]], folder: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
-    """Rows of results by name, and what they are held against, in words.
+    """Rows of results, and in words what they are compared with.
 
-    Raises UsageError for results without the machine file, of another GPU, or that lack what coterie bench writes.
+    Raises UsageError if there is no machine file, if it is of another GPU, or if a result is malformed.
     """
     if not found:
         return [], ()
@@ -109,9 +109,9 @@ def _split(spec: MachineSpec, load: Mapping[str, Any]) -> str:
 
 
 def first_tokens_s(spec: MachineSpec, model: Model, tokens: int) -> dict[str, float]:
-    """Seconds from a request to its first token: `cold`, the expert in host memory, and `warm`, in hbm.
+    """Time to first token in seconds: `cold`, with the expert in host memory, and `warm`, in HBM.
 
-    As the bench does it: two experts, hbm for one, both in the pool, the same prompt.
+    As in the benchmark: two experts, both in the pinned pool, and HBM for one.
     """
     return {kind: _first_token_s(spec, model, tokens, kind) for kind in KINDS}
 
@@ -127,7 +127,7 @@ def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> f
     device = ModelledDevice(spec)
     try:
         parts = wire(models, plan(models, spec, settings), settings, device)
-        last = "other" if kind == "cold" else "one"  # it stays in hbm
+        last = "other" if kind == "cold" else "one"  # the one that stays in HBM
         warm_up(parts, models, sorted(models, key=lambda name: name == last))
         return _ask(parts, model, kind, tokens)
     finally:
@@ -135,7 +135,7 @@ def _first_token_s(spec: MachineSpec, model: Model, tokens: int, kind: str) -> f
 
 
 def _ask(parts: Parts, model: Model, request_id: str, tokens: int) -> float:
-    """One prompt to the first of the experts. Raises the CoterieError that ended it."""
+    """Time to first token of one prompt to the first expert. Raises the error of a failed request."""
     ids = np.random.default_rng(tokens).integers(0, model.config.vocab_size, tokens)
     parts.engine.submit(Request(request_id, "one", tuple(int(i) for i in ids), 1, ignore_end=True, reuse=False))
     while True:

@@ -1,11 +1,11 @@
 """Whole steps and requests on DGX machines: SplitwiseSim (Llama-2-70B, BLOOM-176B), NVIDIA's NeMo page (Llama-2).
 
-Nothing but a stack's factors (spec/stacks) is fitted to them, by rule:
+Only the factors of a software stack (spec/stacks) are fitted to them, to these rows:
 
     splitwise-2023   Llama-2-70B: the token times of prompt 512 on 2 and 8 GPUs at batch 1, and on 8 at batch 16;
-                     prompts of 128 tokens on 4 and 8 GPUs, which take as long on both: software, not the machine
-                     BLOOM-176B: prompts of more than 2048 tokens in all; those of 2048, which say where these begin
-    nemo-2023        the rows of one GPU; more GPUs, the paper's 20-token figures among them, are predicted
+                     prompts of 128 tokens on 4 and 8 GPUs, which take equally long: software, not the machine
+                     BLOOM-176B: steps of more than 2048 prompt tokens; those of 2048, which determine the threshold
+    nemo-2023        the rows of one GPU; those of more GPUs, including the paper's 20-token figures, are predicted
 
 Knows nothing about kernels beyond `step_time`.
 """
@@ -36,30 +36,30 @@ from coterie.spec.machine import MachineSpec
 from coterie.spec.measured import read_table
 
 SPLITWISE, NEMO = "splitwise-2023", "nemo-2023"
-_LOOKS = 3  # contexts at which a growing decode step is priced; its time is all but affine in the context
-SHORT_ON = ("4", "8")  # GPUs on which a prompt of 128 tokens gives a stack's prompt_floor
-FLOORS_OF, EXCHANGES_OF = "llama-2-70b", "bloom-176b"  # models of SplitwiseSim that give a stack's factors
+_LOOKS = 3  # contexts at which decode steps are priced; their time is nearly linear in the context
+SHORT_ON = ("4", "8")  # numbers of GPUs on which prompts of 128 tokens determine a stack's prompt_floor
+FLOORS_OF, EXCHANGES_OF = "llama-2-70b", "bloom-176b"  # models of SplitwiseSim that determine a stack's factors
 _FITTED_SPLITWISE = {("2", "1"), ("8", "1"), ("8", "16")}  # GPUs and batch, at prompt 512
 
 
 @cache
 def rank_program(model: str, gpus: int, rule_set: str) -> Program:
-    """One rank's program of a model of the zoo."""
+    """One rank's program of a zoo model."""
     return compile_graph(shard(zoo_graph(model), gpus), rule_set)
 
 
 def prompt_s(spec: MachineSpec, model: str, batch: int, tokens: int) -> float:
-    """Seconds to the first token of `batch` prompts at once."""
+    """Time to first token of a batch of prompts."""
     return step_time(spec, rank_program(model, spec.units, spec.rule_set), Sizes.prefill(batch, tokens)).seconds
 
 
 def token_s(spec: MachineSpec, model: str, batch: int, context: int) -> float:
-    """Seconds of one decode step."""
+    """Time of one decode step."""
     return step_time(spec, rank_program(model, spec.units, spec.rule_set), Sizes.decode(batch, context)).seconds
 
 
 def request_s(spec: MachineSpec, model: str, batch: int, prompt: int, output: int) -> float:
-    """Seconds of a whole request: the prompt gives the first token, steps the others."""
+    """Time of a whole request: prefill gives the first token, decode steps the others."""
     steps = output - 1
     contexts = [prompt + 1 + round(i * (steps - 1) / (_LOOKS - 1)) for i in range(_LOOKS)]
     return prompt_s(spec, model, batch, prompt) + steps * mean(token_s(spec, model, batch, c) for c in contexts)
@@ -85,22 +85,22 @@ def splitwise_rows() -> Iterator[Row | Dropped]:
 
 
 def gives_prompt_floor(raw: Mapping[str, str]) -> bool:
-    """Whether a row of SplitwiseSim is one of the short prompts from which a stack's prompt_floor is."""
+    """Whether a row of SplitwiseSim is one of the short prompts that determine a stack's prompt_floor."""
     return raw["model"] == FLOORS_OF and raw["prompt_tokens"] == "128" and raw["gpus"] in SHORT_ON
 
 
 def gives_exchanges(raw: Mapping[str, str], large_step: int) -> bool:
-    """Whether it is one of the large steps from which a stack's exchange_share is."""
+    """Whether it is one of the large steps that determine a stack's exchange_share."""
     return raw["model"] == EXCHANGES_OF and int(raw["batch"]) * int(raw["prompt_tokens"]) > large_step
 
 
 def gives_large_step(raw: Mapping[str, str], large_step: int) -> bool:
-    """Whether it is one of the largest steps before those: what they take set the bound between the two."""
+    """Whether it is one of the largest steps below those, which determine the threshold (large_step)."""
     return raw["model"] == EXCHANGES_OF and int(raw["batch"]) * int(raw["prompt_tokens"]) == large_step
 
 
 def nemo_rows() -> Iterator[Row | Dropped]:
-    """Latencies of 128 tokens in and 20 out."""
+    """Latencies with 128 input and 20 output tokens."""
     for raw in read_table("coterie.plan.validate", "data/nemo.csv"):
         spec = load_machine(f"{raw['machine']}:units={raw['gpus']},stack={NEMO}")
         batch, prompt, output = int(raw["batch"]), int(raw["prompt_tokens"]), int(raw["output_tokens"])

@@ -1,12 +1,12 @@
-"""Steps and requests as their owners published them, on machines of which no whole step calibrates: one model alone.
+"""Published steps and requests of single models, on machines for which whole steps are not calibrated.
 
-    decode    so many sequences at a context; their tokens a second together
-    prefill   one prompt; its tokens a second
-    request   so many prompts and answers at once; the answers' tokens a second, prompts and all
+    decode    a number of sequences at some context; total tokens per second
+    prefill   one prompt; tokens per second
+    request   a number of concurrent prompts and answers; output tokens per second, including prefill time
 
-Their packed types are not ours (Q4_K_M has 4.9 bits a weight, Q4_0, MLC's and int4 4.5; Q8_0 8.5, int8 8.1, FP8 8), and
-their software is not ours. Where several are published for one machine and model the fastest is taken. Nothing is
-fitted to rows that validate. Where kernels are carried over, the rule that such machines had before stands beside it.
+Their quantised types differ from ours (Q4_K_M has 4.9 bits per weight, Q4_0, MLC's and int4 4.5; Q8_0 8.5, int8 8.1,
+FP8 8), and so does their software. If several results are published for a machine and model, the fastest is used.
+Nothing is fitted to validation rows. If kernels are carried over, the former rule is shown for comparison.
 Knows nothing about kernels beyond `step_time`.
 """
 
@@ -36,16 +36,16 @@ from coterie.spec.measured import ANALYTIC, CARRIED, read_table
 
 DECODE, PREFILL, WHOLE = "decode", "prefill", "request"
 METRICS = {DECODE: TOKEN_TIME, PREFILL: FIRST_TOKEN, WHOLE: REQUEST}
-BEFORE = "0.7 and 0.8 of the peaks"  # of arithmetic and of bandwidth, where nothing was reached on the machine itself
+BEFORE = "0.7 and 0.8 of the peaks"  # of arithmetic and bandwidth, unless measured on the machine itself
 
 
 def published_metric(phase: str, known: str) -> str:
-    """By how the speed of the kernels is known that take most of the time."""
+    """The metric's name, with the provenance of the kernels that take most of the time."""
     return f"{METRICS[phase]}, published; {known}"
 
 
 def published_rows() -> Iterator[Row]:
-    """Each row of data/published.csv beside what it takes by the machine's file."""
+    """Each row of data/published.csv, compared with the model by the machine's file."""
     for raw in read_table("coterie.plan.validate", "data/published.csv"):
         spec = load_machine(raw["machine"])
         program = rank_program(spec, packed_program(raw["model"], raw["weights"], raw["tables"], spec.rule_set))
@@ -66,7 +66,7 @@ def published_rows() -> Iterator[Row]:
 
 
 def published_s(spec: MachineSpec, program: Program, raw: Mapping[str, str]) -> tuple[float, str]:
-    """Seconds of what a row has, and how the speed of most of it is known."""
+    """Modelled time of a row, and the provenance of most of that time."""
     batch, tokens = int(raw["batch"]), int(raw["tokens"])
     each = [((Sizes.decode if raw["phase"] == DECODE else Sizes.prefill)(batch, tokens), 1)]
     if raw["phase"] == WHOLE:
@@ -82,8 +82,8 @@ def published_s(spec: MachineSpec, program: Program, raw: Mapping[str, str]) -> 
 
 
 def by_specification(spec: MachineSpec) -> MachineSpec:
-    """The machine as all without measured kernels were priced before any were carried over: what was reached on the
-    machine itself stays, the rest is 0.7 and 0.8 of the peaks.
+    """The machine by the former rule, without carried-over kernels: shares measured on the machine itself are kept, the
+    others are 0.7 of peak arithmetic and 0.8 of peak bandwidth.
     """
     found = spec.carried
     if found is None:
@@ -98,7 +98,7 @@ def by_specification(spec: MachineSpec) -> MachineSpec:
 
 @cache
 def packed_program(model: str, weights: str, tables: str, rule_set: str) -> Program:
-    """A model's program with layers packed in one type and embedding and head in another, as they are where empty."""
+    """A model's program with layers quantised to `weights`, and embedding and head to `tables`; empty: unquantised."""
     raw = zoo_config(model) if model in model_names() else published_config(model)
     if weights:
         packing = Packing({**BY_NAME, **WITHOUT_BYTES}[weights], BY_NAME[tables] if tables else None)
@@ -108,7 +108,7 @@ def packed_program(model: str, weights: str, tables: str, rule_set: str) -> Prog
 
 
 def published_config(model: str) -> dict[str, Any]:
-    """The config of a model that is in no zoo, but was published about."""
+    """The config of a model that is not in the zoo, but has published results."""
     text = (files("coterie.plan.validate") / "data" / f"{model}.json").read_text(encoding="utf-8")
     raw: dict[str, Any] = json.loads(text)
     del raw[SOURCE]

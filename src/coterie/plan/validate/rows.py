@@ -1,9 +1,9 @@
-"""A modelled time beside a measured one, and what many of them say.
+"""Comparisons of modelled with measured times, and their summaries.
 
-    calibration   the model was given this row, or fitted to it: its error says only how well it fits
-    validation    the model never saw it; rows are split by a rule, never picked
+    calibration   the model was given this row or fitted to it: its error only shows the quality of the fit
+    validation    the model never saw it; rows are assigned by rule, never picked by hand
 
-Knows nothing about where times are from.
+Knows nothing about where times come from.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ CALIBRATION, VALIDATION = "calibration", "validation"
 GPU_KERNEL, TOKEN_TIME, FIRST_TOKEN, REQUEST, CPU, GPU = (
     "GPU kernel", "time per output token", "time to first token", "whole request", "this CPU", "this GPU",
 )  # fmt: skip
-AIMS = {GPU_KERNEL: 0.10, TOKEN_TIME: 0.08, FIRST_TOKEN: 0.15, CPU: 0.10, GPU: 0.10}  # mean error on validation rows
+AIMS = {GPU_KERNEL: 0.10, TOKEN_TIME: 0.08, FIRST_TOKEN: 0.15, CPU: 0.10, GPU: 0.10}  # target mean validation error
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement and what the model says. `split` is calibration or validation."""
+    """One measurement and its modelled time. `split`: calibration or validation."""
 
     dataset: str
     metric: str
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Relative and signed: above 0 where the model is slower than the measurement."""
+        """Signed relative error; positive if the model is slower than the measurement."""
         return self.modelled_s / self.measured_s - 1.0
 
 
@@ -48,7 +48,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The errors of some rows: of their sizes the mean, the median and the worst; `bias` is the mean with signs."""
+    """Errors of a set of rows: mean, median and worst absolute error; `bias`: mean signed error."""
 
     dataset: str
     metric: str
@@ -62,20 +62,20 @@ class Summary:
 
     @property
     def aim(self) -> float | None:
-        """The error that was aimed at, on validation rows."""
+        """The target error, for validation rows."""
         return AIMS.get(self.metric) if self.split == VALIDATION else None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All rows, those dropped, and what to know about the data."""
+    """All rows, those that were dropped, and caveats about the data."""
 
     rows: tuple[Row, ...]
     dropped: tuple[Dropped, ...]
     caveats: tuple[str, ...]
 
     def summaries(self) -> tuple[Summary, ...]:
-        """By data set, metric and split, in the order of the rows; then all validation rows of each metric."""
+        """Summaries by data set, metric and split, in row order; then over all validation rows of each metric."""
         keys = dict.fromkeys((row.dataset, row.metric, row.split) for row in self.rows)
         found = [
             summary(key[0], [row for row in self.rows if (row.dataset, row.metric, row.split) == key]) for key in keys
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def summary(dataset: str, rows: Sequence[Row]) -> Summary:
-    """Of at least one row, all of one metric and split."""
+    """Summarise rows of one metric and split; at least one."""
     sizes = [abs(row.error) for row in rows]
     counts = dict.fromkeys(row.provenance for row in rows if row.provenance)
     said = ", ".join(f"{sum(row.provenance == name for row in rows)} {name}" for name in counts)
@@ -98,6 +98,6 @@ def summary(dataset: str, rows: Sequence[Row]) -> Summary:
 
 
 def alternate(keys: Iterable[float]) -> dict[float, str]:
-    """Sizes at both ends calibrate, and every other one between: what is asked for lies between two that are known."""
+    """Alternate between calibration and validation, with calibration at both ends, so that predictions interpolate."""
     ordered = sorted(set(keys))
     return {key: VALIDATION if i % 2 and i + 1 < len(ordered) else CALIBRATION for i, key in enumerate(ordered)}

@@ -1,4 +1,4 @@
-"""Every data set at once. Knows nothing about how the rows are printed."""
+"""Runs the validation on all data sets. Knows nothing about how the rows are printed."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ UNKNOWN_SHAPE = "its result has a checkpoint's name and not its shape, so there 
 
 
 def validate(results: Path | None, shapes: Shapes) -> Outcome:
-    """Model every row. `results`: benches of this machine or of its GPU, None for none; `shapes`: config by name.
+    """Model every row. `results`: folder of benchmark results of this machine or its GPU, or None; `shapes`: config by
+    name.
 
-    Raises UsageError for a folder without the results that calibrate.
+    Raises UsageError for a folder without the results needed for calibration.
     """
     public = tuple(_public())
     rows = [item for item in public if isinstance(item, Row)]
@@ -74,7 +75,7 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
 
 
 def by_gpu(rows: Sequence[Row]) -> str:
-    """How far off the kernels and exchanges of each GPU are that did not calibrate: mean, median and number of rows."""
+    """The errors of held-out kernels and exchanges of each GPU, in words: mean, median and number of rows."""
     tables = [row for row in rows if row.metric == GPU_KERNEL and row.split == VALIDATION]
     tables = [row for row in tables if row.dataset.startswith("AIConfigurator")]
     found = {device: summary(device, mine) for device, mine in grouped((r.name.split()[0], r) for r in tables).items()}
@@ -83,7 +84,7 @@ def by_gpu(rows: Sequence[Row]) -> str:
 
 
 def _fitted() -> Iterator[str]:
-    """The constants that were fitted to measured kernels."""
+    """The constants that were fitted to measured kernels, in words."""
     yield (
         "fitted, a100: element-wise operators called by LLMCompass move bytes at "
         f"{called_bytes_per_s('a100') * 1e-12:.2f} TB/s above their call's 45 us"
