@@ -1,6 +1,6 @@
 """THE SEAM: what the engine, the cache and the scheduler may ask of a device, real or modelled.
 
-Nobody above this file asks which kind of device it has. Only a device knows the time.
+No code above this file asks which kind of device it has. Only a device knows the time.
 
     reserve -> Buffer        a slab, once, at start     place     declares the tensors of a buffer about to be filled
     fetch, copy -> Event     on a link's lane           load -> Executable

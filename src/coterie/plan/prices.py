@@ -35,7 +35,7 @@ from coterie.spec.machine import MachineSpec
 class Demand:
     """Tokens of a request: prompt, answer, the router's answer (0: no router model) and its instructions.
 
-    `reused_tokens`: tokens of the prompt found in the prefix cache; not computed, but each has a KV cache entry.
+    `reused_tokens`: tokens of the prompt that are not computed (prefix cache), but still occupy each one's KV cache.
     """
 
     prompt_tokens: float

@@ -67,8 +67,7 @@ class Workload:
         return np.zeros(len(self), np.int64) if self.priorities is None else self.priorities
 
     def only(self, chosen: I64) -> Workload:
-        """The requests at these indices, for one of several machines; a closed loop's slots are divided in proportion.
-        """
+        """The requests at these indices, for one of several machines; closed-loop slots are divided in proportion."""
         in_flight = self.in_flight and max(1, round(self.in_flight * len(chosen) / max(len(self), 1)))
         return replace(
             self,

@@ -197,10 +197,7 @@ class Lanes:
             return None if state.finished else state.mark
 
     def ended(self, event: LaneEvent) -> Exception | None:
-        """Block until an event is finished, even if the device was closed; return its failure.
-
-        Only for work that has begun: nothing else is sure to end.
-        """
+        """Block until an event is finished, even if the device is closed meanwhile; return its failure."""
         with self._changed:
             event.state.awaited = True
             self._begin(event)
