@@ -11,8 +11,8 @@
     row of Q6     see core.six_bits: an 8-bit scale per 16 weights, and a bfloat16 scale of these per 256
 
 A weight is q * s, exactly representable in float32. For MX4, q is twice the float, hence an integer, and s half the
-stored power of two. For Q4Z it is (code - z) * s, computed in float32 with two roundings, both of which are exact if z
-is 0 or its magnitude is between 2^-5 and 2^16. Padding is zero (for Q4Z and Q2: code 0, whatever its value).
+format's power-of-two scale. For Q4Z it is (code - z) * s, a subtraction and a multiplication in float32, which are both
+exact if z is 0 or has a magnitude from 2^-5 to 2^16. Padding is zero (for Q4Z and Q2: code 0, whatever its value).
 CPU kernels quantise the activations of products with packed weights to 16-bit integers in the same groups, with an
 error of at most 2^-16 of the group's largest magnitude (Q4 and Q4Z: 12 bits, 2^-11.8; Q6: 15 bits, 2^-15 of the largest
 of 256); optionally to 8 bits, except for Q6. Knows nothing about files or which tensors are packed.

@@ -73,11 +73,9 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class SpatialUnits:
-    """The grid of one unit of a dataflow machine. `pcu_share`: the part of the PCUs that mapped programs were seen to
-    use.
+    """The grid of one unit of a dataflow machine. `pcu_share`: the share of PCUs that mapped programs typically use.
 
-    A PMU reads `pmu_bytes_per_cycle`, and writes as much, in each cycle. Source of this structure: the paper, section
-    IV.
+    Per cycle, a PMU reads `pmu_bytes_per_cycle` and writes as much. Source of this structure: the paper, section IV.
     """
 
     tiles: int

@@ -7,9 +7,9 @@
 
 Files that support direct I/O are submitted to the kernel by a single thread (`DirectReads`); all others, and every file
 if `read` is given, are read by a pool of reader threads, a piece at a time. A range starts after its dependencies on
-other lanes, and after any earlier range whose target overlaps its own. Small scattered parts may run next to earlier
-ranges, but later reads start only after them (here and in csrc/reads.h): among reads of megabytes, each would take
-milliseconds.
+other lanes, and after any earlier range whose target overlaps its own. Reads of small scattered parts may overlap with
+earlier ranges, but later reads start only once they are complete (here and in csrc/reads.h): competing with reads of
+megabytes, each would take milliseconds.
 Knows nothing about what the bytes mean.
 """
 

@@ -1,4 +1,4 @@
-"""Lanes of a real device: one worker thread each, executing work in order, and its completion events.
+"""Lanes of a real device, each with a worker thread that executes work in order, and the events of its completion.
 
 Knows nothing about what the work is.
 """

@@ -1,7 +1,7 @@
 """Mixed batches: the rows of a step divided into shares, each multiplied by a different expert's weights.
 
-    linear       weight                       ->   linear_each       each: address of a weight table | first: where
-    linear_add   weight, residual             ->   linear_add_each   shares begin | shares: how many there are
+    linear       weight             ->   linear_each       each: address of a table with a weight per share
+    linear_add   weight, residual   ->   linear_add_each   first: where shares begin; shares: how many there are
 
 Instructions are switched between the two forms in place; operands that both have are in the same words.
 Knows nothing about graphs, or about how a share is computed.
