@@ -104,8 +104,8 @@ class Shareable:
     ) -> None:
         """Switch every instruction whose weight is not shared to its form for shares.
 
-        `addresses_GW`: address of each weight of each expert. `tables`: an array of at least `words` words, at device
-        address `at`, that is filled with what the rows point to.
+        `addresses_GW`: addresses of all weights, by expert. `tables`: an array of at least `words` words, visible to
+        the device at address `at`, that receives the tables the rows point to.
         """
         self.take_back(rows)  # for weights that were not shared last time but now are
         sides = (shares.first_T, shares.of_T), (shares.first_R, shares.of_R)
