@@ -1,11 +1,11 @@
-"""Coterie's commands, with the modules in which a simulation spends its time compiled by mypyc.
+"""Runs Coterie's commands with the hot modules of a simulation compiled by mypyc.
 
-The same source and the same answers, to the bit, in about half of the time.
+The same source and bit-identical results, in about half of the time.
 
     python -m benchmarks.compiled simulate samba-coe-150 --machine sn40l-node --rate 20 --requests 100000 --steps 8
 
-The first time, and after changes, a copy is made in build/compiled: a minute of two cores. Needs mypy, setuptools and a
-C compiler. Knows nothing about what the modules do.
+At first use, and after changes, it makes a compiled copy in build/compiled, in a minute on two cores. Needs mypy,
+setuptools and a C compiler. Knows nothing about what the modules do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.constructors import with_constructors
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, FOLDER = ROOT / "src" / "coterie", ROOT / "build" / "compiled"
-# Not core/shapes: graph/closed.py puts traced numbers in the place of a step's sizes, and a compiled class takes none.
+# Not core/shapes: graph/closed.py passes traced numbers as a step's sizes, which a compiled class would reject.
 MODULES = {
     "": ("device",),
     "checkpoint": ("layout",),
@@ -39,14 +39,14 @@ MODULES = {
     "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses", "victims"),
     "plan": ("simulate",),
 }  # fmt: skip
-# Not compiled, but with a class that inherits from a compiled one: slots of its own would hide what that one holds.
+# Not compiled, but with a subclass of a compiled class, whose fields it would hide by its own __slots__.
 HEIRS = (Path("coterie", "devices", "real", "lanes.py"),)
-# What need not be installed, or is too large to be looked through.
+# Packages that may be missing, or are too large to be analysed.
 MYPY = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n" + "".join(
     f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "transformers", "triton")
 )
-MAKERS = (Path(__file__), ROOT / "benchmarks" / "constructors.py")  # what they do differently makes another copy
-STAMP = "made.json"  # written last: what the copy was made of
+MAKERS = (Path(__file__), ROOT / "benchmarks" / "constructors.py")  # changes to these outdate a copy too
+STAMP = "made.json"  # written last: what the copy was made from
 SETUP = """import sys
 from mypyc.build import mypycify
 from setuptools import setup
@@ -56,7 +56,7 @@ setup(name="compiled", packages=[], ext_modules=made)
 
 
 def make(folder: Path = FOLDER) -> None:
-    """Copy the package into a folder, and compile it there. Raises SystemExit where that fails, and leaves nothing."""
+    """Copy the package into a folder and compile it there. Raises SystemExit on failure, and then leaves nothing."""
     natives = _natives()
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _write_constructors(files: Iterable[Path]) -> None:
 
 
 def is_made(folder: Path = FOLDER) -> bool:
-    """Whether a compiled copy is there, for this Python, and older than nothing that it was made of."""
+    """Whether there is an up-to-date compiled copy for this Python."""
     stamp = folder / STAMP
     if not stamp.is_file():
         return False
@@ -105,7 +105,7 @@ def _made_of(natives: Iterable[Path]) -> dict[str, object]:
 
 
 def _natives() -> dict[str, Path]:
-    """The package's native modules by the folder that they belong in: an editable install has them elsewhere."""
+    """The package's native modules, by the folder they belong in; an editable install keeps them elsewhere."""
     code = "from coterie.kernels import _cpu\nfrom coterie.devices import _clock\nprint(_cpu.__file__, _clock.__file__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -114,11 +114,11 @@ def _natives() -> dict[str, Path]:
 
 
 def main(arguments: Sequence[str], folder: Path = FOLDER) -> None:
-    """The command line of the compiled copy."""
+    """Run the command line of the compiled copy."""
     if not is_made(folder):
         print(f"compiling into {folder} ...", file=sys.stderr)
         make(folder)
-    # An editable install finds the package before any path does.
+    # An editable install's finder would take precedence over sys.path.
     sys.meta_path = [finder for finder in sys.meta_path if not type(finder).__name__.startswith("ScikitBuild")]
     sys.path.insert(0, str(folder))
     sys.argv = ["coterie", *arguments]

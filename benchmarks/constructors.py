@@ -1,4 +1,4 @@
-"""Dataclasses as mypyc compiles them best: with constructors written out, and fields in the object itself.
+"""Rewrites dataclasses into the form that mypyc compiles best: explicit constructors, and native fields.
 
     @value                       @dataclass(unsafe_hash=True, init=False)
     class Span:            ->    class Span:
@@ -6,9 +6,9 @@
         end_s: float = 0.0           end_s: float = 0.0
                                      def __init__(self, start_s: float, end_s: float = 0.0) -> None: ...
 
-mypyc gives a compiled class fields of its own, but not to a decorator that it does not know or to one with slots, and
-leaves the constructor of a dataclass to the interpreter. Nothing is frozen any longer: mypy has checked the source.
-Knows nothing about what the classes are for.
+mypyc gives classes native fields, but not with an unknown decorator or slots=True, and it leaves the constructor of a
+dataclass to the interpreter. Classes are no longer frozen: mypy has checked the source. Knows nothing about what the
+classes are for.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-# `value` of core/values.py, in words that mypyc knows.
+# The equivalent of `value` of core/values.py that mypyc understands.
 VALUE = "@dataclass(unsafe_hash=True, init=False)"
 OPEN = "@mypyc_attr(allow_interpreted_subclasses=True)"
-REUSED = "@mypyc_attr(free_list_len=1)"  # a value of a step takes the place of the last step's
-HEIRS = {"Event"}  # classes from which one that is not compiled inherits
+REUSED = "@mypyc_attr(free_list_len=1)"  # reuse the memory of the previous step's object
+HEIRS = {"Event"}  # classes with subclasses that are not compiled
 FUTURE = "from __future__ import annotations\n"
 IMPORTS = "from dataclasses import dataclass\nfrom mypy_extensions import mypyc_attr\n"
-DROPPED = ("slots", "frozen")  # what mypyc does not know, and what would make each assignment a call
+DROPPED = ("slots", "frozen")  # mypyc does not support slots, and frozen would make each assignment a call
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a class: its annotation, its default or what makes one, as source."""
+    """A field of a class: its annotation, and its default or default factory, as source."""
 
     name: str
     annotation: str
@@ -38,30 +38,30 @@ class Field:
 
     @property
     def parameter(self) -> str:
-        """As a parameter of a constructor."""
+        """The parameter of the constructor."""
         if self.factory is not None:
             return f"{self.name}: {self.annotation} | None = None"
         return f"{self.name}: {self.annotation}" + (f" = {self.default}" if self.default is not None else "")
 
     @property
     def assignment(self) -> str:
-        """As a statement of a constructor."""
+        """The statement in the constructor."""
         made = f"{self.factory}() if {self.name} is None else {self.name}" if self.factory is not None else self.name
         return f"self.{self.name} = {made}"
 
 
 def with_constructors(sources: Mapping[str, str]) -> dict[str, str]:
-    """The same modules with their dataclasses rewritten. One may inherit from another, whichever module has it.
+    """The modules with their dataclasses rewritten. These may inherit from each other across modules.
 
-    Raises ValueError for a default that another module could not name, and for what no constructor here does: fields
-    that are no parameters, or by name only, and an inherited `__post_init__`.
+    Raises ValueError for an inherited default, which the other module could not name, and for what is not supported:
+    fields with init=False or kw_only, and an inherited `__post_init__`.
     """
     trees = {name: ast.parse(source) for name, source in sources.items()}
     classes = {found.name: found for tree in trees.values() for found in _dataclasses(tree)}
     made = {}
     for name, source in sources.items():
         lines = source.split("\n")
-        # From the end, so that what is not rewritten yet keeps its lines.
+        # From the end, so that the line numbers of the rest stay valid.
         for found in sorted(_dataclasses(trees[name]), key=lambda one: -one.lineno):
             _rewrite(lines, found, classes)
         made[name] = "\n".join(lines).replace(FUTURE, f"{FUTURE}{IMPORTS}", 1)
@@ -81,7 +81,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _rewrite(lines: list[str], found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> None:
-    """The constructor goes behind the fields, and the decorator into words that mypyc knows."""
+    """Insert the constructor after the fields, and replace the decorator by one that mypyc understands."""
     own = [node for node in found.body if isinstance(node, ast.AnnAssign)]
     if own:
         fields = _fields(found, classes)
@@ -103,7 +103,7 @@ def _decorator(name: str, word: ast.expr, has_init: bool) -> str:
     if "kw_only" in said:
         raise ValueError(f"{name} takes fields by name only, which its written constructor would not")
     if said.get("frozen") == "True" and said.get("eq") != "False":
-        said["unsafe_hash"] = "True"  # it is hashed by its fields still
+        said["unsafe_hash"] = "True"  # keep hashing by fields
     kept = {key: text for key, text in said.items() if key not in DROPPED} | ({"init": "False"} if has_init else {})
     return f"@dataclass({', '.join(f'{key}={text}' for key, text in kept.items())})"
 

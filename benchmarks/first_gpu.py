@@ -1,22 +1,22 @@
-"""Everything that a first session on a GPU should run, what is worth most first, each part with a limit of its own.
+"""All tests and benches for a first run on a GPU, the most valuable first, each part with its own time limit.
 
-    kernels    what the benches launch, compiled by all cores: no part behind it waits for a compiler
-    aims       stored values beside the CPU's; decode of a 1B and a 7B, prefill, switch with a trace; the GPU as a
-               machine file, and what a model of it says about these; some experts
-    correct    the driver and every promise of a device, before what else is measured
-    beside     transformers beside the benches; fusion; as many experts as the host holds, beside transformers
-    measured   ways to run a step beside each other; packed weights
-    others     gated delta nets, latent attention and layers with branches
-    last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
+    kernels    compiles what the benches launch on all cores, so that no later part waits for a compiler
+    aims       correctness (diff); decode of a 1B and a 7B, prefill, switch with a trace; calibration, and how well
+               the modelled GPU predicts these; some experts
+    correct    tests of the driver and the device contract, before further measurements
+    beside     transformers, compared in the benches; fusion; as many experts as the host holds, with transformers
+    measured   alternative ways to run a step; packed weights
+    others     gated delta nets, latent attention and mixture-of-experts layers
+    last       persistent kernels, tested and measured: their blocks wait for each other, which may hang a GPU
 
-A part that fails or takes too long does not stop the later ones, and what was done stays whenever all of it is ended.
-Each prints a line of JSON: how it ended, and the numbers that it found. In the folder: NAME.txt is all that a part
-printed, NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part that
-any session ran there, cache/ what compilers keep for the parts and sessions that follow. Parts of a session share the
-weights of experts (coterie.bench.kept), which are written once and removed at its end.
+A part that fails or times out does not stop the later ones, and results of finished parts survive an early end.
+Each part prints a line of JSON: how it ended, and its numbers. In the folder: NAME.txt is all that a part printed,
+NAME.json a bench's result, machine.toml the calibrated machine, summary.jsonl a line for each part of any run, cache/
+the compilers' caches for later parts and runs. Parts of a run share generated weights (coterie.bench.kept), which are
+removed at its end.
 
     python -m benchmarks.first_gpu --out gpu-results        exit 0: all parts ran; 1: some did not; 2: there is no GPU
-    python -m benchmarks.first_gpu --out gpu-results --rest           those that no session in the folder has seen run
+    python -m benchmarks.first_gpu --out gpu-results --rest           only parts that have not run in this folder
 
 Knows nothing about how anything is measured.
 """
@@ -41,26 +41,25 @@ from time import monotonic
 from coterie.bench import kept
 
 ROOT = Path(__file__).resolve().parents[1]
-COTERIE = (sys.executable, "-m", "coterie")  # a script need not be there: the package may only be on the path
+COTERIE = (sys.executable, "-m", "coterie")  # works without an installed script, with the package on the path
 NO_GPU, SUMMARY = "none for ", "summary.jsonl"
-# Limits, not estimates: on an H100 with 16 cores a bench took 20 to 25 s, most of it setting up, and all of the tests
-# that are not about runs in one launch 23 s in 7 processes. `coe`, `calibrate` and packed weights compile most: more
-# than 34, 80 and 42 to 80 s there, kernel by kernel. Since they are compiled at once no GPU has run them.
-MINUTES, INFO_S = 13.0, 180.0  # on a machine that has just started PyTorch is read from a cold disk first
-COMPILE_S = 240.0  # of what may compile long: whole models, or a run in one launch, 10 to 40 s a bucket on two cores
-# An expert of 7B: 13.5 GB to write, and to read again, in memory or at the rate of a disk that nobody has measured; the
-# rest of that part is as in a small one's, 25 s.
+# Limits, not estimates: on an H100 with 16 cores a bench took 20 to 25 s, most of it set-up, and all tests but those of
+# persistent kernels 23 s in 7 processes. `coe`, `calibrate` and packed weights compile most: more than 34, 80 and 42 to
+# 80 s there, kernel by kernel. No GPU has run them since kernels are compiled in parallel.
+MINUTES, INFO_S = 13.0, 180.0  # INFO_S: on a freshly started machine, PyTorch is first read from a cold disk
+COMPILE_S = 240.0  # for parts that compile long: whole models, or persistent kernels (10 to 40 s a bucket on two cores)
+# A 7B expert: 13.5 GB to write and to read again, in memory or on a disk of unknown speed; the rest of that part takes
+# 25 s, as for a small expert.
 LARGE_S, LARGE_BYTES = 120.0, 14 * 2**30
-MEMORY = Path("/dev/shm")  # files in memory, where a machine has any
-MIN_S = 5.0  # a part that has less than this left is not begun
-ENDED = 128 + signal.SIGTERM  # the exit status of what was told to end
-GRACE_S = 3.0  # from the request to end to the end of asking
-STUCK_S = 60  # a test that takes longer shows what each of its threads does: compiles, or waits for the GPU
+MEMORY = Path("/dev/shm")  # a file system in memory, if there is one
+MIN_S = 5.0  # a part with less time left than this is not started
+ENDED = 128 + signal.SIGTERM  # exit status after SIGTERM
+GRACE_S = 3.0  # between SIGTERM and SIGKILL
+STUCK_S = 60  # a test that takes longer dumps its threads' stacks: is it compiling, or waiting for the GPU?
 STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
-# What tests of the device wait for is compilers: on that H100 79 took 23 s in 7 processes, and now there are 145.
+# Tests of the device mostly wait for compilers: on that H100 79 tests took 23 s in 7 processes; there are 145 now.
 SPREAD = ("-n", "8") if find_spec("xdist") else ()
-# Kernels are compiled, never interpreted, whatever the shell says; the second lets tests find the GPU, and tables are
-# as wide as the third says.
+# In order: compile kernels instead of interpreting them, whatever the shell says; let tests use the GPU; table width.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
 PACKED = ("int8", "int4")
 DECODED = (*PACKED, "int6")
@@ -73,9 +72,9 @@ TESTS_OF_LATENT = str(DEVICE_TESTS / "test_gpu_latent.py")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A command and the longest that it may take.
+    """A command and its time limit.
 
-    `own_bytes`: of files that no other part has a use for, and that need not be on a disk, whose rate is not measured.
+    `own_bytes`: size of files that only this part uses, and that may be in memory, since it measures no disk.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a part ended: `ok`, or a few words; `result` says whether it left one."""
+    """How a part ended: `ok`, or the reason; `result`: whether it gave a result."""
 
     name: str
     status: str
@@ -96,7 +95,7 @@ class Outcome:
 
 
 def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERIE) -> tuple[Part, ...]:
-    """All of them, in order."""
+    """All parts, in order."""
     on, peer = ("--device", device, "--shape", shape), ("--peer", "transformers")
     trace, machine = folder / "trace" / "switch.json", folder / "machine.toml"
     decode = ("bench", "decode", *on, "--context", "512")
@@ -104,7 +103,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
     served = ("bench", "coe", *on, "--mix", "zipf", "--in-flight", "8", "--requests")
     coe = (*served, "60", "--experts", "8")
-    # Theirs are asked again to choose how they take turns, and each of their tokens is launched op by op.
+    # Fewer requests: a peer runs extra trials to choose how to alternate, and launches each token op by op.
     some, all_that_fit = (*served, "30", "--experts", "8"), (*served, "40")
     beside = {"decode": decode, "coe": some, "switch": switch, "prefill": prefill}
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
@@ -152,7 +151,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
 
 
 def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callable[[str], None]) -> list[Outcome]:
-    """Run them in order within `total_s`; what each printed and gave is in the folder, whatever happens to the next."""
+    """Run parts in order within `total_s`; the output and result of each are in the folder before the next starts."""
     deadline, outcomes = monotonic() + total_s, []
     with (folder / SUMMARY).open("a", encoding="utf-8") as summary, _room(0) as shared:
         for part in chosen:
@@ -170,7 +169,7 @@ def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callabl
 
 
 def _room(own_bytes: int) -> TemporaryDirectory[str]:
-    """A folder of its own: in memory, where that is said to suffice and there is room."""
+    """A temporary folder; in memory if `own_bytes` is not 0 and there is room."""
     in_memory = own_bytes and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > own_bytes
     where = MEMORY if in_memory else None
     return TemporaryDirectory(prefix="coterie-first-gpu-", dir=where, ignore_cleanup_errors=True)
@@ -178,8 +177,8 @@ def _room(own_bytes: int) -> TemporaryDirectory[str]:
 
 def _run(part: Part, folder: Path, limit_s: float, shared: Path) -> Outcome:
     text, result, start = folder / f"{part.name}.txt", folder / f"{part.name}.json", monotonic()
-    result.unlink(missing_ok=True)  # one of an earlier session would be taken for this one's
-    # A folder for what it writes meanwhile: experts of many gigabytes are gone even where it could not remove them.
+    result.unlink(missing_ok=True)  # do not mistake an earlier run's result for this one's
+    # Its own TMPDIR, so that experts of many gigabytes are removed even if the part could not do it.
     with _room(part.own_bytes) as room, text.open("wb") as log:
         files = {"TMPDIR": room, kept.FOLDER: "" if part.own_bytes else str(shared)}
         try:
@@ -198,11 +197,11 @@ def _run(part: Part, folder: Path, limit_s: float, shared: Path) -> Outcome:
 
 
 def seen_to_run(folder: Path) -> set[str]:
-    """The parts that a session in this folder has seen run to their end, by what it wrote there."""
+    """The parts that have ended well in this folder, according to its summary."""
     summary = folder / SUMMARY
     seen = set()
     for line in summary.read_text(encoding="utf-8").splitlines() if summary.is_file() else []:
-        with suppress(ValueError):  # one that was not written to its end says nothing
+        with suppress(ValueError):  # an incomplete line
             outcome = json.loads(line)
             if outcome["status"] == "ok":
                 seen.add(outcome["name"])
@@ -210,19 +209,19 @@ def seen_to_run(folder: Path) -> set[str]:
 
 
 def _numbers(result: Path) -> dict[str, float]:
-    """The numbers of a bench's result, by their names: what is left of it where its file is lost."""
+    """The numeric values of a bench's result, which are printed in case its file is lost."""
     found = json.loads(result.read_text(encoding="utf-8"))
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def _caches(folder: Path) -> dict[str, str]:
-    """Where compilers keep what they made: not in a part's own folder, or the next would compile all of it again."""
+    """Compiler cache folders, shared between parts, so that nothing is compiled twice."""
     names = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     return {variable: str(folder / "cache" / name) for variable, name in names.items()}
 
 
 def _wait(command: Sequence[str], log: int, limit_s: float, environment: Mapping[str, str]) -> str:
-    """Its end in words. All processes that it started are gone afterwards, or the words say that they are not."""
+    """Run a command: how it ended, in words. All its processes are killed, or the words say that this failed."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -243,7 +242,7 @@ def _wait(command: Sequence[str], log: int, limit_s: float, environment: Mapping
 
 
 def _end(child: subprocess.Popen[bytes]) -> bool:
-    """Ask the group that the child leads to end, then end it; False where the child is still there."""
+    """Send SIGTERM, then SIGKILL, to the child's process group; False if the child is still there."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, how)
@@ -253,14 +252,14 @@ def _end(child: subprocess.Popen[bytes]) -> bool:
         except subprocess.TimeoutExpired:
             continue
     try:
-        child.wait(GRACE_S)  # the system keeps who waits in a driver, whatever signal was sent
+        child.wait(GRACE_S)  # a process blocked in a driver survives even SIGKILL
     except subprocess.TimeoutExpired:
         return False
     return True
 
 
 def _results(printed: str) -> Iterator[str]:
-    """Lines that are a bench's JSON, the last first."""
+    """Lines with a bench's JSON, last first."""
     for line in reversed(printed.splitlines()):
         if line.startswith("{"):
             try:
@@ -272,12 +271,12 @@ def _results(printed: str) -> Iterator[str]:
 
 
 def end_with_part() -> None:
-    """Let SIGTERM end the part under way too, as Ctrl-C does: it leads a group of its own, and would keep the GPU."""
+    """Let SIGTERM end the running part too, as Ctrl-C does: it has its own process group, and would keep the GPU."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))
 
 
 def gpu_of(coterie: Sequence[str] = COTERIE) -> str:
-    """What `coterie info` says about the GPU: its line, or `none for ...` and why."""
+    """What `coterie info` says about the GPU: a description, or `none for ...` and the reason."""
     try:
         command = [*coterie, "info", "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=INFO_S)
@@ -287,7 +286,7 @@ def gpu_of(coterie: Sequence[str] = COTERIE) -> str:
 
 
 def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERIE) -> int:
-    """The exit status."""
+    """Run the parts; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_gpu", description="A first session on a GPU.")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="The folder of results.")
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:NUMBER.")
@@ -301,7 +300,7 @@ def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERI
     for name in given.only or ():
         if name not in names:
             parser.error(f"{name!r} is not a part; use one of {', '.join(names)}")
-    end_s = monotonic() + 60 * given.minutes  # to ask what GPU there is takes a minute on a cold disk
+    end_s = monotonic() + 60 * given.minutes  # finding the GPU takes a minute on a cold disk
     gpu = gpu_of(coterie)
     if gpu.startswith(NO_GPU):
         print(f"no GPU, so nothing was run: {gpu}")

@@ -1,13 +1,13 @@
-"""The kernels that a first session's benches launch, compiled before them by all cores: no bench then waits for one.
+"""Compiles the kernels that the benches of first_gpu.py launch, in advance and on all cores.
 
     bf16    calibration and decode (of a 7B too), a prompt, what serving launches (switch, coe), unfused ways of fusion
-    int8, int4    decode and a prompt; int6 decode          then the ways of gpu_ways.py, and the layers with branches
+    int8, int4    decode and a prompt; int6 decode          then the ways of gpu_ways.py, and mixture-of-experts layers
 
-    python -m benchmarks.gpu_kernels                        for the GPU that is here
+    python -m benchmarks.gpu_kernels                        for the GPU in this machine
     python -m benchmarks.gpu_kernels --capability 9.0       for an H100 or H200, without one
 
-Each is in Triton's folder when it was compiled, so what was done before an end that comes early is done. The last line
-is JSON. A test holds what is listed here against what the benches launch. Knows nothing about what they measure.
+Each kernel goes into Triton's cache as it is compiled, so that an early end loses nothing. The last line of output is
+JSON. A test checks this list against what the benches launch. Knows nothing about what they measure.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from coterie.models.packing import KEY
 if TYPE_CHECKING:
     from coterie.devices.cuda.dry_run import DryRun, Wanted
 
-SEEN, PROMPT, IN_FLIGHT = 512, 2048, 8  # tokens that a decode step sees, those of a prompt, requests at once
+SEEN, PROMPT, IN_FLIGHT = 512, 2048, 8  # context of a decode step, tokens of a prompt, requests in flight
 LARGE = "7b"
 SERVED = 1024  # the longest context of the requests of switch and coe
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Steps of a shape with its weights so, by a rule set: (tokens, sequences, the longest context) of each."""
+    """Steps of a shape with these weights and fusion rules; `each`: (tokens, sequences, longest context)."""
 
     shape: str
     weights: str
     rules: str
     each: tuple[tuple[int, int, int], ...]
-    served: bool = False  # and all that an engine asks of it
-    changes: Mapping[str, Any] = field(default_factory=dict)  # of tiles: a way that is measured beside others
+    served: bool = False  # also all steps that the engine may run when serving
+    changes: Mapping[str, Any] = field(default_factory=dict)  # to tile sizes, as in gpu_ways.py
 
 
 def steps_of(shape: str) -> Iterator[Steps]:
-    """What the benches run, what is measured first first."""
+    """The steps that the benches run, in the order in which they are measured."""
     alone, many, prompt = (1, 1, SEEN - 1 + STEPS), (BATCH, BATCH, SEEN - 1 + STEPS), (PROMPT, 1, PROMPT)
     calibrated = ((256, 1, 256), (1, 1, CONTEXT + STEPS), (1, 1, CONTEXT + 1))
     grid = ((PROMPT_TOKENS, 1, PROMPT_TOKENS), (1, 1, PROMPT_TOKENS + STEPS))
@@ -79,7 +79,7 @@ def steps_of(shape: str) -> Iterator[Steps]:
 
 
 def wanted_by(ahead: DryRun, each: Steps) -> dict[Wanted, None]:
-    """The kernels of such steps, each once."""
+    """The distinct kernels of these steps."""
     packing, ahead = WEIGHTS[each.weights], ahead.with_tiles(each.changes) if each.changes else ahead
     config: Mapping[str, Any] = shape_config(each.shape) | ({KEY: packing.to_config()} if packing else {})
     model = synthetic_model(config)
@@ -92,7 +92,7 @@ def wanted_by(ahead: DryRun, each: Steps) -> dict[Wanted, None]:
 
 
 def wanted(ahead: DryRun, shape: str) -> dict[Wanted, None]:
-    """All of them, in the order of `steps_of`."""
+    """All distinct kernels, in the order of `steps_of`."""
     found = ahead.always()
     for each in steps_of(shape):
         found |= wanted_by(ahead, each)
@@ -100,7 +100,7 @@ def wanted(ahead: DryRun, shape: str) -> dict[Wanted, None]:
 
 
 def compile_all(ahead: DryRun, shape: str, processes: int | None = None) -> dict[str, Any]:
-    """Compile what is not there; how many there are, were, and what went wrong."""
+    """Compile missing kernels; returns counts, failures and times."""
     start_s = perf_counter()
     kept = ahead.kept(wanted(ahead, shape))
     missing = [one for one, is_there in kept.items() if not is_there]
@@ -119,7 +119,7 @@ def compile_all(ahead: DryRun, shape: str, processes: int | None = None) -> dict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 1 where some do not compile, 2 where it is not known for what."""
+    """Compile all; returns the exit status: 1 if some failed, 2 if the target GPU is unknown or not supported."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_kernels", description="Compile the benches' kernels."
     )

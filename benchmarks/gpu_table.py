@@ -1,7 +1,7 @@
-"""Tables of a GPU's stored results, with their aims beside them: `coterie bench ... --device cuda --json`.
+"""Tables of a GPU's stored results, with aims: `coterie bench ... --device cuda --json`.
 
-Absolute times count there, so they are shown. What a run had to say (its limit, its peers' settings, why a peer did not
-run) stands below. Knows nothing about where results are stored, or how anything is measured.
+Absolute times matter on a GPU, so they are shown. The runs' notes (the limit, peers' settings, why a peer did not run)
+come below. Knows nothing about where results are stored, or how anything is measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from coterie.core.units import format_bytes, format_seconds
 Result = Mapping[str, Any]
 _SIZES = {"context": "of context", "prompt_tokens": "tokens", "experts": "experts", "requests": "requests"}
 
-# What is aimed at, batch 1: of the fastest read loop of HBM by size of the model, of a bfloat16 product, of one copy of
-# pinned memory; and the cold first token over the ideal of two lanes.
+# Aims at batch 1: shares of HBM's fastest read loop (by model size), of a bfloat16 product's rate, and of one copy of
+# pinned memory; and the cold first token over the ideal two-lane schedule.
 DECODE_AIMS: Mapping[str, float] = {"1b": 0.80, "7b": 0.85}
 PREFILL_AIM, PREFILL_AIM_TOKENS = 0.60, 2048
 COPY_AIM, COLD_AIM = 0.95, 1.10
@@ -26,7 +26,7 @@ MISSED = "**missed**"
 
 
 def decode(results: Sequence[Result]) -> str:
-    """Tokens per second, alone and in a batch."""
+    """Decode: tokens per second, alone and in a batch."""
     rows = []
     for r in results:
         work, batch, name = r["workload"], r["batch"], _shape(r)
@@ -47,7 +47,7 @@ def decode(results: Sequence[Result]) -> str:
 
 
 def prefill(results: Sequence[Result]) -> str:
-    """One prompt."""
+    """Prefill of one prompt."""
     rows = []
     for r in results:
         tokens = r["workload"]["prompt_tokens"]
@@ -64,7 +64,7 @@ def prefill(results: Sequence[Result]) -> str:
 
 
 def switch(results: Sequence[Result]) -> str:
-    """An expert from the pinned pool."""
+    """Switches to an expert in the pinned pool."""
     rows = []
     for r in results:
         work, over = r["workload"], r["cold_ttft_over_ideal"]
@@ -86,7 +86,7 @@ def switch(results: Sequence[Result]) -> str:
 
 
 def fusion(results: Sequence[Result]) -> str:
-    """Fusion and orchestration apart."""
+    """The grid of fusion and orchestration."""
     rows = []
     for r in results:
         work = r["workload"]
@@ -108,7 +108,7 @@ def fusion(results: Sequence[Result]) -> str:
 
 
 def notes(results: Sequence[Result]) -> str:
-    """All that these runs had to say, each with whose it is where there are several."""
+    """The notes of these runs, labelled if there are several runs."""
     named = len(results) > 1
     return bullets(f"{_label(r)}: {note}" if named else note for r in results for note in r.get("notes", ()))
 
@@ -120,7 +120,7 @@ def machine(result: Result) -> str:
 
 
 def _shape(result: Result) -> str:
-    """The name of a shape; of a config.json that of its folder."""
+    """The name of a shape; for a config.json its folder's name."""
     path = Path(result["workload"].get("shape", ""))
     return path.parent.name if path.name == "config.json" else path.stem
 
@@ -145,7 +145,7 @@ def _unless(met: bool) -> str:
 
 
 def _ratios(result: Result) -> str:
-    """Each way of each peer: its time over ours, or that it did not run. Why stands in the run's notes."""
+    """For each way of each peer, its time over ours, or that it did not run; the run's notes say why."""
     return "; ".join(
         f"{way} did not run" if "failed" in row else f"{way} {row['ratio']:.2f} x"
         for peer in result["peers"].values()

@@ -1,14 +1,15 @@
-"""Ways to run a decode step, beside each other in one process on a GPU: which of them is faster there.
+"""Compares alternative ways to run a decode step on a GPU, interleaved in one process.
 
-    calls    how many decode steps a call has: what a run takes besides its kernels is shared by them
-    tiles    other tiles of a kernel, by which programs of launches behind each other have room at once (docs/cuda.md)
+    calls    decode steps per call, which share the fixed cost of a run
+    tiles    other tile sizes of a kernel, with which consecutive launches fit on the GPU at once (docs/cuda.md)
 
     python -m benchmarks.gpu_ways --shape 1b                    one token in bfloat16
     python -m benchmarks.gpu_ways --shape 1b --weights int4 --batch 4
     python -m benchmarks.gpu_ways --shape 1b --batch 8
 
-Every way has a device of its own with the same weights; rounds take them in turn. A line of JSON as each round ends, so
-what was found before an end that comes early is found. Knows nothing about which way a device takes by itself.
+Ways with different tiles have their own devices, with the same weights; rounds interleave all ways. A line of JSON is
+printed after 1, 2, 4, 8, ... rounds and at the end, so that an early end loses little. Knows nothing about which way a
+device uses by default.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ SEEN, STEPS, WARM_ROUNDS, SECONDS = 512, 8, 3, 40.0
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What differs from how it is done: fields of the device's tiles, and decode steps of a call."""
+    """The differences from the default: fields of the device's tiles, and decode steps per call."""
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     steps: int = STEPS
 
 
 def _one(*others: tuple[int, int, Few]) -> dict[str, Any]:
-    """The tiles of one token, but for these columns and rows."""
+    """The tiles for one token, with those for these columns and rows replaced."""
     own = {(columns, rows): few for columns, rows, few in others}
     return {"one": tuple((columns, rows, own.get((columns, rows), few)) for columns, rows, few in H100.one)}
 
@@ -78,7 +79,7 @@ BATCH: Mapping[str, Way] = {
 
 
 def ways_of(weights: str, batch: int) -> Mapping[str, Way]:
-    """Those that differ for weights stored so and as many sequences."""
+    """The ways to compare for this type of weights and batch size."""
     if batch > H100.few_tokens:
         return BATCH
     return ONE if weights == "bf16" else PACKED
@@ -93,7 +94,7 @@ def measure(
     ways: Mapping[str, Way],
     say: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Say the median seconds of a step by each way over all rounds so far until the time is up. Raises CoterieError."""
+    """Run rounds until the time is up; `say` gets each way's median seconds per step so far. Raises CoterieError."""
     room = SEEN + max(way.steps for way in ways.values())
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
@@ -131,7 +132,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 2 without a GPU."""
+    """Measure; returns the exit status, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_ways", description="Ways to run a decode step.")
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:NUMBER.")
     parser.add_argument("--shape", default="1b", help="What is measured.")

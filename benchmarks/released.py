@@ -1,16 +1,16 @@
 """Whether a released model's numbers are right here, and what packing its weights does to them, on one's own files.
 
-    GGUF file  ->  its weights as float32: the base   <-  as imported, as llama.cpp and transformers have it
-    folder     ->  its weights as float32: the base   <-  packed in each way, activations of 16 bits or 8; or bf16
+    GGUF file  ->  its weights as float32: the base   <-  as imported; llama.cpp and transformers on the same model
+    folder     ->  its weights as float32: the base   <-  packed in each way, with 16-bit or 8-bit activations; or bf16
 
     python -m benchmarks.released MODEL... --text FILE [--tokens 4096] [--window 512]
         [--packing int8 ...] [--peer llama.cpp] [--peer transformers] [--questions FILE.jsonl] [--folder DIR]
 
-Every row reads the same windows of the text. Perplexity is of the text; the KL divergence of a row from the base, the
-share of tokens behind which both hold the same one likeliest, and the largest difference of two logits, of the largest
-logit. Questions are {"prompt": ..., "choices": [...], "answer": 0} a line: a model takes the choice of the largest
-log-probability, or of the largest a character, by the logprobs that Coterie's own answers report of a prompt.
-Folders are written to DIR, or to a temporary one: 4 bytes a weight, and those of each packing.
+Every row reads the same windows of the text. It reports perplexity on the text and, compared with the base, the KL
+divergence, the share of tokens after which both predict the same next one, and the largest difference between logits,
+relative to the largest logit. Questions are JSON lines {"prompt": ..., "choices": [...], "answer": 0}: a model takes
+the choice with the largest log probability, or the largest per character, from the prompt logprobs of Coterie's
+answers. Folders are written to DIR, or to a temporary one; they take 4 bytes per weight, plus each packing.
 Knows nothing about families or about how anything is packed.
 """
 
@@ -60,13 +60,14 @@ PACKINGS: Mapping[str, Packing] = {
     "mxfp4": Packing(DType.MX4, DType.Q8),
     "int2": Packing(DType.Q2, DType.Q8),
 }
-HALVES = "bf16"  # no packing: every weight as bfloat16, which meets activations of float32 or bfloat16
-_PIECE = 128  # tokens whose logits are in memory at once
+HALVES = "bf16"  # not packed: all weights as bfloat16, with float32 or bfloat16 activations
+_PIECE = 128  # tokens whose logits are computed at once
 
 
 @dataclass(slots=True)
 class Sums:
-    """Running sums of one row over the tokens of all windows; `largest` of `base` are those of the base's logits."""
+    """Running sums of one row over the tokens of all windows. `apart`: largest difference from the base's logits;
+    `largest`: the largest absolute logit of the base."""
 
     tokens: int = 0
     followed: int = 0
@@ -77,7 +78,7 @@ class Sums:
     largest: float = 0.0
 
     def add(self, ours: F32, base: F32, follow: npt.NDArray[np.int64]) -> None:
-        """Count logits [tokens, V] beside the base's; `follow` are the tokens that come next, as far as there are."""
+        """Add logits [tokens, V], compared with the base's; `follow`: the next tokens (the last one may have none)."""
         said, meant = log_softmax(ours), log_softmax(base)
         self.tokens += len(ours)
         self.followed += len(follow)
@@ -88,7 +89,7 @@ class Sums:
         self.largest = max(self.largest, float(np.abs(base).max()))
 
     def to_dict(self) -> dict[str, float | int]:
-        """What they say."""
+        """The row's results."""
         return {
             "perplexity": float(np.exp(self.surprise / self.followed)),
             "kl_divergence": self.divergence / self.tokens,
@@ -100,14 +101,14 @@ class Sums:
 
 @dataclass(slots=True)
 class Judged:
-    """One model's rows: windows of the text, the base's logits in a file, and what was found beside them."""
+    """One model's rows: the windows of the text, the base's logits (memory-mapped), and the results by row."""
 
     windows: list[list[int]]
     base: npt.NDArray[np.float32]
     rows: dict[str, dict[str, float | int]] = field(default_factory=dict)
 
     def judge(self, name: str, logits: Logits) -> None:
-        """Run all windows. The first row that is judged is the base."""
+        """Run all windows and add a row. The first row is the base."""
         sums, is_base, at = Sums(), not self.rows, 0
         for ids in self.windows:
             follow, first = np.asarray(ids[1:]), 0
@@ -123,7 +124,7 @@ class Judged:
 
 
 def compare(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All rows of one model, and the answers to questions. Raises UsageError and what opening it raises."""
+    """All rows of one model, and its scores on questions. Raises UsageError and what opening it raises."""
     print(model, flush=True)
     experts: dict[str, Path] = {}
     source, base = model, folder / "float32"
@@ -161,7 +162,7 @@ def compare(model: Path, folder: Path, options: argparse.Namespace) -> dict[str,
 
 
 def write_plain(model: Path, source: Path, out: Path, dtype: DType = DType.F32) -> None:
-    """An expert folder of what the weights of a GGUF file, or of a folder, mean: float32, nothing lost, or rounded."""
+    """Write an expert folder with a GGUF file's or folder's weights dequantised to float32, or rounded to `dtype`."""
     if model.suffix == ".gguf":
         job = plan_import(model)
         shapes = {name: found.shape for name, found in job.sources.items()}
@@ -192,7 +193,7 @@ def write_plain(model: Path, source: Path, out: Path, dtype: DType = DType.F32) 
 
 
 def windows_of(folder: Path, text: Path, tokens: int, window: int) -> list[list[int]]:
-    """The text's first tokens in windows, each with what the tokenizer puts before a text. Raises UsageError."""
+    """The text's first tokens in windows, each preceded by the tokenizer's begin tokens, if any. Raises UsageError."""
     tokenizer = Tokenizer.from_folder(folder)
     before = list(tokenizer.encode(""))
     ids = list(tokenizer.encode(text.read_text(encoding="utf-8")))[len(before) : len(before) + tokens]
@@ -211,7 +212,7 @@ def _ours(folder: Path, activations: str, window: int) -> Iterator[Logits]:
 
 @cache
 def _engine() -> LlamaCpp:
-    """One for the whole process: the library calls back into it."""
+    """One instance for the whole process, since the library keeps a callback into it."""
     return LlamaCpp()
 
 
@@ -242,7 +243,7 @@ _PEERS = {LLAMA_CPP: _llama_cpp, TRANSFORMERS: _transformers}
 
 
 def _asked(experts: Mapping[str, Path], questions: Path) -> dict[str, dict[str, float | int]]:
-    """The share of questions that each expert answers right, by the sum of logprobs and by that a character."""
+    """The share of questions that each expert answers right, by summed logprobs and by logprobs per character."""
     asked = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines() if line.strip()]
     found = {}
     for name, folder in experts.items():
@@ -256,7 +257,7 @@ def _asked(experts: Mapping[str, Path], questions: Path) -> dict[str, dict[str, 
 
 
 def _right(coterie: Coterie, question: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether the right choice is the likeliest, in all and a character."""
+    """Whether the right choice is the likeliest, by summed logprobs and by logprobs per character."""
     (text,) = coterie.texts.values()
     tokenizer = text.tokenizer
     if tokenizer is None:
@@ -280,7 +281,7 @@ def _right(coterie: Coterie, question: Mapping[str, Any]) -> tuple[bool, bool]:
 
 
 def _activations(folder: Path) -> tuple[str, ...]:
-    """To which an expert can round what meets its weights: of packed and of bfloat16 ones."""
+    """The types to which activations can be rounded for this expert's packed or bfloat16 weights."""
     model = open_model(folder)
     return (INT16, *(to for to in (INT8, BF16) if with_activations(model, to).key != model.key))
 

@@ -1,4 +1,4 @@
-"""Speed on models that people have, beside llama.cpp on the very files: what stored results do not say in their rows.
+"""The text of docs/speed.md on released models, compared with llama.cpp on the same files, and with OpenVINO.
 
 Knows nothing about stored results.
 """

@@ -1,4 +1,4 @@
-"""The page docs/maps/sections.md: how each benchmark of the paper is cut into sections; run it to write the page.
+"""Writes the page docs/maps/sections.md: how each benchmark of the paper is cut into sections.
 
 Knows nothing about the paper's own times.
 """
@@ -46,7 +46,7 @@ def _rows(plan: Sections) -> list[str]:
 
 
 def _boundaries(plan: Sections) -> list[str]:
-    """What a step takes, and why it is cut where it is; equal reasons once."""
+    """The time of a step, and the distinct reasons for its boundaries, with counts."""
     launches = "1 launch" if plan.launches == 1 else f"{plan.launches} launches"
     step = f"A step by L1: {format_seconds(plan.seconds())} in {launches}"
     if len(plan.calls) < plan.launches:

@@ -1,4 +1,4 @@
-"""The table of `coterie bench serve`, and how other servers are measured by it.
+"""The tables of `coterie bench serve`, and a text on comparing other servers with it, for docs/speed.md.
 
 Knows nothing about how anything is measured.
 """
@@ -118,7 +118,7 @@ its threads waiting for each other. Two processes of one core each, which would 
 
 
 def serve(results: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each loop: over HTTP, and the same requests by the engine in process."""
+    """A row for each load: over HTTP, and the same requests through the engine in process."""
     rows = [_row(r["workload"], run) for r in results for run in r["runs"]]
     head = "| streamed over HTTP : in process | tokens/s | ratio | first token p50 | p99 | a token p50 |"
     return markdown.table(f"{head} CPU, a 1000 tokens |", rows)
@@ -140,7 +140,7 @@ def _row(work: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
 
 
 def against(results: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each loop and each other server: the first one's numbers beside that one's."""
+    """A row for each load and each other server: our numbers, then that server's."""
     rows = [_beside(r["workload"], run, other) for r in results for run in r["runs"] for other in run["over"]]
     head = "| ours : another server | tokens/s | ratio | first token p50 | p99 | CPU, a 1000 tokens |"
     return markdown.table(f"{head} memory, at most | not answered |", rows)

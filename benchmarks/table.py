@@ -1,6 +1,6 @@
-"""Tables of speed, made from the stored results of `coterie bench ... --json`: the README's, and docs/speed.md.
+"""Writes the speed tables of the README and docs/speed.md from stored results of `coterie bench ... --json`.
 
-Run it to write both. Knows nothing about how anything is measured; a result that is not stored has no row.
+Knows nothing about how anything is measured; a result that is not stored has no row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
-# What the README shows: of the CPUs' folders one, and by name one result for each question that a reader has.
+# What the README shows: results of one machine's folder, one for each question that a reader may have.
 MACHINE = "zen5"
-# What tells machines apart that name themselves alike, by folder.
+# Distinguishes machines whose CPUs have the same name, by folder.
 APART = {MACHINE: " (Zen 5)", RESULTS.name: " (older)"}
 SHOWN = (
     *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers"),
@@ -64,7 +64,7 @@ Shares are of the rate of the fastest loop that only reads HBM, of a product of 
 single copy of as much pinned memory, measured in the same rounds; the ideal computes each stage of the warm prompt as
 soon as that copy has brought its bytes. Aims are in brackets. [cuda.md](cuda.md) says what was run on it, and what not.
 """
-PEERS, RARE_PEERS = ("llama.cpp", "transformers"), ("openvino",)  # the rare have a column where they were measured
+PEERS, RARE_PEERS = ("llama.cpp", "transformers"), ("openvino",)  # rare peers get a column only if measured
 OURS = "coterie"
 BESIDE = {
     "fcfs": "first come first served, LRU",
@@ -76,12 +76,12 @@ Result = Mapping[str, Any]
 
 
 def stored(folder: Path = RESULTS) -> dict[str, Result]:
-    """Every result by the name of its file."""
+    """All results, by file name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def machines(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
-    """Results by machine's folder: first the README's, last those that `coterie validate` takes for this CPU."""
+    """CPU results by machine's folder: the README's first, those that `coterie validate` uses by default last."""
     own = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: (path.name != MACHINE, path))
     found = {path.name: stored(path) for path in [*own, folder]}
     kept = {of: {name: r for name, r in results.items() if not of_gpu(r)} for of, results in found.items()}
@@ -89,7 +89,7 @@ def machines(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
 
 
 def gpus(folder: Path = RESULTS) -> list[dict[str, Result]]:
-    """Results of GPUs, wherever they are stored, by GPU and its software."""
+    """GPU results from all folders, grouped by GPU and its software."""
     found: dict[str, dict[str, Result]] = {}
     for path in [*sorted(path for path in folder.iterdir() if path.is_dir()), folder]:
         for name, result in stored(path).items():
@@ -104,21 +104,21 @@ def headlines() -> str:
 
 
 def page() -> str:
-    """docs/speed.md: every table of every machine."""
+    """The text of docs/speed.md: all tables of all machines."""
     parts = [f"## {_machine(rows)}{APART.get(of, '')}\n\n{tables(rows)}\n" for of, rows in machines().items()]
     cards = [f"## {_gpu(results)}\n\n{GPU_HEAD}\n{tables(results, gpu=True, notes=True)}\n" for results in gpus()]
     return "\n".join([HEAD, *parts, *cards, released_table.RELEASED, serve_table.SERVERS])
 
 
 def write() -> None:
-    """Put both in their places."""
+    """Write docs/speed.md, and replace the tables in the README."""
     PAGE.write_text(page(), encoding="utf-8")
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     README.write_text(f"{before}{BEGIN}{headlines()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def tables(results: Mapping[str, Result], gpu: bool = False, notes: bool = False) -> str:
-    """The tables of these results as Markdown; of a GPU's where said so, with what its runs had to say."""
+    """The tables of these results as Markdown. `gpu`: in a GPU's form; `notes`: with the runs' notes."""
     parts, shown = [], []
     for bench, make in (GPU_MAKERS if gpu else MAKERS).items():
         found = [r for r in results.values() if r.get("bench") == bench]
@@ -128,7 +128,7 @@ def tables(results: Mapping[str, Result], gpu: bool = False, notes: bool = False
 
 
 def _peers(results: list[Result]) -> tuple[str, ...]:
-    """Whose columns a table has."""
+    """The peers that get a column in a table."""
     return (*PEERS, *(name for name in RARE_PEERS if any(name in r["peers"] for r in results)))
 
 
@@ -138,7 +138,7 @@ def _ratio(result: Result, name: str) -> str:
 
 
 def _what(work: Result) -> str:
-    """Which weights: random ones of a shape, or those of somebody's own checkpoint."""
+    """The weights in words: random ones of a shape, or those of a checkpoint."""
     if "checkpoint" in work:
         return f"{work['checkpoint']} ({work['weights'].removeprefix('own, ')})"
     return f"{work['shape']}, {kind_of(work)}"
@@ -148,7 +148,7 @@ def _decode(results: list[Result]) -> str:
     rows = []
     for r in results:
         work, batch = r["workload"], r["batch"]
-        # By one rule for results of all ages.
+        # Recomputed, so that old results follow the current rule.
         flops = batch["flops_per_s"] * batch["seconds_per_step"]
         reads = r["weight_bytes_per_token"], r["kv_bytes_per_token"]
         aim = gain_aim(batch["size"], flops, *reads, r["multiply_add_flops_per_s"], r["read_limit"]["bytes_per_s"])
@@ -306,7 +306,7 @@ MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
     "fusion": _fusion,
     "quality": _quality,
 }
-# What a GPU prints has its own limits and aims; many experts are one table on both.
+# GPU results have their own limits and aims; the table of many experts is the same for both.
 GPU_MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
     "decode": gpu_table.decode,
     "prefill": gpu_table.prefill,
