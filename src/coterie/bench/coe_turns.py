@@ -3,7 +3,7 @@
     one at a time   each request from prompt to end, then the next
     in order        consecutive requests for the same model run in one batch; then the next model
     grouped         all requests for the running model join its batch; then comes the open model with the most waiting
-                    requests, or else any. At most `age_bound` later requests may overtake a request
+                    requests or, if none is open, any with the most. At most `age_bound` later ones overtake a request
 
 Knows nothing about engines or time.
 """

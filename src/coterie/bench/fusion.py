@@ -53,7 +53,7 @@ class Cell:
 
 
 def fusion(shape: str, prompt_tokens: int, threads: int | None, effort: Effort) -> Report:
-    """Measure the grid. Raises UsageError, CapacityError."""
+    """Measure all ways for prefill and decode. Raises UsageError, CapacityError."""
     config = shape_config(shape)
     with random_experts(config, 1) as (model,), ExitStack() as stack:
         prompt = min(prompt_tokens, model.max_context - 1)

@@ -67,7 +67,7 @@ def origin_of(url: str, headers: Mapping[str, str]) -> Origin:
 
 @dataclass(slots=True)
 class _Link:
-    """One connection; `fresh`: nothing was asked on it yet."""
+    """One connection; `fresh`: it has not been used yet."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -75,7 +75,7 @@ class _Link:
 
 
 class Client:
-    """Connections to one server, of which those that are free are used again."""
+    """A client of one server, with a pool of keep-alive connections."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin

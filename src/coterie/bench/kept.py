@@ -3,8 +3,8 @@
     COTERIE_BENCH_KEEP=FOLDER     unset: nothing is kept, and each bench generates its files anew
 
 A file is named by a digest of what it is generated from, Coterie's source included, and gets that name only once it is
-complete. So every file found is valid, even if a run was interrupted or another process writes the same. Whoever sets
-the variable removes the folder. Knows nothing about what is in a file.
+complete. So every file found is valid, even if a run was interrupted or another process writes the same. The caller
+that sets the variable removes the folder. Knows nothing about what is in a file.
 """
 
 from __future__ import annotations

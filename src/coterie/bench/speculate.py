@@ -81,7 +81,7 @@ class _Way:
 
 
 def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "bf16") -> Report:
-    """Measure both ways at each share and with each form. Raises UsageError, CapacityError."""
+    """Measure with and without speculation, at each share and with each form. Raises UsageError, CapacityError."""
     config = with_context(shape_config(shape), FEW + FORM_TOKENS)
     with (
         repeating_expert(config) as (plain, ring),

@@ -48,7 +48,7 @@ class Own:
         return named if self.gguf is None else named | {"gguf": self.gguf.name}
 
     def peers(self) -> tuple[Peer, ...]:
-        """The engines on the file. Raises UsageError without their packages."""
+        """The engines that run the GGUF file. Raises UsageError if a package is missing."""
         return () if self.gguf is None else tuple(FILE_PEERS[name](self.gguf) for name in self.beside)
 
     def experts(self, count: int) -> tuple[Model, ...]:

@@ -48,11 +48,11 @@ class Reload:
         return self.from_pages(turn)
 
     def reload(self, turn: int) -> float:
-        """The same from the page cache, with a prompt of one token."""
+        """Seconds from open to the first token, from the page cache, with a prompt of one token."""
         return self._open_and_prefill(self.prepared[turn % len(self.prepared)], self.prompt[:WARM_PROMPT])
 
     def from_pages(self, turn: int) -> float:
-        """The same from the page cache."""
+        """Seconds from open to the first token, from the page cache."""
         return self._open_and_prefill(self.prepared[turn % len(self.prepared)], self.prompt)
 
     def opened(self, peer: Peer, stack: ExitStack) -> tuple[Session, ...]:
@@ -122,13 +122,13 @@ class _Ours:
         self._models, self._prompt_tokens, self._ids = models, prompt_tokens, count()
 
     def cold(self, turn: int) -> float:
-        """Seconds from the request to its first token, the expert's file dropped from the page cache."""
+        """Seconds from the request to its first token, with the expert's file dropped from the page cache."""
         model = self._models[turn % len(self._models)]
         drop_page_cache(model.checkpoint.path / SINGLE)
         return ttft(ask(self._parts, model, f"{next(self._ids)}", self._prompt_tokens))
 
     def warm(self, turn: int) -> float:
-        """The same with a prompt of one token and both experts resident."""
+        """Seconds from the request to its first token, with a prompt of one token and both experts resident."""
         return ttft(ask(self._parts, self._models[turn % len(self._models)], f"{next(self._ids)}", WARM_PROMPT))
 
 

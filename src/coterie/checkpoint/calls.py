@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class More:
-    """The next piece of the last call's arguments."""
+    """A further piece of the last call's arguments."""
 
     arguments: str
 
@@ -94,11 +94,11 @@ class CallText:
 
     @property
     def cut(self) -> bool:
-        """True while a call that was given out is not whole."""
+        """Always False: calls are returned only when complete."""
         return False
 
     def push(self, piece: str) -> list[Found]:
-        """Take the next piece and return what is certain now."""
+        """Take the next piece of text and return what is certain now."""
         self._held += piece
         return list(self._settle(final=False))
 
@@ -203,7 +203,7 @@ def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tu
         # An error before the marker is final; otherwise the marker may be part of a string that is still open.
         malformed = closed >= 0 and error.pos <= closed and not error.msg.startswith("Unterminated string")
         return (closed + len(form.closing), []) if malformed else None
-    except (RecursionError, ValueError):  # the second: a number of thousands of digits
+    except (RecursionError, ValueError):  # ValueError: an integer with thousands of digits
         return at + 1, []
     rest = text[end:].lstrip(BLANKS)
     if form.closing and not rest.startswith(form.closing):

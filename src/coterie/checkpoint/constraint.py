@@ -93,7 +93,7 @@ class Constraint:
             return str(importlib.import_module("llguidance.gbnf_to_lark").gbnf_to_lark(text))
         except RecursionError as error:
             raise RequestError(self.field, "is nested too deeply", "give names to its inner parts") from error
-        except Exception as error:  # it raises no other kind
+        except Exception as error:  # the converter raises plain Exception
             raise self.refusal(str(error)) from error
 
 
@@ -135,7 +135,7 @@ def _told(message: str, has_lines: bool, is_converted: bool) -> str:
         source = next((line for line in behind if re.match(rf"\s*{at[1]} \| ", line)), "")
         where = f" (in Lark: {source.partition('| ')[2].strip()[:_CITED]})"
     why = next((line.removeprefix("error: ") for line in behind if line.startswith("error: ")), None)
-    if why is not None:  # of a regular expression, with a mark below it
+    if why is not None:  # from the regex parser, with a ^ mark below the place
         place = next((place for place, line in enumerate(behind) if line.strip(" ^") == "" and "^" in line), 0)
         begins = behind[place - 1][behind[place].index("^") :] if place else ""
         said = f"{why}, at {shown(begins[:_CITED])}" if begins else why

@@ -59,7 +59,7 @@ class PlacedRange:
 
 @dataclass(frozen=True, slots=True)
 class PlacedTensor:
-    """A tensor inside the extent; `offset` needs no alignment."""
+    """A tensor in the extent; `offset` may be unaligned."""
 
     offset: int
     dtype: DType

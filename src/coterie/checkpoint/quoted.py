@@ -126,7 +126,7 @@ class Quoted(Layout):
             yield from self._value_rules(f"{part}_v", number, property_of({**root, **schema}, key), root, special)
 
     def _value_rules(self, rule: str, number: int, schema: Schema, root: Schema, special: Special) -> Iterator[str]:
-        """The grammar of a value. Below _MAX_NESTED levels, objects and lists may have any contents."""
+        """The grammar of a value. Nested beyond about _MAX_NESTED levels, objects and lists may have any contents."""
         kinds, quote = kinds_of(schema), marked(self.quote, special)
         values = [schema["const"]] if "const" in schema else listed(schema.get("enum"))
         if values:

@@ -150,7 +150,7 @@ class Named(Layout):
             value, end = _DECODER.raw_decode(text, head.end())
         except json.JSONDecodeError:
             return None if text[head.end() :].startswith("{") or not text[head.end() :] else (at, None)
-        except (RecursionError, ValueError):  # the second: a number of thousands of digits
+        except (RecursionError, ValueError):  # ValueError: an integer with thousands of digits
             return at, None
         return end, (head["name"], value) if isinstance(value, dict) else None
 

@@ -241,7 +241,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, kept: Mapping[int, str] = MappingProxyType({})) -> None:
         self._tokenizer, self._kept = tokenizer, kept
-        self._in_use = tokenizer.held()  # until the answer has ended
+        self._in_use = tokenizer.held()  # keeps the vocabulary in memory until the answer has ended
         self._ids: list[int] = []
         self._given = 0
         self._before = ""

@@ -50,7 +50,7 @@ class Vocabulary:
     """A handle to the cached content of equal files; reads it again if it was evicted. Thread-safe."""
 
     def __init__(self, read: Read, keeps: bool = False) -> None:
-        """`keeps`: never evict it, since there is no file to read it from again."""
+        """`keeps`: never evict it, since there is no file to reread it from."""
         self.files: dict[Path, None] = {}  # files with this content
         self._content, self._read = read.content, weakref.ref(read)
         self._kept = read if keeps else None

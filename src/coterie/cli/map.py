@@ -51,7 +51,7 @@ MAX_BOUNDARIES = 12
 
 
 class Phase(StrEnum):
-    """Which step is mapped."""
+    """The kind of step to map."""
 
     prefill = "prefill"
     decode = "decode"

@@ -109,7 +109,7 @@ def planning(
     else:
         raise UsageError("--rate", "is missing", "give the requests per second, or --workload FILE")
     _check_reused(reused, asked, checked)
-    question_tokens(found, models, round(asked.prompt_tokens))  # refuses what no router could read
+    question_tokens(found, models, round(asked.prompt_tokens))  # raises if prompts are too long for the router
     parts = by_model(found, models, asked.shares) if each else (whole(found, models, asked.shares),)
     goals = [_wish(part, asked, promised, resident, reused) for part in parts]
     rows = _planned_rows(machine, parts, goals, asked if checked else None, requests)

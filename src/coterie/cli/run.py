@@ -34,7 +34,7 @@ QUOTES = '"""'
 KEYS = f"{ANEW} starts over, {QUOTES} begins and ends several lines, Ctrl-C stops an answer, {ENDS[0]} or Ctrl-D ends."
 MANY_NAMES = 12
 WAIT_S = 0.05  # bounds a step that waits for bytes, so that Ctrl-C is noticed
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline
 
 
 @sentences

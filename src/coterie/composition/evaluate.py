@@ -1,4 +1,4 @@
-"""Scores a composition's answers to questions with known answers, without running anything.
+"""Scores routes and answers to held-out questions, without running anything.
 
 Knows nothing about engines: routes and answers are given.
 """
@@ -117,7 +117,7 @@ def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not blank, without surrounding white space: the part of an answer that is scored."""
+    """The last non-blank line, stripped: the part of an answer that is scored."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 

@@ -1,4 +1,4 @@
-"""Expert: one model of a composition, by name, and the rule that its name must follow.
+"""Expert: one named model of a composition, and the rules for its name and aliases.
 
 Knows nothing about what is inside the checkpoint.
 """

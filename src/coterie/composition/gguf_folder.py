@@ -23,7 +23,7 @@ from coterie.composition.expert import expert_name, is_expert_name
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 
-MANIFESTS, BLOBS = "manifests", "blobs"  # of Ollama's store
+MANIFESTS, BLOBS = "manifests", "blobs"  # folders of Ollama's store
 _WEIGHTS = "application/vnd.ollama.image.model"  # media type of the manifest's layer that is a GGUF file
 _DEFAULT_TAG = "latest"
 

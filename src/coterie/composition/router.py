@@ -17,7 +17,7 @@ UNLIKELY = 0.005  # runners-up below half a percent are left out of a Route
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a router reads: `text` is the last user message; `messages` the whole conversation, if there is one."""
+    """A router's input: `text` is the last user message; `messages` the whole conversation, if there is one."""
 
     text: str
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -88,12 +88,12 @@ class Router(Protocol):
 
 
 def fall_back(fallback: str, confidences: Mapping[str, float], reason: str) -> Route:
-    """The route where no expert is a better choice than the fallback."""
+    """A route to the fallback, for `reason`."""
     return Route(fallback, confidences.get(fallback, 0.0), ranked(confidences, fallback), reason, is_fallback=True)
 
 
 def too_unsure(best: str, share: float, threshold: float) -> str:
-    """Why the best expert is not chosen."""
+    """The reason for a fallback because the best expert's share is below the threshold."""
     return f"the best expert, {best}, has {share:.0%}, below the threshold of {threshold:.0%}"
 
 

@@ -55,7 +55,7 @@ def open_beside(
             prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, precision))
             chosen = choose(peer, prepared, cpus, max_tokens, work)
             if chosen is None:
-                continue  # the engine has no such precision
+                continue  # not supported by this engine
             before = resident_bytes()
             session = peer.open(chosen.prepared, chosen.settings, max_tokens)
             stack.callback(session.close)

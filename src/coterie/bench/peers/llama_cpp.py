@@ -75,5 +75,5 @@ class LlamaFile(LlamaCpp):
         return (self._file.name,)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
-        """The file as it is."""
+        """The user's file, unchanged."""
         return self._file

@@ -74,7 +74,7 @@ class InBatches(Protocol):
 
 
 class Peer(Protocol):
-    """An engine."""
+    """An engine to compare with."""
 
     @property
     def name(self) -> str:

@@ -54,7 +54,7 @@ class LexicalWeights:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The classes that are experts."""
+        """The classes without OTHER."""
         return tuple(name for name in self.classes if name != OTHER)
 
     def confidences(self, text: str) -> npt.NDArray[np.float64]:
