@@ -5,7 +5,8 @@ The same source and bit-identical results, in about half of the time.
     python -m benchmarks.compiled simulate samba-coe-150 --machine sn40l-node --rate 20 --requests 100000 --steps 8
 
 At first use, and after changes, it makes a compiled copy in build/compiled, in a minute on two cores. Needs mypy,
-setuptools and a C compiler. Knows nothing about what the modules do.
+setuptools and a C compiler.
+Knows nothing about what the modules do.
 """
 
 from __future__ import annotations

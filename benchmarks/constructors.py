@@ -7,8 +7,8 @@
                                      def __init__(self, start_s: float, end_s: float = 0.0) -> None: ...
 
 mypyc gives classes native fields, but not with an unknown decorator or slots=True, and it leaves the constructor of a
-dataclass to the interpreter. Classes are no longer frozen: mypy has checked the source. Knows nothing about what the
-classes are for.
+dataclass to the interpreter. Classes are no longer frozen: mypy has checked the source.
+Knows nothing about what the classes are for.
 """
 
 from __future__ import annotations

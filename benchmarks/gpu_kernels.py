@@ -7,7 +7,8 @@
     python -m benchmarks.gpu_kernels --capability 9.0       for an H100 or H200, without one
 
 Each kernel goes into Triton's cache as it is compiled, so that an early end loses nothing. The last line of output is
-JSON. A test checks this list against what the benches launch. Knows nothing about what they measure.
+JSON. A test checks this list against what the benches launch.
+Knows nothing about what they measure.
 """
 
 from __future__ import annotations

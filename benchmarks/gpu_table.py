@@ -1,7 +1,8 @@
 """Tables of a GPU's stored results, with aims: `coterie bench ... --device cuda --json`.
 
 Absolute times matter on a GPU, so they are shown. The runs' notes (the limit, peers' settings, why a peer did not run)
-come below. Knows nothing about where results are stored, or how anything is measured.
+come below.
+Knows nothing about where results are stored, or how anything is measured.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
     python -m benchmarks.gpu_ways --shape 1b --batch 8
 
 Ways with different tiles have their own devices, with the same weights; rounds interleave all ways. A line of JSON is
-printed after 1, 2, 4, 8, ... rounds and at the end, so that an early end loses little. Knows nothing about which way a
-device uses by default.
+printed after 1, 2, 4, 8, ... rounds and at the end, so that an early end loses little.
+Knows nothing about which way a device uses by default.
 """
 
 from __future__ import annotations

@@ -66,8 +66,10 @@ _PIECE = 128  # tokens whose logits are computed at once
 
 @dataclass(slots=True)
 class Sums:
-    """Running sums of one row over the tokens of all windows. `apart`: largest difference from the base's logits;
-    `largest`: the largest absolute logit of the base."""
+    """Running sums of one row over the tokens of all windows.
+
+    `apart`: largest difference from the base's logits; `largest`: the largest absolute logit of the base.
+    """
 
     tokens: int = 0
     followed: int = 0

@@ -145,8 +145,7 @@ def _peers(grid: Grid) -> tuple[Peer, ...]:
 
 @contextmanager
 def _experts(grid: Grid, copies: int, say: Callable[[str], None]) -> Iterator[dict[str, Model]]:
-    """Random experts, cycling through the shapes and named by number, in temporary folders; on a synthetic device
-    without weights.
+    """Random experts, cycling through the shapes and named by number; without weights on a synthetic device.
 
     `copies`: how many peers will write converted copies of all of them.
     """

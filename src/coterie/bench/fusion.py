@@ -3,7 +3,8 @@
     unfused/host -> fused/host      the gain from fusion: fewer launches, fewer bytes stored between kernels
     fused/host   -> fused/device    the gain from orchestration: one call for the whole step
 
-Source of the grid: arXiv 2405.07518, section VI. Knows nothing about experts of a composition.
+Source of the grid: arXiv 2405.07518, section VI.
+Knows nothing about experts of a composition.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ BASELINE = "unfused/host"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One way of one phase. `counted_bytes`: intermediates by the kernels' counters; `intermediate_bytes`: by the cost
-    model.
+    """One way of one phase.
 
+    `counted_bytes`: intermediates by the kernels' counters; `intermediate_bytes`: the same by the cost model.
     `speedup` is over unfused/host, from ratios within rounds; `launches` are calls by the host.
     """
 

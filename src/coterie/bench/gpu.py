@@ -87,8 +87,10 @@ def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu:
 
 
 def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
-    """One prompt's tokens per second, compared with a matrix product's rate and peers. Raises UsageError,
-    CapacityError."""
+    """One prompt's tokens per second, compared with a matrix product's rate and peers.
+
+    Raises UsageError, CapacityError.
+    """
     others = engines(target.peers, gpu.torch_device, "prefill")
     with _random_expert(target, prompt_tokens + 1) as (plain, model), ExitStack() as stack:
         loaded = stack.enter_context(Loaded(model, gpu.make(), prompt_tokens))

@@ -41,8 +41,10 @@ class Chosen:
 def choose_sizes(
     spec: MachineSpec, config: Mapping[str, Any], sequences: int, tokens: int, experts: int | None, near: int | None
 ) -> Chosen:
-    """Sizes for `sequences` at once of `tokens` each; given values are kept. Raises CapacityError if fewer than two
-    experts fit."""
+    """Sizes for `sequences` at once of `tokens` each; given values are kept.
+
+    Raises CapacityError if fewer than two experts fit.
+    """
     model = synthetic_model(config)
     size = round_up(model.layout.size_bytes)
     reasons = []

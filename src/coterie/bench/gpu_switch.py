@@ -42,8 +42,10 @@ WARM_ROUNDS = 2  # over all experts: compiles kernels, and reads experts from th
 def switch(
     target: Target, prompt_tokens: int, experts: int, effort: Effort, gpu: Gpu, record: bool = False
 ) -> tuple[Report, Trace | None]:
-    """Cold switches round robin, each with a warm prompt and a plain copy; then peers. Raises UsageError,
-    CapacityError."""
+    """Cold switches round robin, each with a warm prompt and a plain copy; then peers.
+
+    Raises UsageError, CapacityError.
+    """
     names = check_peers(target.peers)
     rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
     with random_experts(shape_config(target.shape), experts) as models:

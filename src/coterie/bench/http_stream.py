@@ -2,7 +2,8 @@
 
     free connections --the newest--> request --> head --> pieces ... --> back to the free ones, or closed
 
-It uses little CPU time, since it shares CPUs with the server that is measured. Knows nothing about what is asked.
+It uses little CPU time, since it shares CPUs with the server that is measured.
+Knows nothing about what is asked.
 Source: RFC 9112 (message framing).
 """
 

@@ -4,7 +4,8 @@
 
 A file is named by a digest of what it is generated from, Coterie's source included, and gets that name only once it is
 complete. So every file found is valid, even if a run was interrupted or another process writes the same. The caller
-that sets the variable removes the folder. Knows nothing about what is in a file.
+that sets the variable removes the folder.
+Knows nothing about what is in a file.
 """
 
 from __future__ import annotations

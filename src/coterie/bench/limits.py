@@ -1,6 +1,7 @@
 """A machine's limits (its roofline): loops that only read memory, multiply-add, or unpack weights. Disks: disk.py.
 
-A bench reports the share of them that it reaches. Knows nothing about benches.
+A bench reports the share of them that it reaches.
+Knows nothing about benches.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 Each variant runs in the NumPy reference, so that nothing else differs. Activations for quantised weights are rounded as
 on a CPU, to 16 bits or 12, or to 8 if the name says so; those for bfloat16 weights are float32, or bfloat16 if the name
-says so. If every predicted token agrees, greedy decoding gives the same answer. Knows nothing about speed.
+says so. If every predicted token agrees, greedy decoding gives the same answer.
+Knows nothing about speed.
 """
 
 from __future__ import annotations

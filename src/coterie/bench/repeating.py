@@ -3,7 +3,8 @@
     FEW tokens in a ring: after each, the next one is likeliest; the temperature sets how likely all the others are
 
 Attention and feed-forward add zero to the residual stream, and each row of the head is the embedding of the preceding
-token in the ring. All weights are still read and multiplied as usual. Knows nothing about engines.
+token in the ring. All weights are still read and multiplied as usual.
+Knows nothing about engines.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     round 2:  ours, llama-server
 
 Failed requests count no tokens and have no time to first token, but the round lasts until its last request has ended,
-in whatever way. Knows nothing about how servers are started (serve_started.py).
+in whatever way.
+Knows nothing about how servers are started (serve_started.py).
 """
 
 from __future__ import annotations

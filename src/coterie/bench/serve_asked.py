@@ -52,8 +52,9 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The requests of one round: models, texts, numbers of tokens and priorities; sent at times `at_s` (seconds from
-    the start), or `in_flight` at once.
+    """The requests of one round: models, texts, numbers of tokens and priorities.
+
+    They are sent at times `at_s` (seconds from the start), or `in_flight` at once.
     """
 
     models: Sequence[str]

@@ -2,7 +2,8 @@
 
     "llama-server --models-dir gguf --port {port}"   {port} becomes a free port; ready once it lists its models
 
-The models of a server are those that GET /v1/models lists. Knows nothing about requests.
+The models of a server are those that GET /v1/models lists.
+Knows nothing about requests.
 """
 
 from __future__ import annotations

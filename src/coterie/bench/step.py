@@ -61,10 +61,9 @@ class Step:
 
 
 class Loaded(Generic[D]):
-    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of `device`, which it owns
-    and closes.
+    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of a device.
 
-    Raises CapacityError, TransferError.
+    It owns `device` and closes it. Raises CapacityError, TransferError.
     """
 
     def __init__(self, model: Model, device: D, max_tokens: int, batch: int = 1) -> None:
@@ -92,8 +91,7 @@ class Loaded(Generic[D]):
             yield self.device.logits(event, range(len(rows.rows_R)))
 
     def step(self, rule_set: str, first: int, count: int, batch: int = 1, steps: int = 1) -> Step:
-        """`steps` steps of `batch` sequences, each of `count` tokens from position `first` on; the last one is
-        sampled."""
+        """`steps` steps of `batch` sequences with `count` tokens each, from position `first` on; samples the last."""
         exe = self.device.load(compile_graph(self._model.graph, rule_set))
         rng = np.random.default_rng(first)
         rows = Rows(

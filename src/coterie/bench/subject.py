@@ -121,8 +121,10 @@ def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], other
 
 @contextmanager
 def subject(target: Target, room: int) -> Iterator[Subject]:
-    """The model, with a context of `room` tokens. Raises UsageError, CapacityError, and what opening a checkpoint
-    raises."""
+    """The model, with a context of `room` tokens.
+
+    Raises UsageError, CapacityError, and what opening a checkpoint raises.
+    """
     activations, weights = target.activations, target.weights
     if target.own is not None:
         yield _own(target.own, activations, room)

@@ -55,8 +55,7 @@ def stage_shares(model: Model, prompt_tokens: int, threads: int | None) -> dict[
 
 
 def first_token_bytes(model: Model, prompt_tokens: int) -> dict[str, int]:
-    """Bytes that each stage needs before the first token, in order of execution; of the embedding only the prompt's
-    rows."""
+    """Bytes that each stage needs before the first token, in order; of the embedding only the prompt's rows."""
     table = model.checkpoint.tensors[EMBED_WEIGHT]
     need = dict.fromkeys(model.graph.stages, 0)
     for weight, stage in model.graph.weight_stage().items():

@@ -2,7 +2,8 @@
 
 Jinja's own sandbox keeps them from Python's internals. In addition, a template has `MAX_S` of CPU time, and no string
 or list that it makes may be longer than `MAX_LENGTH`, where a list counts with all that is nested in it (deep_size.py).
-Operations that can multiply a size are checked before they run, all others by their result. Knows nothing about chats.
+Operations that can multiply a size are checked before they run, all others by their result.
+Knows nothing about chats.
 Source: Jinja's documentation, "Sandbox", security considerations.
 """
 
@@ -115,8 +116,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Collected:
-    """A gc callback that extends the deadline by the time of collections in this thread: in a large process one may
-    take a second, which is not the template's doing.
+    """A gc callback that extends the deadline by the time of collections in this thread.
+
+    In a large process one may take a second, which is not the template's doing.
     """
 
     def __init__(self) -> None:

@@ -3,7 +3,8 @@
     pieces    "Let me see.\\n<tool"  "_call>{"name": "add", "  "arguments": {}}</tool_call>"
     found     "Let me see."                                  Call("add", "{}")
 
-Anything but a complete call of an offered tool stays text. Knows nothing about template syntax, tokens or requests.
+Anything but a complete call of an offered tool stays text.
+Knows nothing about template syntax, tokens or requests.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
                                   ^^^^^^^^^^^^ reasoning                                           ^^^^^^ text
     <|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 2}<|call|>
 
-A call is passed on as text in the form that calls.py reads. Knows nothing about templates or requests.
+A call is passed on as text in the form that calls.py reads.
+Knows nothing about templates or requests.
 Source: OpenAI's description of the harmony response format.
 """
 
@@ -27,8 +28,9 @@ _TO = re.compile(rf"\b{re.escape(TO)}(\S+)")
 
 
 class ChannelText(Detokenizer):
-    """Passes on text in the final channel, in no channel, and in the commentary before a call, without the headers
-    (channels and roles). `calls`: pass on function calls too, in `CALL_FORM`.
+    """Passes on text for the user: in the final channel, in no channel, and in the commentary before a call.
+
+    Headers (channels and roles) are dropped. `calls`: pass on function calls too, in `CALL_FORM`.
     """
 
     def __init__(self, tokenizer: Tokenizer, calls: bool = False) -> None:

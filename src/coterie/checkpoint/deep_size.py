@@ -3,7 +3,8 @@
     x = [x, x], forty times     40 lists of two elements, but a text of 2^40      size 2^41
 
 Containers that a template makes store their size, so that it is not computed again; in others, each distinct part is
-visited once, however often it occurs. Knows nothing about limits.
+visited once, however often it occurs.
+Knows nothing about limits.
 """
 
 from __future__ import annotations

@@ -78,8 +78,10 @@ def beside_a_base(folder: Path) -> str:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, by name; of a split file only its first part, if that is there. A folder that has
-    been removed has none."""
+    """The GGUF files of a folder, by name; of a split file only its first part, if that is there.
+
+    A folder that has been removed has none.
+    """
     try:
         found = sorted(folder.glob(f"*{GGUF}"))
     except FileNotFoundError:

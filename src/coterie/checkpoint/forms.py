@@ -22,9 +22,9 @@ AnyLayout: TypeAlias = "Tags | Named | NameKeyed | Pythonic | Quoted | Sections"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a family writes calls: JSON with a `name` and an object under the key `arguments`, or a list of these; or as
-    `layout` describes.
+    """How a family writes calls: as JSON, or as `layout` describes.
 
+    JSON is an object with a `name` and, under the key `arguments`, an object; or a list of these.
     A call follows the mark `opening` and precedes `closing`, unless that is empty. `listed`: several calls share one
     pair of marks, as a list. `bare`: an answer may also begin with a call without a mark, and further calls follow
     after semicolons. `head`: with the NAME of an offered tool filled in, it begins a call too, for models that leave

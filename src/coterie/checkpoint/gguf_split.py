@@ -52,9 +52,9 @@ _BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A pre-tokenizer. Each pattern splits the pieces that the ones before it produced; the gaps between its matches
-    are pieces too.
+    """A pre-tokenizer: each pattern splits the pieces that the ones before it produced.
 
+    The gaps between a pattern's matches are pieces too.
     `composed`: normalise text to NFC first. `whole`: a piece that is itself a token is not assembled by merges.
     `begins`: add the begin-of-text token if the file does not say whether to.
     """

@@ -2,7 +2,8 @@
 
     schema -> grammar (once per request) -> allowed tokens | accept a token | allowed tokens | ... | complete
 
-llguidance is imported on first use. Knows nothing about models, logits or the texts of requests.
+llguidance is imported on first use.
+Knows nothing about models, logits or the texts of requests.
 Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
 """
 

@@ -2,7 +2,8 @@
 
     <|fim_prefix|>def add(a, b):\\n    <|fim_suffix|>\\n\\nprint(add(1, 2))<|fim_middle|>        return a + b
 
-Sources: the model cards of Qwen2.5-Coder, StarCoder2 and DeepSeek-Coder. Knows nothing about requests.
+Sources: the model cards of Qwen2.5-Coder, StarCoder2 and DeepSeek-Coder.
+Knows nothing about requests.
 """
 
 from __future__ import annotations

@@ -68,10 +68,10 @@ class PlacedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An embedding table of which the first stage needs only some rows; row i is at `offset` + i * `row_bytes` in the
-    extent.
+    """An embedding table of which the first stage needs only some rows.
 
-    The whole table lies in the range of index `range_index`; the stages in `again` later read all of it.
+    Row i is at `offset` + i * `row_bytes` in the extent. The whole table lies in the range of index `range_index`; the
+    stages in `again` later read all of it.
     """
 
     range_index: int

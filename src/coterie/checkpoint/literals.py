@@ -1,4 +1,7 @@
-"""Parses values that models write: JSON, and Python literals, which some templates print. Knows nothing about calls."""
+"""Parses values that models write: JSON, and Python literals, which some templates print.
+
+Knows nothing about calls.
+"""
 
 from __future__ import annotations
 

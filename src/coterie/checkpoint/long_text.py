@@ -4,7 +4,8 @@
           words that end before the margin are words of the whole text too, and so have the same tokens
 
 Tokenizing a megabyte takes half a second of CPU time and up to 400 MB. But callers have a limit on the number of
-tokens, and a longer text is refused or truncated anyway. Knows nothing about what the limits are for.
+tokens, and a longer text is refused or truncated anyway.
+Knows nothing about what the limits are for.
 """
 
 from __future__ import annotations

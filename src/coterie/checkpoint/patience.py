@@ -3,7 +3,8 @@
     with Patience(folders) as patience:
         for name in ...: patience.at(name)      logs "opening NAME (FOLDER), 3 of 200, takes long ..."
 
-There is no timeout: how long to wait is up to the user. Knows nothing about what is opened.
+There is no timeout: how long to wait is up to the user.
+Knows nothing about what is opened.
 """
 
 from __future__ import annotations

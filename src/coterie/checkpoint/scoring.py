@@ -40,8 +40,10 @@ _BEFORE = "sbert_ce_default_activation_function"  # the key in older files
 
 @dataclass(frozen=True, slots=True)
 class PairChat:
-    """Formats a pair as a chat of two messages. `as_parts`: their content is a list of parts, not a string.
-    `generates`: add the generation prompt. `more`: other variables of the template.
+    """Formats a pair as a chat of two messages.
+
+    `as_parts`: their content is a list of parts, not a string. `generates`: add the generation prompt. `more`: other
+    variables of the template.
     """
 
     template: ChatTemplate
@@ -101,9 +103,9 @@ def read_scoring(
     most_tokens: int,
     of_tokens: bool = False,
 ) -> tuple[Embedding, Scoring]:
-    """Read a folder's Embedding and Scoring. `most_tokens`: the model's limit for a pair. `of_tokens`: the score comes
-    from the logits of certain tokens.
+    """Read a folder's Embedding and Scoring.
 
+    `most_tokens`: the model's limit for a pair. `of_tokens`: the score comes from the logits of certain tokens.
     Raises CheckpointError for damaged files, UnsupportedError naming a setting that would change the scores.
     """
     run = ("Transformer", *(("LogitScore",) if of_tokens else ()))

@@ -33,9 +33,11 @@ POOLINGS: Mapping[str, Pooling] = {
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """How a text becomes a vector. `prompts`: prefixes of a text, by name; `usual`: the name of the default one, empty
-    for none. `max_tokens`: tokens read of a text, special tokens included; 0: no limit. `lowered`: the text is
-    lowercased. `layers`: dense layers applied to the pooled vector, in order.
+    """How a text becomes a vector.
+
+    `prompts`: prefixes of a text, by name; `usual`: the name of the default one, empty for none. `max_tokens`: tokens
+    read of a text, special tokens included; 0: no limit. `lowered`: the text is lowercased. `layers`: dense layers
+    applied to the pooled vector, in order.
     """
 
     pooling: Pooling

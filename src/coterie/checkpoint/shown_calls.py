@@ -1,7 +1,8 @@
 """Finds a chat template's form of tool calls by rendering a call with it and trying which form can read the result.
 
 The template's text alone can mislead: signs of one form occur in templates of others, and some templates print
-arguments in Python's syntax unless they get them as JSON text. Knows nothing about template syntax.
+arguments in Python's syntax unless they get them as JSON text.
+Knows nothing about template syntax.
 """
 
 from __future__ import annotations

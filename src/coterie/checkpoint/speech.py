@@ -3,8 +3,8 @@
     marks       <think>Let me see.</think>  {"answer": 4}
     channels    <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>{"answer": 4}
 
-A form is a JSON schema, a constraint (constraint.py), or tool calls (constrained.py). Knows nothing about tokens,
-special ones aside.
+A form is a JSON schema, a constraint (constraint.py), or tool calls (constrained.py).
+Knows nothing about tokens, special ones aside.
 Source: github.com/guidance-ai/llguidance, docs/syntax.md.
 """
 
@@ -29,8 +29,9 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """The structure of an expert's answers: with reasoning between `marks`, in channels, or neither. `is_opened`: the
-    prompt ends with the opening mark.
+    """The structure of an expert's answers: with reasoning between `marks`, in channels, or neither.
+
+    `is_opened`: the prompt ends with the opening mark.
     """
 
     marks: Marks | None = None

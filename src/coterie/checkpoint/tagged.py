@@ -3,7 +3,8 @@
     Tags     <function=add>\\n<parameter=a>\\n2\\n</parameter>\\n</function>
     Named    add[ARGS]{"a": 2}
 
-Each layout parses its calls and writes a grammar for them. Knows nothing about marks around calls, or tokens.
+Each layout parses its calls and writes a grammar for them.
+Knows nothing about marks around calls, or tokens.
 """
 
 from __future__ import annotations

@@ -133,9 +133,7 @@ class Tokenizer:
         return long_text.cut(self.library, text, count) if len(text) > LONG else text
 
     def encode_within(self, text: str, max_tokens: int) -> list[int]:
-        """The token ids of a text with the special tokens around it; if there are more than `max_tokens`, the text is
-        truncated, not the special tokens.
-        """
+        """The token ids of a text, truncated so that they and the special tokens around it are at most `max_tokens`."""
         text = self.cut(text, max_tokens)
         ids = self.encode(text)
         if len(ids) <= max_tokens:
@@ -145,10 +143,9 @@ class Tokenizer:
         return list(library.post_process(bare, None, True).ids)
 
     def encode_pair(self, first: str, second: str, max_tokens: int) -> tuple[list[int], list[int]]:
-        """The token ids of a pair of texts with special tokens, and their token types; the second text is truncated to
-        fit `max_tokens`.
+        """The token ids of a pair of texts with special tokens, and their token types.
 
-        Raises RequestError if the first one leaves no room for the second.
+        The second text is truncated to fit `max_tokens`. Raises RequestError if the first one leaves no room for it.
         """
         if self.has_more(first, max_tokens):
             fact = f"has more than the {max_tokens} tokens that the expert reads with a document"

@@ -5,7 +5,8 @@
                                                     ```
 
 Qwen2.5-Coder writes most of its calls this way, whatever its template says. Text is held back only as long as it may
-become a call of an offered tool. Knows nothing about template syntax, tokens or requests.
+become a call of an offered tool.
+Knows nothing about template syntax, tokens or requests.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     anyOf: {a?, b?, c, d?} | {e?}        a, b, c or e may come first; three of them are optional
 
-Without this check, too wide a schema would only fail after the first token. Knows nothing about grammars.
+Without this check, too wide a schema would only fail after the first token.
+Knows nothing about grammars.
 """
 
 from __future__ import annotations

@@ -95,8 +95,9 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
 
 
 def sampling_lines(models: Mapping[str, Model]) -> list[str]:
-    """The experts' default sampling, a line for each distinct one (none if all are greedy); then notes on ignored
-    settings in their files.
+    """The experts' default sampling, a line for each distinct one; none if all are greedy.
+
+    Then notes on ignored settings in their files.
     """
     drawn = {name: _drawn(model) for name, model in models.items() if name != ROUTER}  # the router's is always greedy
     alike = grouped((words, name) for name, words in drawn.items())

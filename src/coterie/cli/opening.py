@@ -70,9 +70,8 @@ def options(
 
 def opens(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Decorator: replace a command's parameter `how` by the named options of `options`, and pass it their Options.
-    `several`: --device may be repeated.
 
-    Typer reads a command's options from its signature, so that is rewritten.
+    `several`: --device may be repeated. Typer reads a command's options from its signature, so that is rewritten.
     """
 
     def opening(command: Callable[..., T]) -> Callable[..., T]:

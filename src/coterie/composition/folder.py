@@ -6,8 +6,8 @@
     (refs/main has the commit)
     models/My Model (1)/config.json                                 -> My-Model-1, if that name is free
 
-A subfolder that cannot be served is left out, with the reason, so that the others can be. Knows nothing about what a
-checkpoint holds, beyond that its folder has a config.json.
+A subfolder that cannot be served is left out, with the reason, so that the others can be.
+Knows nothing about what a checkpoint holds, beyond that its folder has a config.json.
 """
 
 from __future__ import annotations

@@ -30,8 +30,11 @@ _DEFAULT_TAG = "latest"
 
 @dataclass(frozen=True, slots=True)
 class GgufFolder:
-    """`files` to import, by their experts' names; `there`: names that exist in `target` already; `refused`: files that
-    cannot be imported, and why."""
+    """What an import of a folder is to do.
+
+    `files` to import, by their experts' names; `there`: names that exist in `target` already; `refused`: files that
+    cannot be imported, and why.
+    """
 
     target: Path
     files: Mapping[str, Path]

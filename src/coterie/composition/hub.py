@@ -87,10 +87,10 @@ def find_checkpoint(
 
 
 def find_base(adapter: Path, root: Path, where: str) -> Path:
-    """The base of an adapter or delta, if the composition does not name it: the path or id that its config names, or
-    a folder of that name next to it.
+    """The base of an adapter or delta, as its own config names it, for compositions that do not.
 
-    Raises CompositionError if there is none, CheckpointError for a damaged config.
+    It is the path or id in the config, or a folder of that name next to the adapter. Raises CompositionError if there
+    is none, CheckpointError for a damaged config.
     """
     part, config = ("delta", DELTA_CONFIG) if is_delta(adapter) else ("adapter", ADAPTER_CONFIG)
     fields = read_object(adapter / config)

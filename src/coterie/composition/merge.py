@@ -2,8 +2,8 @@
 
     office.toml   [[expert]] checkpoint = "base", adapter = "adapters/sql"    ->    out/sql/   out/composition.toml
 
-Whole experts are not copied: the new file refers to them where they are. Knows nothing about how an adapter or a delta
-is added.
+Whole experts are not copied: the new file refers to them where they are.
+Knows nothing about how an adapter or a delta is added.
 """
 
 from __future__ import annotations

@@ -96,8 +96,7 @@ class Pending:
 
 
 class Routing:
-    """Chooses the expert for a prompt. Pure: the same prompt, model, previous expert and resident experts give the same
-    Route."""
+    """Chooses the expert for a prompt. Pure: equal prompt, model, previous and resident experts give an equal Route."""
 
     def __init__(self, composition: Composition, router: Router | None = None) -> None:
         """`router`: the composition's router, if it was made before."""
@@ -111,8 +110,9 @@ class Routing:
         return Routing(composition, router)
 
     def tuned_for(self, composition: Composition) -> Routing:
-        """A copy for a composition in which experts may be left out. The router is reused, except that an llm router
-        asks only about the experts that are left.
+        """A copy for a composition in which experts may be left out.
+
+        The router is reused, except that an llm router asks only about the experts that are left.
         """
         router = self.router.among(composition.names) if isinstance(self.router, LlmRouter) else self.router
         return Routing(composition, router)
@@ -140,8 +140,7 @@ class Routing:
         resident: Collection[str] = (),
         unfit: Unfit = always_fits,
     ) -> Pending:
-        """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name
-        or alias.
+        """First step. `model`: the composition's name (or None) to let the router choose, or an expert's name or alias.
 
         Without `previous`, a conversation's earlier user messages are routed in turn to find its current expert; this
         works only for routers that ask nothing. `resident`: the experts in memory. `unfit`: see Pending.
@@ -290,9 +289,10 @@ def with_residency(route: Route, resident: Collection[str], margin: float) -> Ro
 
 
 def with_capability(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
-    """Redirect a request that the chosen expert cannot take to the best runner-up that can, or else to the first of
-    `others` that can. `unfit` is called at most once per expert and stops at the first that fits. If none fits, the
-    route stays, and the chosen expert reports the error.
+    """Redirect a request that the chosen expert cannot take to the best runner-up, or else the first other, that can.
+
+    `unfit` is called at most once per expert, up to the first that fits. If none does, the route stays, and the chosen
+    expert reports the error.
     """
     if not (why := unfit(route.expert)):
         return route

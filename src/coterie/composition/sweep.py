@@ -17,8 +17,11 @@ SIMILARITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """A setting's value and its outcome: the share of in-scope questions routed right, the share of them sent to the
-    fallback instead, and the share of out-of-scope questions sent to the fallback (None if there are none)."""
+    """A setting's value, and its outcome as shares of questions.
+
+    Of the in-scope questions, those routed right and those sent to the fallback instead; of the out-of-scope ones,
+    those sent to the fallback (None if there are none).
+    """
 
     setting: str
     value: float

@@ -86,8 +86,7 @@ class LlamaSession(_Opened, TokenByToken):
         self._api.llama_memory_seq_rm(self._memory, 0, tokens, -1)
 
     def logits(self, ids: Sequence[int], piece: int = 128) -> Iterator[npt.NDArray[np.float32]]:
-        """The logits after each token of one sequence [tokens, V], `piece` tokens at a time; empties the cache
-        first."""
+        """Empty the cache; the logits after each token of one sequence [tokens, V], `piece` tokens at a time."""
         self._api.llama_memory_clear(self._memory, True)
         batch = self._api.llama_batch_init(piece, 0, 1)
         try:

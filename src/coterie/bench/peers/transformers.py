@@ -152,8 +152,7 @@ class Transformers:
             self._torch.cuda.empty_cache()
 
     def _fixed_cache(self, model: Any, max_tokens: int) -> Any:
-        """A static cache, allocated before tracing: one allocated in a traced pass would have no fixed address, which
-        CUDA graphs need."""
+        """A static cache, allocated before tracing: CUDA graphs need fixed addresses, which a traced pass lacks."""
         room, config = -(-max_tokens // CACHE_MULTIPLE) * CACHE_MULTIPLE, model.config
         cache = self._transformers.StaticCache(config=config, max_cache_len=room)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,7 +1,8 @@
 """The given router: asks what another router would ask, but routes to a given expert.
 
 For workloads that name each request's expert, on devices that compute no numbers: an answer of the router's own model
-is meaningless there, but its request is still run and timed. Knows nothing about workloads.
+is meaningless there, but its request is still run and timed.
+Knows nothing about workloads.
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class KnnSettings:
-    """How many examples vote, and the minimum similarity and confidence, both in [0, 1], below which the fallback
-    answers."""
+    """How many examples vote, and the similarity and confidence in [0, 1] below which the fallback answers."""
 
     num_neighbours: int = NUM_NEIGHBOURS
     similarity: float = SIMILARITY
@@ -50,8 +49,7 @@ class KnnSettings:
 
 
 class KnnRouter:
-    """Chooses the expert whose examples are most similar to the prompt; the fallback if none is similar or the vote is
-    unclear."""
+    """Chooses the expert whose examples are most similar to the prompt; the fallback if none is, or none clearly."""
 
     def __init__(
         self, examples: Sequence[Example], fallback: str, settings: KnnSettings | None = None, by_vectors: bool = False
