@@ -91,9 +91,6 @@ def switch(
     return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt)), trace
 
 
-# ---- cold
-
-
 def _cold(
     models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort, record: int
 ) -> tuple[dict[str, list[float]], DiskLimit, Trace | None]:
@@ -153,9 +150,6 @@ class _Disk:
         return self.limit.read(model.checkpoint.path / SINGLE)
 
 
-# ---- resident
-
-
 def _resident(models: tuple[Model, ...], threads: int | None, effort: Effort) -> tuple[list[float], list[float]]:
     """Gaps between decode steps, in seconds: before a step of the same expert, and before one of another expert."""
     context = models[0].max_context
@@ -190,9 +184,6 @@ def _gaps(device: RecordingDevice) -> tuple[list[float], list[float]]:
     if count == 0:
         raise RuntimeError("the engine did not take turns between two resident experts")
     return same[:count], changed[:count]
-
-
-# ---- what it comes to
 
 
 def _results(
