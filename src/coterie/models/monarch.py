@@ -4,9 +4,9 @@
     fft_conv         y = IFFT(FFT(x) * FFT(kernel))           FlashFFTConv, arXiv 2311.05908: FFT as p small matrices
 
 A transform of N = f1 ... fp points is p products with fi x fi matrices, with a twiddle product and a swap of axes
-between them. The spectrum stays in digit-reversed order, since the inverse undoes the steps in reverse. Complex numbers
-are pairs of real values; the first and the last product exploit that input and output are real. The paper gives neither
-order nor layout of its benchmark: order 4 for 2^20 points, and this layout, are our choice.
+between them. The spectrum is never reordered, since the inverse undoes the steps in reverse. Complex numbers are pairs
+of real values; the first and the last product exploit that input and output are real. The paper gives neither order nor
+layout of its benchmark: order 4 for 2^20 points, and this layout, are our choice.
 Knows nothing about machines.
 """
 

@@ -1,7 +1,7 @@
 """Merges a LoRA adapter into a base: writes an ordinary expert folder, whose file can be read as a slab.
 
-Tensors that the adapter does not change are copied byte for byte. A tied embedding is split into two matrices if the
-adapter changes only one of embedding and head, as it did in training. Memory is bounded (merged.py).
+Tensors that the adapter does not change are copied byte for byte. If an adapter changes a tied embedding or its head,
+the two become separate matrices, as they were in its training. Memory is bounded (merged.py).
 Knows nothing about an adapter's files (adapter.py), the numbers (merged.py) or packed differences (merge_delta.py).
 """
 

@@ -36,7 +36,7 @@ SHARED_WIDTH = "expert_shared_feed_forward_length"
 
 
 def _layer_types(source: Source, every: int) -> list[str]:
-    """Layer types by the file's pattern (a flag per layer, or a number); by default all but every `every`-th slide."""
+    """Layer types by the file's pattern (flags, or a number); by default every `every`-th layer has no window."""
     pattern = source.keys.get(PATTERN, every)
     if isinstance(pattern, list):
         return [SLIDING if flag else FULL for flag in pattern]

@@ -1,4 +1,4 @@
-"""AWQ, gemm version: 4-bit codes packed along the rows of W, eight to a word in an interleaved order.
+"""AWQ, gemm version: 4-bit codes, those of eight rows of W packed in a word, in an interleaved order.
 
     qweight I32 [K, N / 8]   bits 4 i of word [k, w] are the code of weight [8 w + ORDER[i], k]
     qzeros  I32 [G, N / 8]   packed in the same way
