@@ -1,7 +1,7 @@
 """add_branch_bias: y[t] = x[t] + the sum over the branches that token t takes of weight * bias.
 
-Where x is the sum that the previous row, branch_down, computes, that row's kernels add the biases too, and this row
-launches nothing: they read the row after theirs, and do not store a sum that nothing else reads.
+If x is the output of the previous row, branch_down, that row's kernels add the biases as well, reading this row's
+operands, and this row launches nothing. The sum without biases is then stored only if something else reads it.
 
     branch_down    x, weights, matrices -> sum  .             next row: x = that sum, the same weights, biases
                                                  `-> its y    -----------------------------------------------

@@ -46,8 +46,8 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 # Registers per thread where biases are added, by (format, several tokens): for 2-bit and 6-bit weights, where ptxas by
 # itself takes 80 and 128, and spills 24 and 28 bytes.
 REGISTERS = {(OF_FOUR, False): 96, (OF_SIX, True): 160}
-AT_ONCE = 2  # branches whose weights are in flight at once, for one token; with more tokens registers have no room
-SIX_AT_ONCE = 2048  # most columns of 6-bit weights for which that holds
+AT_ONCE = 2  # branches of one token whose weights are in flight at once: registers have no room for more
+SIX_AT_ONCE = 2048  # most columns of 6-bit weights with room for two branches
 
 
 @triton.jit

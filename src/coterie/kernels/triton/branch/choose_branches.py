@@ -1,8 +1,8 @@
 """choose_branches: y [T, E] = scale * score where it is among the top_k of a token's scores, else 0.
 
 Normalised, the chosen scores are divided by their sum. Scores are a softmax of the logits, or their sigmoid; with a
-bias or groups, scores + bias are ranked, within the best groups. Of equal ones, the first wins. With factors, each
-weight is multiplied by its branch's own.
+bias or groups, scores + bias are ranked, within the best groups. Of equals, the first wins. With factors, each
+weight is multiplied by that of its branch.
 The chosen ids are left in scratch for the next row, if it reads the weights.
 Knows nothing about what branches are.
 """

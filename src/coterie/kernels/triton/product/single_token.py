@@ -1,6 +1,7 @@
 """For attention kernels that handle lone tokens: finding one, and products with a float32 operand.
 
-A token is alone if its sequence has no other token in this step. Knows nothing about pages.
+A token is alone if its sequence has no other token in this step.
+Knows nothing about pages.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
         y, rounded  -> scratch, after the launch's own ---> x of linear, linear_add or branch_down, on tensor cores
 
 Both sides look at both instruction rows and derive the same place. Nothing is launched between two rows of a step, so
-scratch is intact. In programs whose values share no memory, every y is stored: an inspector of the step finds it.
+scratch is intact. In programs whose values share no memory, every y is stored, so that a step can be inspected.
 Knows nothing about what is computed.
 """
 

@@ -2,7 +2,7 @@
 
 x and y are [T, N], weight is [N, taps]. With `plain` without the silu; the bias is optional.
 
-    program of a sequence   its first tokens, whose past is partly in the state, and the state's update: one owner
+    program of a sequence   its first tokens, whose past is partly in the state, and the update of this state
     program of tokens       tokens whose whole past is in the step
 
 The state is the last inputs, in units of [taps - 1][channels of a unit]; it is 0 before position 0.
