@@ -52,7 +52,7 @@ class Tiles:
         (8192, ANY, Few(2, 1024, 8, registers=64)),
         (ANY, ANY, Few(4, 2048, 8)),
     )
-    # One token, packed weights: keyed by (bytes per row, rows), 8 bytes per thread. By instructions per weight.
+    # One token, packed weights: keyed by (bytes per row, rows), 8 bytes per thread. Chosen by instructions per weight.
     one_packed: tuple[tuple[int, int, Few], ...] = (
         (2048, 4096, Few(4, 512, 2)),
         (1024, ANY, Few(8, 256, 1)),
@@ -249,7 +249,9 @@ class Tiles:
         return next((span, warps) for wide, span, warps in self.spans if channels <= wide)
 
     def delta_columns(self, values: int) -> int:
-        """State columns per program, given those of all heads: at least a few programs per multiprocessor."""
+        """State columns per program, given those of all heads; fewer where there would be few programs per
+        multiprocessor.
+        """
         few = values // self.delta_width < 4 * self.multiprocessors
         return max(self.delta_width // (1 + few), 1)
 
