@@ -146,7 +146,7 @@ class Led(Some):
     def forced(self):
         return () if self.told else (self.tokens[0],)
 
-    def few(self):
+    def choice_key(self):
         return self.leaves
 
 

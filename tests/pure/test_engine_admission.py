@@ -17,7 +17,7 @@ def line_world(sizes=None, near=8, schedule="grouped", **settings):
 
 
 def waiting(w):
-    return {client: len(part) for client, part in w.engine.queue.clients.items()}
+    return {client: len(part) for client, part in w.engine.queue.waiting_by_client.items()}
 
 
 def test_who_is_alone_is_not_held_back() -> None:

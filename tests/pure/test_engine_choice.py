@@ -127,7 +127,7 @@ def test_chosen_and_drawn_rows_share_a_batch(small, sampling):
     for request in (chosen, drawn, reported):
         answer, found = expected(request)
         assert tokens_of(outputs[request.request_id]) == answer
-        if request.choice.asks:
+        if request.choice.needs_logits:
             assert [one for output in outputs[request.request_id] for one in output.logprobs] == found
         assert outputs[request.request_id][-1].finish_reason == "length"
     assert expected(chosen)[0] != expected(ask("plain", "a", (1, 2, 3), 12, sampling=sampling))[0]
@@ -161,7 +161,7 @@ def test_prompts_are_scored_in_as_many_steps_as_their_rows_need(small):
     for request in requests:
         answer, found = expected(request)
         assert tokens_of(outputs[request.request_id]) == answer
-        if request.choice.asks:
+        if request.choice.needs_logits:
             told = [one for output in outputs[request.request_id] for one in output.logprobs]
             assert told == scored(request) + found
     first = outputs["long"][0]
@@ -280,7 +280,7 @@ class Form:
         hole = (*self.tokens, None).index(None)
         return tuple(self.tokens[len(self.told) : hole])
 
-    def few(self):
+    def choice_key(self):
         return None
 
     def copy(self):
@@ -288,7 +288,7 @@ class Form:
         made.told += self.told
         return made
 
-    def take(self, tokens):
+    def accept_prefix(self, tokens):
         forced = self.forced()
         count = next(
             (place for place, token in enumerate(tokens) if (token,) != forced[place : place + 1]), len(tokens)

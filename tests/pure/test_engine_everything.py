@@ -33,7 +33,7 @@ def settings(rng: random.Random) -> Policy:
         max_step_tokens=rng.randint(batch + 1, 12),
         turn_steps=rng.choice((1, 5, 30)),
         quantum_steps=rng.choice((1, 4, 16)),
-        turns=rng.randint(1, 3),
+        max_active_experts=rng.randint(1, 3),
         overlap=rng.random() < 0.8,
         prefetch=rng.randint(0, 2),
         leap=rng.random() < 0.7,

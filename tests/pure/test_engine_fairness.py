@@ -244,7 +244,9 @@ def test_decisions_one_by_one(given, decision):
 )
 def test_small_memories_never_stop_the_engine(experts, bound, near, kv_blocks, turns, prefetch):
     sizes = {name: 1 + index % 4 for index, name in enumerate("abcdef")}
-    policy = Policy(age_bound=bound, max_batch=4, max_step_tokens=7, turn_steps=3, turns=turns, prefetch=prefetch)
+    policy = Policy(
+        age_bound=bound, max_batch=4, max_step_tokens=7, turn_steps=3, max_active_experts=turns, prefetch=prefetch
+    )
     w = world(sizes, near, kv_blocks, policy)
     for number, expert in enumerate(experts):
         w.engine.submit(ask(f"r{number}", expert, prompt=range(1 + number % 9), max_tokens=1 + number % 7))

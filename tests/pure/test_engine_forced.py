@@ -58,14 +58,14 @@ class Menu:
                 break
         return found
 
-    def few(self):
+    def choice_key(self):
         known = not self.complete and len(self.told) < self.broken and self.allowed().sum() < VOCAB
         return self.allowed().tobytes() if known else None
 
     def copy(self):
         return replace(self)
 
-    def take(self, tokens):
+    def accept_prefix(self, tokens):
         for place, token in enumerate(tokens):
             if self.complete or len(self.told) >= self.broken or not self.allowed()[token]:
                 return place
@@ -187,13 +187,13 @@ class Only:
     def forced(self):
         return tuple(self.tokens[: (*self.tokens, None).index(None)])
 
-    def few(self):
+    def choice_key(self):
         return bytes([self.tokens.count(None)]) if self.tokens else None
 
     def copy(self):
         return Only(*self.tokens)
 
-    def take(self, tokens):
+    def accept_prefix(self, tokens):
         pairs = zip(tokens, self.tokens, strict=False)
         count = next((i for i, (a, b) in enumerate(pairs) if b not in (a, None)), min(len(tokens), len(self.tokens)))
         self.tokens = self.tokens[count:]
@@ -213,7 +213,7 @@ def test_forced_and_likely_tokens_take_turns():
     assert propose(sources, Only(), 15).tokens == propose(sources, Only(None), 15).tokens == []
     assert propose([Says([3, 4, 5], 0.4)], None, 15).tokens == [3, 4, 5]
     assert propose([Says([3] * 15, 0.9)], Only(*[None] * 20), 15).tokens == [3] * 15
-    assert mask.few() == b"\3"
+    assert mask.choice_key() == b"\3"
     unlikely = Says([3], 0.01), Says([4], 0.9, [3])
     assert propose(unlikely, Only(None, None), 15).tokens == [3]  # so unlikely that nobody looks on
 

@@ -105,7 +105,7 @@ def known(kv, tokens, key="a"):
     """How many blocks of these tokens could be shared."""
     level, count = kv._prefixes._first.get(key, {}), 0
     while (part := tuple(tokens[4 * count : 4 * count + 4])) in level:
-        level, count = level[part].behind, count + 1
+        level, count = level[part].children, count + 1
     return count
 
 

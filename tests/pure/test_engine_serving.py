@@ -70,7 +70,7 @@ policies = st.builds(
     age_bound=st.integers(0, 6),
     turn_steps=st.integers(1, 20),
     quantum_steps=st.integers(1, 5),
-    turns=st.integers(1, 4),
+    max_active_experts=st.integers(1, 4),
     overlap=st.booleans(),
     prefetch=st.integers(0, 2),
     max_steps=st.integers(1, 4),
@@ -180,7 +180,7 @@ def test_sampling_settings_are_checked(field, value):
     ("make", "words"),
     [
         (lambda: Policy(max_batch=0), "max_batch is 0; give 1 or more"),
-        (lambda: Policy(patience=-0.5), "patience is -0.5; give 0 or more"),
+        (lambda: Policy(overdue_factor=-0.5), "overdue_factor is -0.5; give 0 or more"),
         (lambda: Policy(max_batch=8, max_step_tokens=8), "no prompt could start"),
         (lambda: world({"a": 2}, 2, schedule="nice"), "nice.*grouped, fcfs"),
     ],

@@ -243,10 +243,10 @@ def test_groups_of_variants_are_one():
     a, b, c, d = group("a", "k", 2, 4, 7), group("b", "", 1, 1), group("c", "k", 0, 3, 3, 9), group("d", "l", 1, 2)
     whole, *rest = together([a, b, c, d], None)
     assert rest == [b, d]
-    assert (whole.expert_id, whole.beside) == ("a", ("c",))
+    assert (whole.expert_id, whole.partners) == ("a", ("c",))
     assert [one.number for one in whole.waiting] == [3, 7, 9]
     assert (whole.num_waiting, whole.running, whole.oldest) == (3, 2, 3)
     by_c = together([a, b, c, d], "c")[0]
-    assert (by_c.expert_id, by_c.beside, by_c.last_run) == ("c", ("a",), 4)
+    assert (by_c.expert_id, by_c.partners, by_c.last_run) == ("c", ("a",), 4)
     assert together([b, d], None) == [b, d]
     assert (largest(["k", "l", "k"]), largest([])) == (2, 0)

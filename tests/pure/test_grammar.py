@@ -121,11 +121,11 @@ def test_where_tokens_are_forced_the_mask_leaves_no_other(kind, schema):
                 assert np.flatnonzero(follower.allowed()).tolist() == [token]
                 follower.accept(token)
             other = mask.copy()
-            assert other.take(forced) == len(forced)
+            assert other.accept_prefix(forced) == len(forced)
             assert other.forced() == ()
             may = np.flatnonzero(other.allowed()) if not other.complete else []
             not_now = next(i for i in range(tokenizer.vocab_size) if i not in may)
-            assert other.take((not_now, *forced)) == 0
+            assert other.accept_prefix((not_now, *forced)) == 0
             assert (forced == ()) == (before.sum() > 1)
             assert (mask.allowed() == before).all()
             assert mask.forced() == forced
@@ -149,7 +149,7 @@ def test_where_few_may_come_they_are_told_apart_and_where_many_may_they_are_not(
         for _ in range(80):
             if mask.complete:
                 break
-            few, allowed = mask.few(), mask.allowed()
+            few, allowed = mask.choice_key(), mask.allowed()
             assert (few is None) == (allowed.sum() * MANY >= tokenizer.vocab_size)
             if few is None:
                 free += 1
@@ -283,7 +283,7 @@ def test_objects_that_begin_with_what_is_required_may_have_many_properties():
     mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(json.dumps({"anyOf": kinds}))
     answer = b'{"kind":"d","d7":null}'
     letters = {tokenizer.token_bytes(token): token for token in range(tokenizer.vocab_size)}
-    assert mask.take([letters[bytes([byte])] for byte in answer]) == len(answer)
+    assert mask.accept_prefix([letters[bytes([byte])] for byte in answer]) == len(answer)
 
 
 def test_choices_that_refer_to_each_other_are_counted_once_each():

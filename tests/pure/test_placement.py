@@ -11,18 +11,20 @@ from coterie.engine.placement import (
     PIECE_TOKENS,
     SWITCH_REQUESTS,
     TOKENS_PER_REQUEST,
-    Prefixes,
-    Seen,
-    Standing,
+    Candidate,
+    DeviceSnapshot,
+    SeenPrefixes,
+    candidate_for,
     cost_of,
     place,
-    standing,
     switch_cost,
 )
 
-IDLE = Standing(serves=True, holds=False, load=0, crowded=False, free=True, known_tokens=0, brought=0)
+IDLE = Candidate(serves=True, holds=False, load=0, crowded=False, free=True, known_tokens=0, num_loads=0)
 HOLDER = replace(IDLE, holds=True)
-NEVER = Seen(frozenset(), near_bytes=100, free_bytes=100, brought=0, switches=0, switch_s=0.0, finished=0, busy_s=0.0)
+NEVER = DeviceSnapshot(
+    frozenset(), near_bytes=100, free_bytes=100, num_loads=0, switches=0, switch_s=0.0, finished=0, busy_s=0.0
+)
 
 
 def test_who_has_the_expert_is_asked_while_its_line_is_shorter_than_a_switch():
@@ -37,14 +39,14 @@ def test_a_busy_device_gets_nothing_new():
 
 def test_of_two_who_hold_it_the_idler_one():
     assert place([replace(HOLDER, load=5), replace(HOLDER, load=4)]) == 1
-    assert place([replace(HOLDER, brought=3), replace(HOLDER, brought=2)]) == 0  # nothing is brought in
+    assert place([replace(HOLDER, num_loads=3), replace(HOLDER, num_loads=2)]) == 0  # nothing is brought in
     assert place([replace(HOLDER, load=4, free=False), IDLE], switch_requests=4) == 0  # nor must anybody go
 
 
 def test_where_nobody_must_go_then_where_the_fewest_came():
     assert place([replace(IDLE, free=False), IDLE]) == 1
     full = replace(IDLE, free=False)
-    assert place([replace(full, brought=4), replace(full, brought=3)]) == 1
+    assert place([replace(full, num_loads=4), replace(full, num_loads=3)]) == 1
     assert place([full, full]) == 0
 
 
@@ -69,9 +71,9 @@ def test_who_does_not_serve_is_never_asked():
 def test_it_is_the_least_cost_and_the_same_each_time():
     rng = random.Random(5)
 
-    def drawn() -> Standing:
+    def drawn() -> Candidate:
         flags = [rng.random() < 0.5 for _ in range(3)]
-        return Standing(
+        return Candidate(
             rng.random() < 0.9, flags[0], rng.randrange(12), *flags[1:], rng.randrange(2000), rng.randrange(4)
         )
 
@@ -110,26 +112,26 @@ def test_what_a_switch_costs_is_measured_of_all_devices_together():
 
 def test_how_a_device_stands():
     sizes = {"ada": 60, "bob": 30, "cyd": 50}
-    seen = replace(NEVER, there=frozenset({"ada"}), free_bytes=40, brought=7)
-    assert standing(seen, "ada", sizes, {}) == Standing(True, True, 0, False, False, 0, 7)
-    assert standing(seen, "bob", sizes, {"ada": 2}) == Standing(True, False, 2, False, True, 0, 7)
-    assert standing(seen, "cyd", sizes, {"ada": 2, "bob": 0}) == Standing(True, False, 2, True, False, 0, 7)
-    assert standing(seen, "bob", sizes, {"bob": 1}).holds  # it is coming
-    assert not standing(seen, "bob", sizes, {"bob": 0}, serves=False).serves
+    seen = replace(NEVER, there=frozenset({"ada"}), free_bytes=40, num_loads=7)
+    assert candidate_for(seen, "ada", sizes, {}) == Candidate(True, True, 0, False, False, 0, 7)
+    assert candidate_for(seen, "bob", sizes, {"ada": 2}) == Candidate(True, False, 2, False, True, 0, 7)
+    assert candidate_for(seen, "cyd", sizes, {"ada": 2, "bob": 0}) == Candidate(True, False, 2, True, False, 0, 7)
+    assert candidate_for(seen, "bob", sizes, {"bob": 1}).holds  # it is coming
+    assert not candidate_for(seen, "bob", sizes, {"bob": 0}, serves=False).serves
 
 
 def test_who_has_ended_uses_nothing_and_what_just_fits_does():
     sizes = {"ada": 60, "bob": 30, "cyd": 40}
-    ended = standing(NEVER, "cyd", sizes, {"ada": 0, "bob": 1, "cyd": 0})
+    ended = candidate_for(NEVER, "cyd", sizes, {"ada": 0, "bob": 1, "cyd": 0})
     assert (ended.holds, ended.crowded) == (False, False)
     for near_bytes, free_bytes, found in ((100, 40, (False, True)), (99, 39, (True, False))):
         seen = replace(NEVER, near_bytes=near_bytes, free_bytes=free_bytes)
-        one = standing(seen, "cyd", sizes, {"ada": 1})
+        one = candidate_for(seen, "cyd", sizes, {"ada": 1})
         assert (one.crowded, one.free) == found
 
 
 def test_prefixes_are_known_where_they_were_computed():
-    ids, prefixes = list(range(3 * PIECE_TOKENS + 5)), Prefixes()
+    ids, prefixes = list(range(3 * PIECE_TOKENS + 5)), SeenPrefixes()
     assert prefixes.known("ada", ids, 2) == [0, 0]
     prefixes.learn("ada", ids[: 2 * PIECE_TOKENS + 1], 1)
     assert prefixes.known("ada", ids, 2) == [0, 2 * PIECE_TOKENS]
@@ -141,7 +143,7 @@ def test_prefixes_are_known_where_they_were_computed():
 
 
 def test_the_oldest_prefixes_are_forgotten():
-    prefixes = Prefixes(max_pieces=4)
+    prefixes = SeenPrefixes(max_pieces=4)
     for start in range(6):
         prefixes.learn("ada", [start] * PIECE_TOKENS, 0)
         assert len(prefixes) <= 4
@@ -150,7 +152,7 @@ def test_the_oldest_prefixes_are_forgotten():
 
 
 def test_a_prefix_that_came_again_is_not_the_oldest():
-    prefixes = Prefixes(max_pieces=2)
+    prefixes = SeenPrefixes(max_pieces=2)
     for start in (0, 1, 0, 2):
         prefixes.learn("ada", [start] * PIECE_TOKENS, 0)
     known = [prefixes.known("ada", [start] * PIECE_TOKENS, 1)[0] for start in range(3)]
@@ -159,14 +161,14 @@ def test_a_prefix_that_came_again_is_not_the_oldest():
 
 def test_a_piece_is_known_behind_what_came_before_it_alone():
     first, second, other = ([start] * PIECE_TOKENS for start in range(3))
-    prefixes = Prefixes()
+    prefixes = SeenPrefixes()
     prefixes.learn("ada", first + second, 0)
     prefixes.learn("ada", other, 0)
     assert prefixes.known("ada", other + second, 1) == [PIECE_TOKENS]
 
 
 def test_who_is_forgotten_at_a_prompts_beginning_knows_nothing_of_its_end():
-    ids, prefixes = list(range(2 * PIECE_TOKENS)), Prefixes(max_pieces=2)
+    ids, prefixes = list(range(2 * PIECE_TOKENS)), SeenPrefixes(max_pieces=2)
     prefixes.learn("ada", ids, 1)
     prefixes.learn("bob", ids[:PIECE_TOKENS], 1)  # ada's first piece goes
     prefixes.learn("ada", ids, 0)
@@ -179,4 +181,4 @@ def test_who_is_avoided_is_asked_only_where_nobody_else_can_be() -> None:
     assert place([failing, busy]) == 1
     assert place([failing, replace(busy, serves=False)]) == 0
     assert place([replace(failing, load=3), failing]) == 1  # among themselves as ever
-    assert standing(NEVER, "ada", {"ada": 1}, {}, avoided=True).avoided
+    assert candidate_for(NEVER, "ada", {"ada": 1}, {}, avoided=True).avoided

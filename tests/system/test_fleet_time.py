@@ -14,7 +14,7 @@ from tests.system.test_simulate import case, workload
 
 from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Parts, plan, wire
-from coterie.engine.placement import Seen, cost_of, place, standing
+from coterie.engine.placement import DeviceSnapshot, candidate_for, cost_of, place
 from coterie.engine.request import Request
 from coterie.plan.simulate import Case, settings_of
 from coterie.plan.workload import Workload
@@ -33,13 +33,13 @@ class Node:
         return self.parts.device.now()
 
     @property
-    def seen(self) -> Seen:
+    def seen(self) -> DeviceSnapshot:
         weights, metrics, near = self.parts.all_weights, self.parts.engine.metrics, self.parts.cache.ledgers[0]
-        return Seen(
+        return DeviceSnapshot(
             there=weights.residents.union(weights.loading()),
             near_bytes=near.capacity_bytes,
             free_bytes=near.capacity_bytes - near.used_bytes,
-            brought=metrics.switches,
+            num_loads=metrics.switches,
             switches=metrics.switch.total,
             switch_s=metrics.switch.sum_s,
             finished=sum(metrics.finished.values()),
@@ -87,7 +87,7 @@ def serve(made: Case, load: Workload, devices: int) -> Outcome:
                 number = arrivals.pop(0)
                 name = load.names[load.asked[number]]
                 cost = cost_of([node.seen for node in nodes])
-                found = place([standing(node.seen, name, sizes, node.asked) for node in nodes], cost)
+                found = place([candidate_for(node.seen, name, sizes, node.asked) for node in nodes], cost)
                 assert found is not None
                 node = nodes[found]
                 while node.now < at_s:  # it was idle until then

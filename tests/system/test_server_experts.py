@@ -91,7 +91,7 @@ def test_who_waits_for_a_load_is_told_that_the_server_ends(composition: Path) ->
     worker = Worker(coterie)
 
     async def wait_for_a_load() -> None:
-        waiting = asyncio.create_task(worker.told(lambda coterie, tell: coterie.load_soon("ada", tell)))
+        waiting = asyncio.create_task(worker.wait_for_callback(lambda coterie, tell: coterie.load_soon("ada", tell)))
         assert await asyncio.to_thread(waits.wait, 20)
         worker.end()
         with pytest.raises(ClosedError, match="being shut down"):
@@ -112,7 +112,7 @@ def test_a_load_that_comes_in_while_the_server_ends_is_refused(composition: Path
 
     async def load_late() -> None:
         worker.end()
-        loading = asyncio.create_task(worker.told(lambda coterie, tell: coterie.load_soon("ada", tell)))
+        loading = asyncio.create_task(worker.wait_for_callback(lambda coterie, tell: coterie.load_soon("ada", tell)))
         await asyncio.sleep(0)  # now both are in the inbox
         worker.start()
         with pytest.raises(ClosedError, match="being shut down"):

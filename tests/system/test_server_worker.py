@@ -13,7 +13,7 @@ from tests.system.tiny import write_expert
 
 from coterie.api import Chunk, Coterie, Message, Query, Status
 from coterie.core.errors import ClosedError
-from coterie.engine.expert_control import Told
+from coterie.engine.expert_control import LoadCallback
 from coterie.server.metrics import StatusCollector
 from coterie.server.worker import Worker
 
@@ -178,7 +178,7 @@ def test_what_a_step_brings_to_its_end_is_known_though_a_long_step_follows_it(tm
     coterie = Coterie.open(write_expert(tmp_path / "ada", 1))
     worker, step = Worker(coterie), coterie.step
     (name,) = coterie.composition.names
-    begun, goes, tells = threading.Event(), threading.Event(), list[Told]()
+    begun, goes, tells = threading.Event(), threading.Event(), list[LoadCallback]()
 
     def brings(within_s: float | None = None) -> list[Chunk]:
         if tells:
@@ -190,7 +190,7 @@ def test_what_a_step_brings_to_its_end_is_known_though_a_long_step_follows_it(tm
         return step(within_s)
 
     async def check() -> None:
-        ending = asyncio.create_task(worker.told(lambda _, tell: tells.append(tell)))
+        ending = asyncio.create_task(worker.wait_for_callback(lambda _, tell: tells.append(tell)))
         stream = worker.ask([QUERY])
         while not (await stream.take())[-1].last:
             pass

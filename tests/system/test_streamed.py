@@ -77,9 +77,9 @@ def test_plain_pieces_are_what_writing_all_of_an_event_gives(way: str) -> None:
     shortcuts = 0
     for chunk in chunks(found):
         for index in (0, 1):
-            shortcuts += quick.plain(index, chunk) is not None
+            shortcuts += quick.encode_text(index, chunk) is not None
             written = [slow.encode(event) for event in slow.events(index, chunk)]
-            assert list(quick.said(index, chunk)) == written
+            assert list(quick.encode_chunk(index, chunk)) == written
     assert shortcuts == (0 if "logprobs" in way or "calls" in way else 2 * (len(TEXTS) - 1))
 
 

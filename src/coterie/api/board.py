@@ -26,7 +26,7 @@ from coterie.api.ready import Ready
 from coterie.api.same_files import serving
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, DeviceError
-from coterie.engine.expert_control import Told
+from coterie.engine.expert_control import LoadCallback
 
 GIVEN_UP = 10  # multiple of the time after which a step counts as hanging: started queries are ended then
 
@@ -46,12 +46,12 @@ class Board:
 
     placing: Placing = field(default_factory=Placing)
     flights: dict[str, Flight] = field(default_factory=dict)
-    loads: dict[Told, Member] = field(default_factory=dict)
+    loads: dict[LoadCallback, Member] = field(default_factory=dict)
     lock: threading.Condition = field(default_factory=threading.Condition)
     at_break: list[Broke] = field(default_factory=list)
     at_move: list[Moved] = field(default_factory=list)
     _news: list[Chunk] = field(default_factory=list)
-    _told: list[tuple[Told, CoterieError | None]] = field(default_factory=list)
+    _told: list[tuple[LoadCallback, CoterieError | None]] = field(default_factory=list)
     _woken: bool = False
 
     def join(self, member: Member) -> None:
@@ -267,7 +267,7 @@ class Board:
 
     # ---- loads
 
-    def load(self, expert: str, tell: Told, member: Member) -> None:
+    def load(self, expert: str, tell: LoadCallback, member: Member) -> None:
         """Have a member load an expert; `tell` is called by the thread that takes the news. Raises if it is refused."""
 
         def told(error: CoterieError | None) -> None:

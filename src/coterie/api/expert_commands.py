@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, fresh
-from coterie.engine.expert_control import ExpertControl, Told
+from coterie.engine.expert_control import ExpertControl, LoadCallback
 
 
 class ExpertCommands(ABC):
@@ -21,7 +21,7 @@ class ExpertCommands(ABC):
         """One step's chunks of these queries."""
 
     @abstractmethod
-    def load_soon(self, expert: str, tell: Told) -> None:
+    def load_soon(self, expert: str, tell: LoadCallback) -> None:
         """As load, without waiting: a later `step` calls `tell`, with None or the error."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Controlled(ExpertCommands):
     def _control(self, expert: str) -> AbstractContextManager[tuple[ExpertControl, str]]:
         """The expert control, held between two steps, and the expert's own name. Raises NotFoundError, ClosedError."""
 
-    def load_soon(self, expert: str, tell: Told) -> None:
+    def load_soon(self, expert: str, tell: LoadCallback) -> None:
         """As load, without waiting: a later `step` calls `tell`, with None or the error."""
         with self._control(expert) as (control, name):
             control.load(name, tell)

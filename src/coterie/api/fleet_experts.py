@@ -23,7 +23,7 @@ from coterie.api.member import Member
 from coterie.api.same_files import serving
 from coterie.composition.composition import Composition
 from coterie.core.errors import ConflictError, CoterieError
-from coterie.engine.expert_control import Told
+from coterie.engine.expert_control import LoadCallback
 from coterie.memory.split import side_of
 
 Repinned: TypeAlias = Callable[[str, str, CoterieError | None], None]
@@ -47,7 +47,7 @@ class FleetExperts(ExpertCommands):
     def _check_open(self) -> None:
         """Raise ClosedError, or the devices' error if none is left."""
 
-    def load_soon(self, expert: str, tell: Told) -> None:
+    def load_soon(self, expert: str, tell: LoadCallback) -> None:
         """As load, on the device where it is or where it costs least, without waiting: a later `step` calls `tell`.
         Draft experts are loaded on all devices, and `tell` is called once, with the first error of any.
         """
@@ -165,11 +165,11 @@ class FleetExperts(ExpertCommands):
         return [one for one in self._board.members if one.broken is None and name in one.coterie.composition.names]
 
 
-def _once(tell: Told, count: int) -> Callable[[], Told]:
+def _once(tell: LoadCallback, count: int) -> Callable[[], LoadCallback]:
     """Makes `count` callbacks in all; the last one called calls `tell`, with the first error of any."""
     errors, numbers = list[CoterieError | None](), itertools.count(1)
 
-    def made() -> Told:
+    def made() -> LoadCallback:
         def told(error: CoterieError | None) -> None:
             errors.append(error)
             if next(numbers) == count:  # callbacks run in one thread

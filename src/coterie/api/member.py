@@ -20,7 +20,7 @@ from coterie.api.serving import WAIT_S
 from coterie.api.status import Status
 from coterie.api.types import Chunk
 from coterie.core.errors import ClosedError, CoterieError, DeviceError, fresh
-from coterie.engine.placement import Seen
+from coterie.engine.placement import DeviceSnapshot
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 HANGS_S, HANGS_TIMES = 30.0, 4.0
 
 
-class Board(Protocol):
+class MemberListener(Protocol):
     """Where a member's thread delivers a step's results. Calls return at once."""
 
     def deliver(self, member: Member, chunks: Sequence[Chunk]) -> None:
@@ -46,11 +46,11 @@ class Member:
     step. `broken`: the error it has stopped with, or None.
     """
 
-    def __init__(self, number: int, name: str, coterie: Coterie, board: Board) -> None:
+    def __init__(self, number: int, name: str, coterie: Coterie, listener: MemberListener) -> None:
         self.number, self.name, self.coterie = number, name, coterie
         self.broken: CoterieError | None = None
         self._inbox = Inbox(coterie.interrupt)
-        self._board, self._busy_s, self._changes = board, 0.0, -1
+        self._listener, self._busy_s, self._changes = listener, 0.0, -1
         self._there: tuple[frozenset[str], int] = frozenset(), 0
         self.seen = self._look()
         self.known, self._left = Known(coterie.status), False
@@ -162,12 +162,12 @@ class Member:
                     self._busy_s += device.now() - begun_s
                     self.seen = self._look()
                     if chunks:
-                        self._board.deliver(self, chunks)
+                        self._listener.deliver(self, chunks)
         except BaseException as error:
             broken = DeviceError(self.name, f"stopped in the middle of a step: {error!r}", "restart the server")
             self.broken = broken
             try:
-                self._board.broke(self, broken, error)
+                self._listener.broke(self, broken, error)
             finally:
                 self._inbox.close(broken)
             if not isinstance(error, Exception):
@@ -175,7 +175,7 @@ class Member:
         if self._left:
             self.coterie.close()
 
-    def _look(self) -> Seen:
+    def _look(self) -> DeviceSnapshot:
         """A snapshot of the device, between two steps."""
         parts = self.coterie.parts
         weights, metrics, near = parts.all_weights, parts.engine.metrics, parts.cache.ledgers[0]
@@ -184,11 +184,11 @@ class Member:
             there = weights.residents.union(weights.loading())
             self._there = there, near.capacity_bytes - near.used_bytes
         there, free_bytes = self._there
-        return Seen(
+        return DeviceSnapshot(
             there=there,
             near_bytes=near.capacity_bytes,
             free_bytes=free_bytes,
-            brought=metrics.switches,
+            num_loads=metrics.switches,
             switches=metrics.switch.total,
             switch_s=metrics.switch.sum_s,
             finished=sum(metrics.finished.values()),

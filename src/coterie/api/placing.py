@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from coterie.api.avoiding import Avoiding
 from coterie.api.member import Member, ended_with
 from coterie.core.errors import DeviceError
-from coterie.engine.placement import Prefixes, Standing, cost_of, place, standing
+from coterie.engine.placement import Candidate, SeenPrefixes, candidate_for, cost_of, place
 
 
 class Placing:
@@ -25,7 +25,7 @@ class Placing:
         self.members: tuple[Member, ...] = ()
         self.asked: list[Counter[str]] = []
         self.avoiding = Avoiding()
-        self._reuse, self._prefixes = reuse, Prefixes()
+        self._reuse, self._prefixes = reuse, SeenPrefixes()
 
     def join(self, member: Member) -> None:
         """Add a member."""
@@ -49,7 +49,7 @@ class Placing:
     def cheapest(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
         """As `place`, for a load or a pin: these are no trial, as they do not show whether a member answers."""
         known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self._reuse else ()
-        each = [self._standing(member, expert, known, able) for member in self.members]
+        each = [self._candidate(member, expert, known, able) for member in self.members]
         found = place(each, cost_of([member.seen for member in self.members]))
         if found is None:
             fact = f"no working device serves {expert}"
@@ -63,12 +63,14 @@ class Placing:
         if not asked[expert]:
             del asked[expert]
 
-    def _standing(self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None) -> Standing:
+    def _candidate(
+        self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None
+    ) -> Candidate:
         models = member.coterie.models
         asked = self.asked[member.number]
         sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
         known_tokens, serves = known[member.number] if known else 0, _serves(member, able)
-        return standing(member.seen, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
+        return candidate_for(member.seen, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
 
 
 def _serves(member: Member, able: Collection[Member] | None) -> bool:

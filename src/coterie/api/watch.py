@@ -19,7 +19,7 @@ from coterie.composition.router import Route
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CoterieError
 from coterie.engine.assembly import Parts
-from coterie.engine.log import Told
+from coterie.engine.log import LogEntry
 from coterie.engine.request import Output, Timings
 from coterie.memory.cache import Decision
 from coterie.memory.split import side_of, sides_of
@@ -181,7 +181,7 @@ class Watch:
         self._tell("ended", request=output.request_id, expert=output.expert_id, reason=output.finish_reason,
                    tokens=before + len(output.token_ids), **_times(timings), **error)  # fmt: skip
 
-    def _engine_said(self, entry: Told) -> None:
+    def _engine_said(self, entry: LogEntry) -> None:
         what, name = str(entry[0]), str(entry[1])
         if what == "submit":
             self._tell("queued", request=name, expert=entry[2])

@@ -220,7 +220,7 @@ class FormMask:
             self._forced = tuple(found[:count])
         return self._forced
 
-    def few(self) -> bytes | None:
+    def choice_key(self) -> bytes | None:
         """The allowed set as a bit mask, for comparison; None if so many tokens are allowed that it tells nothing."""
         bits = self._allowed()
         return bits if int.from_bytes(bits, "little").bit_count() * MANY < self._vocab_size else None
@@ -231,7 +231,7 @@ class FormMask:
         made._forced, made._bits = self._forced, self._bits
         return made
 
-    def take(self, tokens: Sequence[int]) -> int:
+    def accept_prefix(self, tokens: Sequence[int]) -> int:
         """Accept these tokens in order, up to the first that is not allowed; returns how many."""
         self._forced = self._bits = None
         return int(self._matcher.try_consume_tokens(list(tokens)))

@@ -36,7 +36,7 @@ from coterie.core.errors import UsageError
 from coterie.core.units import format_count
 from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
-from coterie.server.guard import ANY, pages_of
+from coterie.server.guard import ANY, cors_middleware
 from coterie.server.keys import digests_of
 from coterie.server.log import open_log
 from coterie.server.response_store import DEFAULT_BYTES
@@ -133,7 +133,7 @@ def _check(api_key: list[str] | None, urgent_key: list[str] | None, allow_origin
             "give --api-key too",
         )
     digests_of((*(api_key or ()), *(urgent_key or ())))
-    pages_of(allow_origin or ())
+    cors_middleware(allow_origin or ())
 
 
 def _say(

@@ -38,7 +38,7 @@ class Admission:
         """Let a new sequence into the queue, or hold it. Withdraws other clients' sequences beyond their share."""
         client = sequence.request.client
         shares = bool(client) and self._is_other(client)
-        for other in [name for name in self._queue.clients if name != client] if shares else ():
+        for other in [name for name in self._queue.waiting_by_client if name != client] if shares else ():
             self._withdraw(other)
         full = shares and self._waiting(client, sequence.priority) >= self._share
         if full or self._stands_behind(sequence):
@@ -92,11 +92,11 @@ class Admission:
 
     def _is_other(self, client: str) -> bool:
         """Whether another client has sequences waiting, held or in the queue."""
-        return any(name != client for part in (self.held, self._queue.clients) for name in part)
+        return any(name != client for part in (self.held, self._queue.waiting_by_client) for name in part)
 
     def _waiting(self, client: str, priority: int | None = None) -> int:
         """How many of a client's sequences wait in the queue, optionally only those of this priority or better."""
-        its = self._queue.clients.get(client, {})
+        its = self._queue.waiting_by_client.get(client, {})
         return len(its) if priority is None else sum([sequence.priority <= priority for sequence in its.values()])
 
     def _stands_behind(self, sequence: Sequence) -> bool:
@@ -112,7 +112,7 @@ class Admission:
 
     def _withdraw(self, client: str) -> None:
         """Move a client's queued sequences beyond its share to the front of its held ones."""
-        its = list(self._queue.clients[client].values())
+        its = list(self._queue.waiting_by_client[client].values())
         surplus = [sequence for sequence in its[self._share :] if not sequence.paused]  # these have begun to answer
         if not surplus:
             return

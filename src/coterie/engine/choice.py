@@ -62,7 +62,7 @@ class Chooser:
         self.logprobs = self.logprobs[: len(self.logprobs) - count]
 
     @property
-    def reads(self) -> bool:
+    def needs_logits(self) -> bool:
         """True if the next token depends on the logits, or logprobs are reported."""
         mask = self._params.mask
         return mask is None or self._params.top_logprobs is not None or not mask.forced()
@@ -70,7 +70,7 @@ class Chooser:
     def choose(self, logits_V: F32 | None, drawn: int, position: int) -> int:
         """The token after `position`, given the logits there; `drawn` is what the device drew from them.
 
-        `logits_V` may be None if `reads` is False. Raises CoterieError if the mask allows no token.
+        `logits_V` may be None if `needs_logits` is False. Raises CoterieError if the mask allows no token.
         """
         params, token = self._params, drawn
         if params.changes_logits:
@@ -78,7 +78,7 @@ class Chooser:
             forced = () if mask is None else mask.forced()
             token = forced[0] if forced else self._drawn(_known(logits_V), position)
             if mask is not None and not forced and self.last_choices is not None:
-                self.last_choices.learn(mask.few(), self._before, token)
+                self.last_choices.learn(mask.choice_key(), self._before, token)
             self._before = token
             self._history.note(token)
             if mask is not None and token not in self._end_ids:
@@ -134,7 +134,7 @@ def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
 
 def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None:
     """Raise RequestError for a token outside the vocabulary, UnsupportedError if the device has no logits."""
-    if params.asks and synthetic:
+    if params.needs_logits and synthetic:
         asked = "logprobs, penalties, logit_bias, response_format and constrained tool calls"
         fact = f"{asked} need logits, and this device's tokens are synthetic"
         raise UnsupportedError("request", fact, "ask a real device, or leave them out")
@@ -156,7 +156,7 @@ def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[in
         _chooser(scored.sequence).score(device.logits(event, rows), tokens)
     if not batch.chosen:  # only prompts were scored
         return failed
-    reading = [row for row in batch.chosen if _chooser(batch.sampled[row]).reads]
+    reading = [row for row in batch.chosen if _chooser(batch.sampled[row]).needs_logits]
     logits = dict(zip(reading, device.logits(event, reading), strict=True)) if reading else {}
     guesses = {guess.row: guess for guess in batch.guessed}
     for row in batch.chosen:
@@ -182,7 +182,7 @@ def _choose_behind(device: Device, event: Event, guess: Guessed, token: int, by_
         if token != guessed or token in sequence.end_ids or chooser.complete:
             break
         row = guess.first_row + place
-        logits_V = device.logits(event, [row])[0] if chooser.reads else None
+        logits_V = device.logits(event, [row])[0] if chooser.needs_logits else None
         try:
             token = chooser.choose(logits_V, by_row[row][0], len(sequence.tokens) + place)
         except CoterieError:

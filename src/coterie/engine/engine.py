@@ -245,11 +245,11 @@ class Engine:
                 self._admit(sequence)
             self._loads.touch(Counter([sequence.request.expert_id for sequence in admitted]))
         most = self._batcher.most_steps(expert)
-        its = queue.running_of((run.expert_id, *run.beside))
+        its = queue.running_of((run.expert_id, *run.partners))
         alone = not (queue.waiting or len(queue.running) > len(its) or self._loads.under_way)
         if not alone:
-            most = min(most, repeats) if self.policy.leap else 1
-        if run.beside:
+            most = min(most, repeats) if self.policy.multi_step_while_waiting else 1
+        if run.partners:
             return self._batcher.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
         self.reuse.begin(expert, its[run.expert_id])
         drafts = self.drafts if alone and self.drafts.ready(expert, self._bring) else None
@@ -273,7 +273,7 @@ class Engine:
         if failure is not None:
             self._count_steps(lead, names, batch, 1)
             if len(names) > 1 and not self._experts[lead].kv.recurrent:  # else the step cannot be done again
-                self._groups.part(names)
+                self._groups.isolate(names)
                 self._repeats = 0
                 return
             self.fail([part.sequence for part in batch.parts], failure)

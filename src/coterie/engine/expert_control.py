@@ -24,7 +24,7 @@ from coterie.engine.view import READY, Fetch, Residence, View
 from coterie.memory.pins import check_room, places_with
 from coterie.memory.split import Cache, side_of, stays
 
-Told: TypeAlias = Callable[[CoterieError | None], None]
+LoadCallback: TypeAlias = Callable[[CoterieError | None], None]
 """Called once, between two steps: with None when the expert is fully loaded, else with the error."""
 
 
@@ -46,10 +46,10 @@ class ExpertControl:
     ) -> None:
         self._cache, self._loads, self._queue, self._admission = cache, loads, queue, admission
         self._experts, self._log = experts, log
-        self.open: dict[str, list[Told]] = {}
+        self.open: dict[str, list[LoadCallback]] = {}
         self.retired: set[str] = set()
 
-    def load(self, expert_id: str, tell: Told) -> None:
+    def load(self, expert_id: str, tell: LoadCallback) -> None:
         """Load an expert, or join a load under way. Raises ConflictError if pinned experts leave no room for it."""
         served = served_as(expert_id, self._experts)
         if self._loads.residence(expert_id) is Residence.ABSENT:

@@ -37,7 +37,7 @@ class Groups:
     ) -> None:
         self._queue, self._loads, self._kv, self._policy = queue, loads, kv, policy
         self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
-        self._apart: frozenset[str] = frozenset()
+        self._isolated: frozenset[str] = frozenset()
         self._of: dict[str, Group] = {}
         self._first: tuple[First, ...] | None = None
         self._looked = -1
@@ -49,7 +49,7 @@ class Groups:
     def renewed(self, variant_groups: Mapping[str, str]) -> None:
         """Replace the variant groups: which experts can share steps has changed."""
         self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
-        self._apart, self._first = frozenset(), None
+        self._isolated, self._first = frozenset(), None
         self._of.clear()
 
     @property
@@ -66,18 +66,18 @@ class Groups:
         """An expert was loaded, or ran out of work: its next step starts a new turn."""
         self._turn_steps.pop(expert_id, None)
 
-    def part(self, expert_ids: Iterable[str]) -> None:
+    def isolate(self, expert_ids: Iterable[str]) -> None:
         """A step of these experts failed. To find the culprit, each runs alone until a step of its own succeeds."""
-        self._apart |= frozenset(expert_ids)
+        self._isolated |= frozenset(expert_ids)
         for expert_id in expert_ids:
             self.changed(expert_id)
 
     def rejoin(self, expert_ids: Iterable[str]) -> None:
         """A step of these experts succeeded."""
-        if self._apart:
-            for expert_id in self._apart.intersection(expert_ids):
+        if self._isolated:
+            for expert_id in self._isolated.intersection(expert_ids):
                 self.changed(expert_id)
-            self._apart -= frozenset(expert_ids)
+            self._isolated -= frozenset(expert_ids)
 
     def ran(self, lead: str, expert_ids: Seq[str], steps: int, all_steps: int) -> None:
         """Count a run of `steps` steps of these experts, in the turn of `lead`; `all_steps`: total since the start."""
@@ -131,7 +131,7 @@ class Groups:
         priority, oldest = min([next(iter(side.values())).order for side in (waiting, running) if side])
         ranks = tuple([s.priority for s in running.values()])
         last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
-        shares = residence is READY and expert_id not in self._apart
+        shares = residence is READY and expert_id not in self._isolated
         variants = self._variant_groups.get(expert_id, "") if shares else ""
         counts = len(waiting), len(running)
         group = Group(expert_id, residence, first, *counts, oldest, last_run, turn_steps, variants, (), priority, ranks)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from coterie.core.errors import CapacityError, OversizeError
 from coterie.device import Buffer, Event
-from coterie.engine.prefix import Node, Prefixes
+from coterie.engine.prefix import Node, PrefixTrees
 from coterie.graph.program import KvShape
 
 MAX_SHAPES = 1024  # bound on remembered shapes: each expert has an object of its own, and experts come and go
@@ -52,7 +52,7 @@ class KVPool:
         self._reserved: dict[int, int] = {}  # blocks promised to owners that have not begun
         self._promised = 0  # all blocks promised to owners, or retiring
         self._sharing: dict[int, _Sharing] = {}
-        self._prefixes = Prefixes()
+        self._prefixes = PrefixTrees()
         self._uses: list[tuple[Event, Collection[int]]] = []
         self._retiring: list[tuple[Event, tuple[int, ...], _Sharing | None]] = []
         self._per_block: dict[int, tuple[KvShape, int]] = {}  # keyed by identity: looked up for every request and batch

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from coterie.memory.residency import Evicted
 
-Told: TypeAlias = tuple[str | int | float, ...]
+LogEntry: TypeAlias = tuple[str | int | float, ...]
 
 MAX_ENTRIES = 1 << 18  # bounds memory; the oldest entries are dropped
 
@@ -30,7 +30,7 @@ class DecisionLog:
 
     def __init__(self) -> None:
         self.entries: deque[tuple[str | int, ...]] = deque(maxlen=MAX_ENTRIES)
-        self.follower: Callable[[Told], None] | None = None
+        self.follower: Callable[[LogEntry], None] | None = None
 
     def add(self, *entry: str | int) -> None:
         """Append an entry."""

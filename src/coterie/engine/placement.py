@@ -28,7 +28,7 @@ MAX_PIECES = 1 << 16  # pieces remembered over all prompts: about 10 MB
 
 
 @value
-class Standing:
+class Candidate:
     """How one device stands to a request for an expert.
 
     serves: it can serve the expert at all.
@@ -37,7 +37,7 @@ class Standing:
     crowded: the experts of those requests and this one exceed its near budget: loading this one evicts one in use.
     free: the expert fits without an eviction.
     known_tokens: prompt tokens computed there before.
-    brought: experts loaded there so far.
+    num_loads: experts loaded there so far.
     avoided: it fails or hangs, and is asked only if no other device can be.
     """
 
@@ -47,11 +47,11 @@ class Standing:
     crowded: bool
     free: bool
     known_tokens: int
-    brought: int
+    num_loads: int
     avoided: bool = False
 
 
-def place(devices: Sequence[Standing], switch_requests: float = SWITCH_REQUESTS) -> int | None:
+def place(devices: Sequence[Candidate], switch_requests: float = SWITCH_REQUESTS) -> int | None:
     """The index of the device where a request costs least; None if no device serves it.
 
     `switch_requests`: the cost of a switch, in requests. Ties: a device where nothing is evicted, then the one with the
@@ -61,12 +61,12 @@ def place(devices: Sequence[Standing], switch_requests: float = SWITCH_REQUESTS)
     return min(ranked)[2] if ranked else None
 
 
-def _rank(one: Standing, switch_requests: float) -> tuple[float, bool, int]:
+def _rank(one: Candidate, switch_requests: float) -> tuple[float, bool, int]:
     cost = one.load - one.known_tokens / TOKENS_PER_REQUEST
     if not one.holds:
         cost += switch_requests * (1 + one.crowded)
     # If it is already there nothing is loaded, so free room is irrelevant.
-    return cost, not (one.holds or one.free), 0 if one.holds else one.brought
+    return cost, not (one.holds or one.free), 0 if one.holds else one.num_loads
 
 
 def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) -> float:
@@ -77,7 +77,7 @@ def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DeviceSnapshot:
     """A snapshot of a device between two steps: the experts `there` or loading, and the inputs of `switch_cost`.
 
     `near_bytes`: its budget for experts; `free_bytes`: the unused part of it. `loading`: experts are being loaded, even
@@ -87,7 +87,7 @@ class Seen:
     there: frozenset[str]
     near_bytes: int
     free_bytes: int
-    brought: int
+    num_loads: int
     switches: int
     switch_s: float
     finished: int
@@ -95,31 +95,31 @@ class Seen:
     loading: bool = False
 
 
-def standing(
-    seen: Seen,
+def candidate_for(
+    seen: DeviceSnapshot,
     expert: str,
     size_bytes: Mapping[str, int],
     asked: Mapping[str, int],
     known_tokens: int = 0,
     serves: bool = True,
     avoided: bool = False,
-) -> Standing:
-    """A device's Standing for a request for `expert`. `asked`: its unfinished requests by expert."""
+) -> Candidate:
+    """A device's Candidate for a request for `expert`. `asked`: its unfinished requests by expert."""
     used = {name for name, count in asked.items() if count}
     needed = sum([size_bytes.get(name, 0) for name in used | {expert}])
-    return Standing(
+    return Candidate(
         serves=serves,
         holds=expert in seen.there or expert in used,
         load=sum(asked.values()),
         crowded=needed > seen.near_bytes,
         free=size_bytes.get(expert, 0) <= seen.free_bytes,
         known_tokens=known_tokens,
-        brought=seen.brought,
+        num_loads=seen.num_loads,
         avoided=avoided,
     )
 
 
-def cost_of(seen: Iterable[Seen]) -> float:
+def cost_of(seen: Iterable[DeviceSnapshot]) -> float:
     """`switch_cost` over several devices."""
     each = tuple(seen)
     return switch_cost(
@@ -130,7 +130,7 @@ def cost_of(seen: Iterable[Seen]) -> float:
     )
 
 
-class Prefixes:
+class SeenPrefixes:
     """Which devices have computed which prompt prefixes; the least recently learnt are forgotten.
 
     A device may have evicted them since. Then it computes the prompt again: only time is lost, no token changes.

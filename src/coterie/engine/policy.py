@@ -34,7 +34,8 @@ class Policy:
     """The settings of the scheduler.
 
     schedule: a name in scheduler.SCHEDULES.
-    patience: a request that has waited for more arrivals than this times the requests present goes before all weights.
+    overdue_factor: a request that has waited for more arrivals than this times the requests present goes before all
+        weights.
         The grouped schedule answers more requests per arrival than first come first served; above that gain (about 1.4
         with 32 in flight) the slowest first tokens come later than under it.
     age_bound: at most this many later requests overtake a waiting one.
@@ -43,11 +44,11 @@ class Policy:
     quantum_steps: consecutive steps of one resident expert before another resident one with work runs.
     overlap: run other experts during a fetch, and start the new one when its first stage has arrived. Without it the
         engine waits for each wanted expert at once, and no decision depends on how long a fetch takes.
-    turns: experts that share the steps; the work of further ones starts when one of these has none left.
+    max_active_experts: experts that share the steps; the work of further ones starts when one of these has none left.
     prefetch: how many experts beyond the next one may be loading, or resident with unstarted work.
-    leap: run several steps at once even while other requests wait or a fetch is under way, for as many steps as would
-        be decided alike; the run ends early when something changes. Modelled time reports changes at once; a real
-        device does better without.
+    multi_step_while_waiting: run several steps at once even while other requests wait or a fetch is under way, for as
+        many steps as would be decided alike; the run ends early when something changes. Modelled time reports changes
+        at once; a real device does better without.
     share_steps: let variants of one base (its adapters, or deltas) that have one program share steps.
     max_steps, max_run_bytes: bounds on one device run of several steps when nothing waits: their number, and the bytes
         of weights that they read, so that a large expert's tokens are not shown in bursts. None: RUN_BYTES or
@@ -59,16 +60,16 @@ class Policy:
     """
 
     schedule: str = "grouped"
-    patience: float = 1.4
+    overdue_factor: float = 1.4
     age_bound: int = 512
     max_batch: int = 32
     max_step_tokens: int = 512
     turn_steps: int = 128
     quantum_steps: int = 4
-    turns: int = 6
+    max_active_experts: int = 6
     overlap: bool = True
     prefetch: int = 1
-    leap: bool = False
+    multi_step_while_waiting: bool = False
     share_steps: bool = True
     max_steps: int = 8
     max_run_bytes: int | None = None
@@ -107,7 +108,7 @@ class Policy:
         return Balance(spec.few_flops_per_byte, spec.flops_per_byte)
 
     def __post_init__(self) -> None:
-        lowest = {"patience": 0, "age_bound": 0, "prefetch": 0, "max_guesses": 0}
+        lowest = {"overdue_factor": 0, "age_bound": 0, "prefetch": 0, "max_guesses": 0}
         for field in fields(self):
             value = getattr(self, field.name)
             low = lowest.get(field.name, 1)

@@ -20,19 +20,19 @@ Level: TypeAlias = "dict[tuple[int, ...], Node]"
 
 class Node:
     """A whole block with the KV state of `tokens`, which follow those of its ancestors. `known`: still in the tree.
-    `behind`: its children; `beside`: the level it is in.
+    `level`: the one that holds it.
     """
 
-    __slots__ = ("behind", "beside", "block", "known", "tokens", "uses")
+    __slots__ = ("block", "children", "known", "level", "tokens", "uses")
 
-    def __init__(self, block: int, tokens: tuple[int, ...], beside: Level, uses: int) -> None:
-        self.block, self.tokens, self.beside, self.uses = block, tokens, beside, uses
-        self.behind: Level = {}
+    def __init__(self, block: int, tokens: tuple[int, ...], level: Level, uses: int) -> None:
+        self.block, self.tokens, self.level, self.uses = block, tokens, level, uses
+        self.children: Level = {}
         self.known = True
-        beside[tokens] = self
+        level[tokens] = self
 
 
-class Prefixes:
+class PrefixTrees:
     """The trees, and the eviction order of unused nodes."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Prefixes:
             if node is None:
                 break
             chain.append(node)
-            level = node.behind
+            level = node.children
         return chain
 
     def take(self, chain: Sequence[Node]) -> None:
@@ -69,7 +69,7 @@ class Prefixes:
         Stops where another block is already known for the same tokens: nodes below that one would have users that do
         not use their ancestors.
         """
-        level = self._behind(chain, key)
+        level = self._level_below(chain, key)
         if level is None:
             return
         for number in range(len(chain), len(tokens) // size):
@@ -77,7 +77,7 @@ class Prefixes:
             if part in level:
                 return
             chain.append(Node(blocks[number], part, level, uses=1))
-            level = chain[-1].behind
+            level = chain[-1].children
 
     def leave(
         self, chain: Sequence[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]
@@ -86,10 +86,10 @@ class Prefixes:
 
         Returns the blocks to free: partly filled ones, duplicates of known ones, and forgotten ones without users.
         """
-        behind, own = self._fill(chain, key, tokens, size, blocks), blocks[len(chain) :]
-        free = [block for block, node in zip(own, behind, strict=False) if node.block != block]
-        free += own[len(behind) :]
-        for node in reversed(behind):
+        following, own = self._fill(chain, key, tokens, size, blocks), blocks[len(chain) :]
+        free = [block for block, node in zip(own, following, strict=False) if node.block != block]
+        free += own[len(following) :]
+        for node in reversed(following):
             if node.uses == 0:
                 self._wait(node)
         for node in reversed(chain):
@@ -105,7 +105,7 @@ class Prefixes:
         blocks = []
         for _ in range(count):
             node, _none = self._unused.popitem(last=False)
-            del node.beside[node.tokens]
+            del node.level[node.tokens]
             node.known = False
             blocks.append(node.block)
         return blocks
@@ -113,8 +113,8 @@ class Prefixes:
     def forget(self, first: Collection[Node]) -> list[int]:
         """Forget these nodes and their descendants; returns the blocks of those without users."""
         blocks = []
-        for node in [found for top in first if top.known for found in (top, *_all(top.behind))]:
-            del node.beside[node.tokens]
+        for node in [found for top in first if top.known for found in (top, *_all(top.children))]:
+            del node.level[node.tokens]
             node.known = False
             if node.uses == 0:
                 del self._unused[node]
@@ -136,7 +136,7 @@ class Prefixes:
         if set(places) != {node for node in nodes if node.uses == 0}:
             raise ValueError(f"{len(places)} KV blocks wait, not just those of {len(nodes)} known ones that are unused")
         for node, place in places.items():
-            if any(after.uses or places[after] > place for after in node.behind.values()):
+            if any(after.uses or places[after] > place for after in node.children.values()):
                 raise ValueError(f"KV block {node.block} would go before what is behind it")
 
     def _fill(
@@ -144,7 +144,7 @@ class Prefixes:
     ) -> list[Node]:
         """The nodes for the tokens after a chain; missing ones are made of these blocks."""
         found: list[Node] = []
-        level = self._behind(chain, key)
+        level = self._level_below(chain, key)
         if level is None:
             return found
         for number in range(len(chain), len(tokens) // size):
@@ -153,18 +153,18 @@ class Prefixes:
             if node is None:
                 node = Node(blocks[number], part, level, uses=0)
             found.append(node)
-            level = node.behind
+            level = node.children
         return found
 
     def _wait(self, node: Node) -> None:
         self._unused[node] = None
         self._unused.move_to_end(node)
 
-    def _behind(self, chain: Sequence[Node], key: str) -> Level | None:
+    def _level_below(self, chain: Sequence[Node], key: str) -> Level | None:
         """The level below a chain; None if the chain was forgotten."""
         if not chain:
             return self._first.setdefault(key, {})
-        return chain[-1].behind if chain[-1].known else None
+        return chain[-1].children if chain[-1].known else None
 
 
 def _part(tokens: Sequence[int], number: int, size: int) -> tuple[int, ...]:
@@ -178,4 +178,4 @@ def _all(level: Level) -> Iterator[Node]:
     while stack:
         node = stack.pop()
         yield node
-        stack += node.behind.values()
+        stack += node.children.values()

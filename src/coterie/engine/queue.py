@@ -24,7 +24,7 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: dict[str, dict[int, Sequence]] = {}
         self.running: dict[str, dict[int, Sequence]] = {}
-        self.clients: dict[str, dict[int, Sequence]] = {}  # waiting ones, by client
+        self.waiting_by_client: dict[str, dict[int, Sequence]] = {}
         self.admitted = 0
         self._order: dict[int, Sequence] = {}
         self._overtakers: dict[int, list[int]] = {}  # admitted numbers, sorted, by requested priority
@@ -70,7 +70,7 @@ class Queue:
             self._order,
             self.waiting.get(request.expert_id, {}),
             self.running.get(request.expert_id, {}),
-            self.clients.get(request.client, {}),
+            self.waiting_by_client.get(request.client, {}),
         ):
             if line.pop(sequence.number, None) is not None:
                 put(line, sequence)
@@ -89,7 +89,7 @@ class Queue:
         """The first waiting sequences of the `count` experts whose first one is oldest, in order of arrival; `count` of
         them for each priority that leads some expert's line.
         """
-        if self.several:
+        if self.has_several_priorities:
             first = {next(iter(line.values())).priority: dict[str, Sequence]() for line in self.waiting.values()}
             for sequence in self._order.values():
                 its = first.get(sequence.priority)
@@ -117,7 +117,7 @@ class Queue:
         return next(iter(self._order.values()), None)
 
     @property
-    def several(self) -> bool:
+    def has_several_priorities(self) -> bool:
         """Whether sequences of more than one priority are present."""
         return len(self.priorities) > 1
 
@@ -185,7 +185,7 @@ class Queue:
         put(self.waiting.setdefault(sequence.request.expert_id, {}), sequence)
         put(self._order, sequence)
         if sequence.request.client:
-            put(self.clients.setdefault(sequence.request.client, {}), sequence)
+            put(self.waiting_by_client.setdefault(sequence.request.client, {}), sequence)
 
     def _uncount(self, sequence: Sequence) -> None:
         self.priorities[sequence.priority] -= 1
@@ -196,14 +196,14 @@ class Queue:
         del self._order[sequence.number]
         _leave(self.waiting, sequence.request.expert_id, sequence)
         if sequence.request.client:
-            _leave(self.clients, sequence.request.client, sequence)
+            _leave(self.waiting_by_client, sequence.request.client, sequence)
 
     def _forget_past(self) -> None:
         """Drop admissions older than the oldest waiting sequence: they overtook none that still waits."""
         if not self._order:
             self._overtakers.clear()
             return
-        oldest = min(self._order) if self.several else next(iter(self._order))
+        oldest = min(self._order) if self.has_several_priorities else next(iter(self._order))
         for priority, numbers in list(self._overtakers.items()):
             del numbers[: bisect_right(numbers, oldest)]
             if not numbers:

@@ -37,11 +37,11 @@ class Ranks:
 
     def repeats(self, steps: int) -> int:
         """`steps`, or fewer: until a request may be raised."""
-        return min(steps, max(1, self._turn_steps - self._passed)) if self._queue.several else steps
+        return min(steps, max(1, self._turn_steps - self._passed)) if self._queue.has_several_priorities else steps
 
     def make_room(self, free_blocks: int) -> list[str]:
         """Make running sequences wait again to free KV blocks for the first in line; none, if that cannot suffice."""
-        paused = self._yielding(free_blocks) if self._queue.several else []
+        paused = self._yielding(free_blocks) if self._queue.has_several_priorities else []
         for sequence in paused:
             self._reuse.pause(sequence)
             self._drafts.ended(sequence)
@@ -51,7 +51,7 @@ class Ranks:
 
     def passed(self, ran: Collection[Part], steps: int) -> list[str]:
         """Count steps in which these ran; after enough of them, raise a passed-over sequence to their best priority."""
-        if not self._queue.several:
+        if not self._queue.has_several_priorities:
             return []
         best = min([part.sequence.priority for part in ran])
         if best == max(self._queue.priorities):

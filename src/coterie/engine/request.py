@@ -60,13 +60,13 @@ class Mask(Protocol):
     def forced(self) -> tuple[int, ...]:
         """The next tokens, as far as they are determined: at each of them `allowed` leaves no alternative."""
 
-    def few(self) -> bytes | None:
+    def choice_key(self) -> bytes | None:
         """A key that identifies the set of allowed tokens; None if the set is too large to be predictive."""
 
     def copy(self) -> Mask:
         """An independent copy in the same state, for looking ahead."""
 
-    def take(self, tokens: Sequence[int]) -> int:
+    def accept_prefix(self, tokens: Sequence[int]) -> int:
         """Accept these tokens in order, up to the first one not allowed; return how many were accepted."""
 
     @property
@@ -116,12 +116,12 @@ class ChoiceParams:
         return penalties != (0, 0, 1) or bool(self.logit_bias) or self.mask is not None
 
     @property
-    def unchanged(self) -> ChoiceParams:
+    def host_part(self) -> ChoiceParams:
         """What remains to be done by the host where the device applies penalties and biases."""
         return replace(self, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0, logit_bias=())
 
     @property
-    def asks(self) -> bool:
+    def needs_logits(self) -> bool:
         """True if the host needs each step's logits, to choose tokens or to report logprobs."""
         return self.top_logprobs is not None or self.changes_logits
 

@@ -46,7 +46,7 @@ def grouped(view: View, policy: Policy) -> Decision:
     if fetch is not None:
         return fetch
     group = _next_group(together(working, view.current) if view.has_variants else working, view, policy, weight)
-    return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy), group.beside)
+    return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy), group.partners)
 
 
 def fcfs(view: View, policy: Policy) -> Decision:
@@ -81,7 +81,7 @@ def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
     streak = view.streak if view.current == run.expert_id else 0
     most = policy.quantum_steps - streak
     for group in view.groups if view.refused else ():
-        its = group.expert_id == run.expert_id or group.expert_id in run.beside
+        its = group.expert_id == run.expert_id or group.expert_id in run.partners
         if its and group.turn_steps < policy.turn_steps:
             most = min(most, policy.turn_steps - group.turn_steps)
     return max(1, most)
@@ -110,7 +110,7 @@ def _rival(group: Group, firsts: Iterable[First]) -> First | None:
 
     Only this one needs checking against the age bound: whatever overtakes a later request overtakes it too.
     """
-    its = (group.expert_id, *group.beside)
+    its = (group.expert_id, *group.partners)
     return next((first for first in firsts if first.expert_id not in its), None)
 
 
@@ -205,10 +205,10 @@ def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
     """The expert to run: a fully resident one if any, else one still arriving, as fast as its weights arrive.
 
-    Up to `turns` experts share the steps in quanta; another starts when one of them runs out of work. After each
-    quantum an expert with admissible requests goes first, even one already started: that costs the others one more
-    quantum, where a first token would have to wait for a whole round. A started expert is passed over for at most
-    ROUNDS rounds.
+    Up to `max_active_experts` experts share the steps in quanta; another starts when one of them runs out of work.
+    After each quantum an expert with admissible requests goes first, even one already started: that costs the others
+    one more quantum, where a first token would have to wait for a whole round. A started expert is passed over for at
+    most ROUNDS rounds.
     """
     ready = [g for g in working if g.residence is READY]
     if policy.overlap:
@@ -226,7 +226,7 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
     now = max([group.last_run for group in view.groups], default=0)
     if longest_ago is not None and now - longest_ago.last_run > ROUNDS * len(begun) * policy.quantum_steps:
         return longest_ago
-    open_to_more = candidates if len(begun) < policy.turns else begun
+    open_to_more = candidates if len(begun) < policy.max_active_experts else begun
     newcomers = [g for g in open_to_more if g.waiting and _admissible(g, view, policy)]
     return _heaviest(newcomers, weight) if newcomers else longest_ago
 
@@ -254,7 +254,7 @@ class Weight:
     arrivals. The best priority among its requests comes first.
 
     The number of requests alone would save the most switches but leave single requests to the age bound; age alone is
-    first come first served. A request that has waited for more arrivals than `patience` times the requests present
+    first come first served. A request that has waited for more arrivals than `overdue_factor` times the requests present
     (under first come first served: once) beats all weights, oldest first, which keeps the longest waits close to that
     baseline.
     """
@@ -269,7 +269,7 @@ class Weight:
         """Comparable weight; the larger goes first."""
         if self._limit is None:
             requests = sum([group.num_waiting + group.running for group in self._view.groups])
-            self._limit = self._policy.patience * requests
+            self._limit = self._policy.overdue_factor * requests
         age = self._view.arrived - group.oldest
         if age > self._limit:
             return -group.priority, True, age

@@ -66,10 +66,10 @@ class Sequence:
         self.mask = choice.mask
         self.history: History | None = None
         if changes_logits and choice.changes_logits and choice.mask is None:
-            self.history, choice = History(choice, request.prompt_ids), choice.unchanged
+            self.history, choice = History(choice, request.prompt_ids), choice.host_part
         # The host changes these logits, so the device's draw is discarded: draw greedily, which is cheapest.
         self._sampling = Sampling() if choice.changes_logits else own
-        self.chooser = Chooser(choice, own, request.prompt_ids, self.end_ids) if choice.asks else None
+        self.chooser = Chooser(choice, own, request.prompt_ids, self.end_ids) if choice.needs_logits else None
         scores_all = request.choice.score_prompt or request.pooling == "mean"
         self.scored = min(len(self.tokens) - 1, len(self.tokens) if scores_all else int(request.pooling == "first"))
         self.pool = None if request.pooling is None else Pool(request.pooling)

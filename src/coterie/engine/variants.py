@@ -63,7 +63,7 @@ def _one(variants: Sequence[Group], current: str | None) -> Group:
         running=sum([group.running for group in variants]),
         oldest=oldest,
         last_run=max([group.last_run for group in variants]),
-        beside=tuple([group.expert_id for group in variants if group is not first]),
+        partners=tuple([group.expert_id for group in variants if group is not first]),
         priority=priority,
         ranks=tuple([rank for group in variants for rank in group.ranks]),
     )

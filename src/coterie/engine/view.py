@@ -45,7 +45,7 @@ class Group:
     oldest: the least number among the waiting and running requests of its best `priority`.
     last_run: the step in which it last ran (-1: never); turn_steps: steps it has run since it was loaded.
     variant_group: fully loaded experts of the same group can share steps (variants.py).
-    beside: for a joined group, its members other than `expert_id`.
+    partners: for a joined group, its members other than `expert_id`.
     ranks: the priorities of its running requests.
     """
 
@@ -58,7 +58,7 @@ class Group:
     last_run: int = -1
     turn_steps: int = 0
     variant_group: str = ""
-    beside: tuple[str, ...] = ()
+    partners: tuple[str, ...] = ()
     priority: int = 0
     ranks: tuple[int, ...] = ()
 
@@ -132,11 +132,11 @@ class Fetch:
 
 @value
 class Run:
-    """Admit these waiting requests, then run one step of the expert, together with the variants `beside` it."""
+    """Admit these waiting requests, then run one step of the expert, together with the variants in `partners`."""
 
     expert_id: str
     admit: tuple[int, ...]
-    beside: tuple[str, ...] = ()
+    partners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

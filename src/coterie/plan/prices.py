@@ -138,7 +138,9 @@ class Pricer:
         capacity = spec.tier(spec.run_tier).capacity_bytes
         policy, question = demand.policy, demand.prompt_tokens + demand.instruction_tokens
         kv = max(expert.kv.sequence_bytes(demand.prompt_tokens + demand.new_tokens) for expert in experts)
-        near = capacity - there - int(max(kv, min(policy.turns * policy.max_batch * kv, capacity * KV_SHARE)))
+        near = (
+            capacity - there - int(max(kv, min(policy.max_active_experts * policy.max_batch * kv, capacity * KV_SHARE)))
+        )
         memories = [*memories_below(spec)] or [name for name in (spec.home_tier,) if name != spec.run_tier]
         # Bases are stored in the home tier only, and loaded from there directly into the run tier.
         kept = {name: there if name == spec.home_tier else router_bytes for name in memories}

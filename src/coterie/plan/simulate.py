@@ -152,7 +152,9 @@ def settings_of(case: Case, workload: Workload) -> Settings:
     per_sequence = max(model.kv.blocks_for(longest, block) for model in models.values()) * block
     policy, kv = case.setup.policy, case.kv_bytes
     if kv is None:
-        kv = max(per_sequence, min(policy.turns * policy.max_batch * per_sequence, int(capacity * KV_SHARE)))
+        kv = max(
+            per_sequence, min(policy.max_active_experts * policy.max_batch * per_sequence, int(capacity * KV_SHARE))
+        )
     near = room_for_experts(spec, router + kv + work_bytes(models, spec.rule_set, policy), alone=True)
     bases = bases_of(models)
     staying = {ROUTER, *bases}
@@ -164,7 +166,7 @@ def settings_of(case: Case, workload: Workload) -> Settings:
         raise CapacityError(f"{spec.name}: {spec.run_tier}", what, largest + capacity - near, capacity, levers)
     near = near if case.near_bytes is None else case.near_bytes
     if case.steps > 1:
-        policy = replace(policy, leap=True, max_steps=case.steps, max_run_bytes=1 << 62)
+        policy = replace(policy, multi_step_while_waiting=True, max_steps=case.steps, max_run_bytes=1 << 62)
     return Settings(near, kv, evict=case.setup.evict, policy=policy, record=case.record)
 
 

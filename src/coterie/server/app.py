@@ -27,7 +27,7 @@ from coterie.server.body import written
 from coterie.server.choices import numbers, respond, vectors_of
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.embeddings import parse_embeddings, whole
-from coterie.server.guard import Guard, pages_of, retry_headers
+from coterie.server.guard import Guard, cors_middleware, retry_headers
 from coterie.server.inputs import count_input, parse_response
 from coterie.server.keys import digests_of
 from coterie.server.log import log_refusal
@@ -133,7 +133,7 @@ def make_app(
             Exception: _on_bug,
         },
         middleware=[
-            *pages_of(origins),
+            *cors_middleware(origins),
             *([Middleware(Guard, digests_of(keys), _own_form, digests_of(urgent))] if keys else []),
         ],
         lifespan=lifespan,

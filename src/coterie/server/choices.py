@@ -57,10 +57,10 @@ class EndpointRequest(Protocol):
     def waiting(self, words: str) -> bytes:
         """Sent before a stream's first chunk, so that no proxy drops the connection."""
 
-    def noted(self, chunk: Chunk) -> None:
+    def observe(self, chunk: Chunk) -> None:
         """A chunk, not an error, of a response that is not streamed."""
 
-    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
+    def encode_chunk(self, index: int, chunk: Chunk) -> Iterable[bytes]:
         """The encoded events for one choice's chunk, not an error."""
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
@@ -82,10 +82,10 @@ class SendPiece(Protocol):
 async def respond(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
     """Ask, and answer once complete or as a stream; a disconnect cancels everything. Raises CoterieError."""
     if not asked.stream:
-        answers = await answered(request, worker, asked.queries, noted=asked.noted)
+        answers = await answered(request, worker, asked.queries, observe=asked.observe)
         if sum([num_logprobs((*one.prompt_logprobs, *one.logprobs)) for one in answers]) <= QUICK_LOGPROBS:
             return JSONResponse(asked.whole(answers))
-        body = await worker.beside(lambda _: written(asked.whole(answers), RUN, within=asked.within), reads=True)
+        body = await worker.run_in_pool(lambda _: written(asked.whole(answers), RUN, within=asked.within), reads=True)
         return Response(body, media_type=JSONResponse.media_type)
     stream, end = _asked(request, worker, asked.queries)
     return await _streamed(worker, asked, stream, end)
@@ -96,15 +96,15 @@ async def answered(
     worker: Worker,
     queries: Sequence[Query],
     partly: bool = False,
-    noted: Callable[[Chunk], None] | None = None,
+    observe: Callable[[Chunk], None] | None = None,
 ) -> list[Answer]:
-    """Ask, and wait for all answers; a disconnect cancels all. `partly`: as in Worker.ask. `noted` gets each chunk.
+    """Ask, and wait for all answers; a disconnect cancels all. `partly`: as in Worker.ask. `observe` gets each chunk.
 
     Raises CoterieError.
     """
     stream, end = _asked(request, worker, queries, partly)
     try:
-        return await _gather(stream, noted)
+        return await _gather(stream, observe)
     finally:
         end()
 
@@ -138,7 +138,7 @@ async def numbers(worker: Worker, answers: Sequence[Answer], make: Callable[[], 
 
     if sum([len(answer.vector) for answer in answers]) <= QUICK_NUMBERS:
         return response()
-    return await worker.beside(lambda _: response(), reads=True)
+    return await worker.run_in_pool(lambda _: response(), reads=True)
 
 
 def _asked(
@@ -184,15 +184,15 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _gather(stream: Stream, noted: Callable[[Chunk], None] | None) -> list[Answer]:
+async def _gather(stream: Stream, observe: Callable[[Chunk], None] | None) -> list[Answer]:
     """All answers, in order. Raises the first error."""
     answers: dict[str, Answer] = {}
     while not answers or len(answers) < len(stream.request_ids):  # complete once there are chunks
         for chunk in await stream.take():
             if chunk.error is not None:
                 raise chunk.error
-            if noted is not None:
-                noted(chunk)
+            if observe is not None:
+                observe(chunk)
             if chunk.answer is not None:
                 answers[chunk.request_id] = chunk.answer
     return [answers[request_id] for request_id in stream.request_ids]
@@ -253,7 +253,7 @@ async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send:
                 await send(b"".join([*parts, *map(asked.encode, failure)]), more=False)
                 return
             index_of = index_of or {request_id: index for index, request_id in enumerate(stream.request_ids)}
-            parts += asked.said(index_of[chunk.request_id], chunk)
+            parts += asked.encode_chunk(index_of[chunk.request_id], chunk)
             if chunk.answer is not None:
                 answers[chunk.request_id] = chunk.answer
     parts += map(asked.encode, asked.ending([answers[request_id] for request_id in stream.request_ids]))

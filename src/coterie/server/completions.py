@@ -41,7 +41,7 @@ class CompletionBody:
 
 def parse_completion(body: object, coterie: Serving) -> CompletionBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field and what to change."""
-    given = fields.in_these_words(fields.an_object(body, "model and prompt"))
+    given = fields.without_synonyms(fields.an_object(body, "model and prompt"))
     fields.check_names(given, SUPPORTED, {})
     limit, n, best_of = fields.integer(given, "max_tokens"), fields.choices(given), fields.integer(given, "best_of")
     if best_of is not None and best_of != n:
@@ -135,7 +135,7 @@ class TextAnswers(Streamed):
         head = self._head(answers[0].request_id, answers[0].expert)
         return {**head, "choices": choices, "usage": usage(answers, self._n), "coterie": details(answers[0])}
 
-    def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
+    def encode_text(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """Text in the middle of a choice, without logprobs."""
         if index not in self._begun or self._logprobs or chunk.answer is not None:
             return None

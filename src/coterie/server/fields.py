@@ -96,7 +96,7 @@ def an_object(body: object, fields: str) -> dict[str, Any]:
     return body
 
 
-def in_these_words(given: dict[str, Any]) -> dict[str, Any]:
+def without_synonyms(given: dict[str, Any]) -> dict[str, Any]:
     """A body with synonyms of fields replaced. Raises RequestError if both are given and differ.
 
     `repeat_last_n` limits penalties to the last tokens. Here a repetition penalty always applies to the whole prompt

@@ -26,7 +26,7 @@ from coterie.server.keys import digest_of
 OPEN_PATHS = frozenset({"/health", "/"})  # health checks have no key; the page asks the user for it
 ANY = "*"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~-]+(:[0-9]+)?|[a-z]+://\[[0-9a-f:.]+\](:[0-9]+)?|null|\*")
-SHOWN = "coterie.key"  # in a request's scope: an id of its key
+KEY_ID = "coterie.key"  # in a request's scope: an id of its key
 URGENT = "coterie.urgent"  # in a request's scope: whether its priority may be negative
 RETRY_LATER = (429, 503)
 Form: TypeAlias = Callable[[str, int, dict[str, Any]], dict[str, Any]]
@@ -46,7 +46,7 @@ class Guard:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http" and _is_among(_token(scope), self._digests):
             scope[URGENT] = not self._urgent or _is_among(_token(scope), self._urgent)
-            scope[SHOWN] = digest_of(_token(scope)).hex()[:16]
+            scope[KEY_ID] = digest_of(_token(scope)).hex()[:16]
         elif scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             await self._refuse(scope, receive, send)
             return
@@ -63,10 +63,10 @@ class Guard:
 def client_of(scope: Scope) -> str:
     """The client, for shares of the queue: the key used, and the address of the request."""
     host = scope["client"][0] if scope.get("client") else "?"
-    return f"{scope.get(SHOWN, '')}@{host}"
+    return f"{scope.get(KEY_ID, '')}@{host}"
 
 
-def pages_of(origins: Sequence[str]) -> list[Middleware]:
+def cors_middleware(origins: Sequence[str]) -> list[Middleware]:
     """CORS middleware for pages of these origins; none if there are no origins.
 
     It precedes the guard, because browsers send preflight requests without a key. Raises UsageError.
@@ -93,7 +93,7 @@ def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
     """
     headers = Headers(scope=scope)
     origin, host = headers.get("origin"), headers.get("host", "")
-    if origin is None or SHOWN in scope or origin in allowed or ANY in allowed:
+    if origin is None or KEY_ID in scope or origin in allowed or ANY in allowed:
         return
     if origin.partition("://")[2] != host:
         remedy = "ask from its own page, or serve with --allow-origin or --api-key"

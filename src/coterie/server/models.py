@@ -104,7 +104,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     async def rescan(request: Request) -> Response:
         check_origin(request.scope, origins)
         async with one_at_a_time:  # else an older look might be applied last
-            looked = await worker.beside(lambda coterie: coterie.look_again())
+            looked = await worker.run_in_pool(lambda coterie: coterie.look_again())
             found = await worker.call(lambda coterie: coterie.rescan(looked))
         changes = [f"{what} {', '.join(names)}" for what, names in found.to_dict().items() if names]
         LOG.info("rescan: %s", "; ".join(changes) or "nothing is new")
@@ -118,7 +118,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         check_origin(request.scope, origins)
         name, wait = request.path_params["name"], _flag(request, "wait")
         if wait:
-            await worker.told(lambda coterie, tell: coterie.load_soon(name, tell))
+            await worker.wait_for_callback(lambda coterie, tell: coterie.load_soon(name, tell))
         else:
             await worker.call(lambda coterie: coterie.load_soon(name, _log_failure))
         row = await _row(worker, name)

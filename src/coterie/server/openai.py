@@ -72,7 +72,7 @@ class ChatBody:
 
 def parse_chat(body: object) -> ChatBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    given = fields.in_these_words(fields.an_object(body, "model and messages"))
+    given = fields.without_synonyms(fields.an_object(body, "model and messages"))
     fields.check_names(given, SUPPORTED, REFUSED)
     tools = offered(given)
     called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
@@ -139,19 +139,19 @@ class Streamed:
     include_usage = False
     within = 1
 
-    def noted(self, chunk: Chunk) -> None:
+    def observe(self, chunk: Chunk) -> None:
         """Take a chunk of a response that is not streamed; the answer repeats all of it."""
 
     def waiting(self, words: str) -> bytes:
         """A comment, which clients skip."""
         return f": {words}\n\n".encode(errors="replace")
 
-    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
+    def encode_chunk(self, index: int, chunk: Chunk) -> Iterable[bytes]:
         """The encoded events for a choice's chunk."""
-        plain = self.plain(index, chunk)
+        plain = self.encode_text(index, chunk)
         return map(self.encode, self.events(index, chunk)) if plain is None else plain
 
-    def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
+    def encode_text(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """The encoded events for a chunk with nothing but text, the usual case; None for any other."""
         return None
 
@@ -212,7 +212,7 @@ class ChatAnswers(Streamed):
         body = self._head(answers[0].request_id, "chat.completion", answers[0].expert)
         return {**body, "choices": choices, "usage": usage(answers, len(answers)), "coterie": details(answers[0])}
 
-    def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
+    def encode_text(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """Text in the middle of a choice, without logprobs, if no calls are parsed."""
         spoken = self._spoken.get(index)
         more = chunk.answer is not None or chunk.reasoning or self._choice.top_logprobs is not None

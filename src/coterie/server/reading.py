@@ -36,10 +36,10 @@ async def read_body(
     """
     body = await _body(request)
     if len(body) > LONG_BYTES:
-        return await worker.beside(lambda _: _read(request, parsed(body), parse))
+        return await worker.run_in_pool(lambda _: _read(request, parsed(body), parse))
     given = parsed(body)
     if len(body) + more(given) > LONG_BYTES:
-        return await worker.beside(lambda _: _read(request, given, parse))
+        return await worker.run_in_pool(lambda _: _read(request, given, parse))
     return _read(request, given, parse)
 
 

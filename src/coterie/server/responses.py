@@ -81,7 +81,7 @@ class ResponseAnswers(Streamed):
         _drain(items.end(answer.finish_reason == "length"))
         return self._ended(answer)
 
-    def noted(self, chunk: Chunk) -> None:
+    def observe(self, chunk: Chunk) -> None:
         """Take a chunk of a response that is not streamed: logprobs belong to the text of their chunk."""
         if self.queries[0].choice.top_logprobs is not None:
             _drain(self.events(0, chunk))

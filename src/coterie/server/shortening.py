@@ -37,7 +37,7 @@ async def respond_within(request: Request, worker: Worker, asked: EndpointReques
             return await respond(request, worker, asked)
         except ContextError as error:
             (query,), expert = asked.queries, error.where
-            shorter = await worker.beside(partial(shortened, query, expert))
+            shorter = await worker.run_in_pool(partial(shortened, query, expert))
             if shorter is None:
                 raise
             asked.queries = (shorter,)

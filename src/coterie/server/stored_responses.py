@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coterie.core.errors import ForgottenError, RequestError
-from coterie.server.guard import SHOWN
+from coterie.server.guard import KEY_ID
 from coterie.server.input_items import page_of
 from coterie.server.log import log_refusal
 from coterie.server.response_store import ClientStore, ResponseStore
@@ -24,7 +24,7 @@ _NOT_REPLAYED = ("stream", "starting_after")
 def of_client(store: ResponseStore, request: Request) -> ClientStore:
     """The part of a store that belongs to a request's sender, identified by its key, or without keys by its address."""
     scope = request.scope
-    return ClientStore(store, scope.get(SHOWN) or f"@{scope['client'][0] if scope.get('client') else '?'}")
+    return ClientStore(store, scope.get(KEY_ID) or f"@{scope['client'][0] if scope.get('client') else '?'}")
 
 
 def routes(store: ResponseStore, path: str) -> list[Route]:

@@ -28,13 +28,13 @@ from coterie.api.serving import WAIT_S
 from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.core.resident import give_back
-from coterie.engine.expert_control import Told
+from coterie.engine.expert_control import LoadCallback
 from coterie.server.lengths import are_quick, takes_long
 from coterie.server.log import LOG, log_avoided, log_repinned
 from coterie.server.stream import Stream, give_out
 
 T = TypeVar("T")
-NUM_BESIDE = 2  # so that one slow grammar blocks no other, while most cores are left to the engine
+POOL_THREADS = 2  # so that one slow grammar blocks no other, while most cores are left to the engine
 FREED_S = 2.0  # delay before memory of slow work is released; a megabyte of text takes up to 400 MB
 
 
@@ -46,10 +46,10 @@ class Worker:
         self._coterie, self._rest_s, self._worked_s = coterie, rest_s, monotonic()
         self._inbox = Inbox(coterie.interrupt)
         self._streams: dict[str, Stream] = {}
-        self._waiting: set[Told] = set()  # callbacks of unfinished loads
+        self._waiting: set[LoadCallback] = set()  # callbacks of unfinished loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
-        self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
-        self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts do not queue behind grammars
+        self._slow_pool = ThreadPoolExecutor(POOL_THREADS, "coterie-beside")
+        self._quick_pool = ThreadPoolExecutor(POOL_THREADS, "coterie-reading")  # texts do not queue behind grammars
         # If devices step themselves, the engine's thread waits for none of them: it only distributes their output.
         self._between = ThreadPoolExecutor(1, "coterie-between") if coterie.steps_itself else None
         self._known = None if coterie.steps_itself else Known(coterie.status)
@@ -82,7 +82,7 @@ class Worker:
         self._thread.join()
         if self._giving_back is not None:
             self._giving_back.cancel()
-        for pool in (self._beside, self._reading, self._between, self._looking):
+        for pool in (self._slow_pool, self._quick_pool, self._between, self._looking):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
@@ -168,12 +168,12 @@ class Worker:
         self._inbox.put(Job(run, fail))
         return await result
 
-    async def beside(self, function: Callable[[Serving], T], reads: bool = False) -> T:
+    async def run_in_pool(self, function: Callable[[Serving], T], reads: bool = False) -> T:
         """Run a slow function that does not need the engine between steps, while the engine goes on.
 
         `reads`: it takes milliseconds, not seconds. Returns its result or raises its error.
         """
-        loop, pool = asyncio.get_running_loop(), self._reading if reads else self._beside
+        loop, pool = asyncio.get_running_loop(), self._quick_pool if reads else self._slow_pool
         try:
             return await loop.run_in_executor(pool, _guarded, function, self._coterie)
         finally:
@@ -198,9 +198,9 @@ class Worker:
         """Release memory; again later if more calls ended meanwhile, whose answers may be in flight."""
         again, self._num_ended = self._num_ended > 1, 1
         self._giving_back = loop.call_later(FREED_S, self._give_back, loop) if again else None
-        self._reading.submit(give_back)
+        self._quick_pool.submit(give_back)
 
-    async def told(self, begin: Callable[[Serving, Told], None]) -> None:
+    async def wait_for_callback(self, begin: Callable[[Serving, LoadCallback], None]) -> None:
         """Start something between two steps and wait until its callback reports the end. Raises the error."""
         loop = asyncio.get_running_loop()
         end: asyncio.Future[None] = loop.create_future()
@@ -229,7 +229,7 @@ class Worker:
     async def _prepare(self, queries: Sequence[Query], stream: Stream, partly: bool) -> None:
         reads = are_quick(queries)
         try:
-            ready = await self.beside(lambda coterie: [coterie.ready(query) for query in queries], reads)
+            ready = await self.run_in_pool(lambda coterie: [coterie.ready(query) for query in queries], reads)
         except CoterieError as error:
             stream.fail(error)
         else:

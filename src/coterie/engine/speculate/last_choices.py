@@ -32,14 +32,14 @@ class _Done:
 
 
 class LastChoices:
-    """The latest choice in each place of an answer: by the few allowed tokens (`Mask.few`), and by the token before."""
+    """The latest choice in each place of an answer: by `Mask.choice_key`, and by the token before."""
 
     def __init__(self) -> None:
         self._done: dict[bytes | int, _Done] = {}
 
-    def learn(self, few: bytes | None, before: int, token: int) -> None:
+    def learn(self, choice_key: bytes | None, before: int, token: int) -> None:
         """Record that `token` was chosen after `before`, where there was a choice."""
-        for key in () if few is None else (few, before):
+        for key in () if choice_key is None else (choice_key, before):
             done = self._done.get(key)
             if done is not None:
                 done.add(token)
@@ -48,7 +48,7 @@ class LastChoices:
 
     def next(self, mask: Mask, before: int) -> list[tuple[int, float]]:
         """The likely next token and its chance; empty if nothing is known. The mask may not allow it."""
-        few = mask.few()
-        found = [] if few is None else [self._done[key] for key in (few, before) if key in self._done]
+        choice_key = mask.choice_key()
+        found = [] if choice_key is None else [self._done[key] for key in (choice_key, before) if key in self._done]
         best = max(found, key=lambda done: done.right / done.tries, default=None)
         return [] if best is None else [(best.token, best.right / best.tries)]

@@ -50,11 +50,11 @@ def propose(
         run = [(token, 1.0) for token in forced]
         if not forced:
             before = seen.tokens[-1] if seen.tokens else newest
-            usual = last_choices.next(at, before) if last_choices is not None and at is not None else []
-            run = _surest([source.after(room, seen.tokens) for source in sources], usual)
+            repeated = last_choices.next(at, before) if last_choices is not None and at is not None else []
+            run = _surest([source.after(room, seen.tokens) for source in sources], repeated)
         if at is not None and len(forced) < room:
             ahead = at.copy() if ahead is None else ahead
-            run = run[: ahead.take([token for token, _ in run])]
+            run = run[: ahead.accept_prefix([token for token, _ in run])]
         for token, share in run:
             chance *= share
             seen.tokens.append(token)
@@ -64,5 +64,5 @@ def propose(
     return seen
 
 
-def _surest(said: Sequence[Guesses], usual: Guesses) -> Guesses:
-    return max((run for run in (*said, usual) if run), key=lambda run: run[0][1], default=[])
+def _surest(runs: Sequence[Guesses], repeated: Guesses) -> Guesses:
+    return max((run for run in (*runs, repeated) if run), key=lambda run: run[0][1], default=[])

@@ -46,7 +46,7 @@ ARRIVAL = Policy(
     prefetch=0,
     max_batch=8,
     max_step_tokens=2048,
-    turns=1,
+    max_active_experts=1,
     max_steps=64,
     max_run_bytes=2**50,
 )

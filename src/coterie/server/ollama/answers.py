@@ -73,7 +73,7 @@ class OllamaAnswers(Streamed):
         """Sent before the first text: the format has no comments, and clients accept an empty object."""
         return self.encode({**self._head(self.queries[0].model), **self._said("", {}), "done": False})
 
-    def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
+    def encode_text(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """Text in the middle of an answer, if no calls are parsed and there is nothing else."""
         more = chunk.answer is not None or chunk.reasoning or self.queries[0].choice.top_logprobs is not None
         if more or not self._calls(chunk.expert).is_plain:

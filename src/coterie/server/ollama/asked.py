@@ -115,7 +115,7 @@ def check_options(given: Mapping[str, object]) -> None:
 
 def _options(given: Mapping[str, object]) -> dict[str, Any]:
     options = fields.get(given, "options", dict, "an object") or {}
-    found = fields.in_these_words(options)
+    found = fields.without_synonyms(options)
     fields.check_names(found, OPTIONS, OF_OPTIONS, "options.")
     return found
 

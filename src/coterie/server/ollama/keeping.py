@@ -39,7 +39,7 @@ class Keeper:
         expert = await self._worker.look(lambda coterie: expert_of(model, coterie.composition))
         if keep_s != 0:
             if expert is not None:  # else the prompt decides
-                await self._worker.told(lambda coterie, tell: coterie.load_soon(expert, tell))
+                await self._worker.wait_for_callback(lambda coterie, tell: coterie.load_soon(expert, tell))
             return LOADED
         if expert is None:
             fact = f"is 0, but {model} is who chooses among experts"

@@ -113,7 +113,7 @@ def _listing(coterie: Serving, worker: Worker) -> list[Route]:
             return named(given, coterie.composition, older="name")
 
         name = await read_body(request, worker, parse)
-        return JSONResponse(await worker.beside(lambda asked: shown_model(asked, name), reads=True))
+        return JSONResponse(await worker.run_in_pool(lambda asked: shown_model(asked, name), reads=True))
 
     async def pull(request: Request) -> Response:
         """Succeeds for a served model, which needs no download; refused for any other, in either mode as an error."""
