@@ -38,7 +38,7 @@ def embedder(texts: Mapping[str, Text], composition: Composition, model: str) ->
 
 def query_of(text: str, expert: str, use: str = "", prompt_ids: Sequence[int] = ()) -> Query:
     """The query for an expert's vector of a text, or of given tokens."""
-    return Query((Message("user", text),), expert, raw=True, embeds=True, use=use, prompt_ids=tuple(prompt_ids))
+    return Query((Message("user", text),), expert, raw=True, embeds=True, prompt_name=use, prompt_ids=tuple(prompt_ids))
 
 
 def output_vectors(answers: Sequence[Answer], text: Text, dimensions: int | None = None) -> F32:

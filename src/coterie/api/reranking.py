@@ -48,7 +48,7 @@ def check_top_n(top_n: int | None, name: str = "top_n") -> None:
 def pair_of(query: str, document: str, expert: str, use: str = "") -> Query:
     """The query for an expert's score of a document."""
     messages = Message("user", query), Message("document", document)
-    return Query(messages, expert, raw=True, embeds=True, use=use, ranks=True)
+    return Query(messages, expert, raw=True, embeds=True, prompt_name=use, ranks=True)
 
 
 def scores_of(answers: Sequence[Answer], text: Text, raw: bool = False) -> list[float]:

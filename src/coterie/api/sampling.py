@@ -24,7 +24,9 @@ def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, Ch
         return query.sampling, query.choice
     penalties: dict[str, Any] = {name: getattr(query.choice, name) for name in _PENALTIES}
     penalties = {name: value for name, value in penalties.items() if value != SETTINGS[name].neutral}
-    found = query.sampling.over(PartialSampling(**penalties)).over(defaults if defaults.said else query.otherwise)
+    found = query.sampling.over(PartialSampling(**penalties)).over(
+        defaults if defaults.said else query.fallback_sampling
+    )
     sampling = SamplingParams(
         found.value("temperature"),
         int(found.value("top_k")),

@@ -75,18 +75,18 @@ class Query:
     previous_expert: the expert that answered this conversation before.
     client: the requester; while several wait, each has a share of the queue. "" is exempt.
     tools: offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
-    form: a constraint on the answer: a JSON schema, as JSON, or a Constraint (a regular expression, a choice of texts,
+    constraint: on the answer: a JSON schema, as JSON, or a Constraint (a regular expression, a choice of texts,
         a grammar), which excludes tools; empty: none.
     calling: requirements on tool calls; with them, or a strict tool, the calls' format and arguments are constrained.
-    switches: values of chat-template variables, as {"enable_thinking": False}.
+    template_variables: values of chat-template variables, as {"enable_thinking": False}.
     prediction: a text that the answer is expected to repeat, with changes; used for speculative decoding.
     suffix: for fill-in-the-middle on a raw text, what follows the gap; empty: plain continuation.
-    embeds: return a vector of the text instead of an answer. `use`: the name of the prompt to put before it, as the
+    embeds: return a vector of the text instead of an answer. `prompt_name`: the prompt to put before it, as the
         expert names them ("query", "document"); empty: its default.
     ranks: with `embeds`: the two messages are a question and a document; the vector is what their score is made from.
     priority: lower goes first; ties in order of arrival.
     continues: the last message is the assistant's, and the answer continues it.
-    otherwise: used in place of an expert's defaults if it has none; settings left open are greedy.
+    fallback_sampling: used in place of an expert's defaults if it has none; settings left open are greedy.
     """
 
     messages: tuple[Message, ...]
@@ -101,17 +101,17 @@ class Query:
     prompt_ids: tuple[int, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: ChoiceParams = field(default_factory=ChoiceParams)
-    form: str | Constraint = ""
+    constraint: str | Constraint = ""
     calling: Calling = field(default_factory=Calling)
-    switches: Mapping[str, Any] = field(default_factory=dict)
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""
     suffix: str = ""
     embeds: bool = False
-    use: str = ""
+    prompt_name: str = ""
     ranks: bool = False
     priority: int = 0
     continues: bool = False
-    otherwise: PartialSampling = NOTHING_SAID
+    fallback_sampling: PartialSampling = NOTHING_SAID
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

@@ -254,9 +254,9 @@ class Weight:
     arrivals. The best priority among its requests comes first.
 
     The number of requests alone would save the most switches but leave single requests to the age bound; age alone is
-    first come first served. A request that has waited for more arrivals than `overdue_factor` times the requests present
-    (under first come first served: once) beats all weights, oldest first, which keeps the longest waits close to that
-    baseline.
+    first come first served. A request that has waited for more arrivals than `overdue_factor` times the requests
+    present (under first come first served: once) beats all weights, oldest first, which keeps the longest waits close
+    to that baseline.
     """
 
     __slots__ = ("_limit", "_policy", "_view")

@@ -79,7 +79,7 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
             prompt_ids=() if isinstance(prompt, str) else prompt,
             ignore_end=ignore_end,
             suffix=suffix,
-            form=form,
+            constraint=form,
         )
         for prompt in prompts
     )

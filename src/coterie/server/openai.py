@@ -88,9 +88,9 @@ def parse_chat(body: object) -> ChatBody:
         tools=tools,
         calling=called,
         choice=choosing(given),
-        form=form,
+        constraint=form,
         ignore_end=ignore_end,
-        switches=switches(given),
+        template_variables=switches(given),
         prediction=predicted(given),
         continues=continues(given),
     )

@@ -99,9 +99,9 @@ def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Messa
         stop=fields.stops(options),
         calling=calling({}, tools),
         choice=choosing(given),
-        form=_form(given.get("format")),
-        switches=_thinking(given.get("think")),
-        otherwise=USUAL,
+        constraint=_form(given.get("format")),
+        template_variables=_thinking(given.get("think")),
+        fallback_sampling=USUAL,
         **more,
     )
     return Asked(model, str(given["model"]), query if said else None, stream, keep_alive(given))
