@@ -76,7 +76,7 @@ def serve(folder, found):
             coterie.ask(query)
         scored = ChoiceParams(top_logprobs=2, score_prompt=True)
         repeats = replace(asked[-1], prediction=PROMPTS[-1], max_tokens=40)  # several tokens are guessed for a step
-        held = replace(asked[0], constraint=FORM, ignore_end=False, max_tokens=8)
+        held = replace(asked[0], form=FORM, ignore_end=False, max_tokens=8)
         coterie.ask_all([repeats, held, *(replace(one, choice=scored) for one in asked)])
         for pooling in POOLINGS:
             for name, text in coterie.texts.items():

@@ -164,7 +164,7 @@ def test_the_demos_answers_are_those_without_a_form_where_they_fit_it(guesses: i
                 Constraint.grammar(r"root ::= line+" + '\nline ::= [^\\n]+ "\\n"?'),
             ]
             for form in forms:
-                held = coterie.ask(Query((Message("user", question),), free.expert, constraint=form))
+                held = coterie.ask(Query((Message("user", question),), free.expert, form=form))
                 assert (held.text, held.finish_reason) == (free.text, "stop")
 
 
@@ -176,8 +176,8 @@ def test_the_demos_answers_match_whatever_is_drawn() -> None:
                 (Constraint.regex("[A-Z]{3}(-[0-9]{2}){2}"), "[A-Z]{3}(-[0-9]{2}){2}"),
                 (Constraint.choice(TEXTS), "|".join(map(re.escape, TEXTS))),
             ):
-                answer = coterie.ask(replace(query, constraint=form))
+                answer = coterie.ask(replace(query, form=form))
                 assert re.fullmatch(pattern, answer.text), answer.text
                 assert answer.finish_reason == "stop"
         with pytest.raises(RequestError, match=r"\[form\] is no regular expression"):
-            coterie.ask(replace(query, constraint=Constraint.regex("(")))
+            coterie.ask(replace(query, form=Constraint.regex("(")))

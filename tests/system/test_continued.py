@@ -142,5 +142,5 @@ def test_python_says_so_too(root: Path) -> None:
     query = Query((Message("user", "x"), Message("assistant", BEGUN)), "plain", continues=True)
     with Coterie.open(root) as coterie:
         with pytest.raises(RequestError, match="constrains the whole answer"):
-            coterie.ask(replace(query, constraint='{"type": "object"}'))
+            coterie.ask(replace(query, form='{"type": "object"}'))
         assert coterie.ask(query).text == " is four."

@@ -159,7 +159,7 @@ def test_a_form_is_held_behind_the_thought(thinkers: Path) -> None:
     """The script would say no JSON; its thought is free, and then it must."""
     schema = json.dumps({"type": "boolean"})
     with Coterie.open(thinkers) as coterie:
-        got = coterie.ask(Query((Message("user", "2?"),), "opened", constraint=schema))
+        got = coterie.ask(Query((Message("user", "2?"),), "opened", form=schema))
     assert got.reasoning == "Hm, four."
     assert json.loads(got.text) in (True, False)
 

@@ -217,7 +217,7 @@ def test_what_many_small_pieces_took_goes_back(composition: Path, monkeypatch: p
 def test_python_finds_them_without_the_lock(composition: Path, slow: Slow) -> None:
     """Two threads share a Coterie: one compiles a form, the other one is answered."""
     with Coterie.open(composition) as coterie, ThreadPoolExecutor(1) as pool:
-        held = Query((Message("user", "x"),), "ada", constraint='{"enum": ["a", "b"]}', max_tokens=6)
+        held = Query((Message("user", "x"),), "ada", form='{"enum": ["a", "b"]}', max_tokens=6)
         late = pool.submit(coterie.ask, held)
         assert slow.waits.acquire(timeout=60)
         assert coterie.ask(Query.text("x", "ada")).expert == "ada"

@@ -140,10 +140,10 @@ def test_a_form_that_cannot_be_kept_is_one_clear_400(client: openai.OpenAI, form
 
 
 def test_python_has_the_same(two: Path) -> None:
-    query = Query((Message("user", "who?"),), "merged", max_tokens=100, constraint=json.dumps({"enum": ["x", "y"]}))
+    query = Query((Message("user", "who?"),), "merged", max_tokens=100, form=json.dumps({"enum": ["x", "y"]}))
     with Coterie.open(str(two)) as coterie:
         answer = coterie.ask(query)
         assert answer.text in ('"x"', '"y"')
         assert answer.finish_reason == "stop"
         with pytest.raises(RequestError, match="cannot be enforced"):
-            coterie.ask(Query(query.messages, "merged", constraint='{"not": {}}'))
+            coterie.ask(Query(query.messages, "merged", form='{"not": {}}'))

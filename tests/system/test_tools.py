@@ -125,7 +125,7 @@ def test_who_may_leave_the_marks_of_a_call_out(callers: Path) -> None:
         assert [type(one) for one in found()] == [Call, Call]
         assert [type(one) for one in found(calling=Calling(several=False))] == [Call, str]
         assert [type(one) for one in found(calling=Calling(only=("now",)))] == [str]
-        held = {"tools": strict}, {"constraint": '{"type": "object"}'}, {"calling": Calling(required=True)}
+        held = {"tools": strict}, {"form": '{"type": "object"}'}, {"calling": Calling(required=True)}
         for asked in (*held, {"name": "functions"}):
             assert not isinstance(reader(**asked), UnmarkedText)
 

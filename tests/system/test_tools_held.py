@@ -112,7 +112,7 @@ def test_beside_tools_an_answer_with_a_form_may_spell_a_call(callers: Path) -> N
     said = json.dumps({"a": "<tool_call>", "b": {"name": "add", "arguments": {}}})
     text = Text("hermes", 300, None, ChatTemplate.from_folder(callers / "hermes"))
     for calling, found in ((Calling(), [said]), (Calling(True), ['{"a": "', Call("add", ""), More("{}")])):
-        reader = text.calls(Query((), tools=tuple(HELD), constraint="{}", calling=calling))
+        reader = text.calls(Query((), tools=tuple(HELD), form="{}", calling=calling))
         assert reader is not None
         assert [*reader.push(said), *reader.flush()] == found
 

@@ -145,9 +145,9 @@ class Text:
     def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
         """How an answer's tokens are chosen, including its grammar. Raises RequestError for invalid constraints."""
         held = is_constrained(query.tools, query.calling)
-        if not (query.constraint or held):
+        if not (query.form or held):
             return query.choice
-        given = query.constraint if isinstance(query.constraint, Constraint) else None
+        given = query.form if isinstance(query.form, Constraint) else None
         if given is not None and query.tools:
             fact = "constrains the whole answer, but tools are offered, whose calls have another form"
             raise RequestError(given.field, fact, 'leave one of the two out, or set tool_choice to "none"')
@@ -159,12 +159,12 @@ class Text:
             raise UnsupportedError(field, f"{self.expert} has no tokenizer to constrain answers by", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
         speech = self._speech(query, prompt_ids)
-        if isinstance(query.constraint, Constraint):
-            mask = grammar.constrained(query.constraint, speech)
+        if isinstance(query.form, Constraint):
+            mask = grammar.constrained(query.form, speech)
         elif form is None:
-            mask = grammar.mask(query.constraint, speech)
+            mask = grammar.mask(query.form, speech)
         else:
-            mask = grammar.calls(form, query.tools, query.calling, query.constraint, speech)
+            mask = grammar.calls(form, query.tools, query.calling, query.form, speech)
         return replace(query.choice, mask=mask)
 
     def ends(self, query: Query, end_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -185,20 +185,14 @@ class Text:
         if form is None:
             return None
         tools = {function["name"]: function.get("parameters") or {} for function in functions}
-        held = query.constraint or is_constrained(query.tools, query.calling)
-        apart = bool(query.constraint) and not query.calling.required
+        held = query.form or is_constrained(query.tools, query.calling)
+        apart = bool(query.form) and not query.calling.required
         calling = query.calling
         if not held or form.layout is not None:
             reader = CallText(form, tools, query.continues)
         else:
             reader = ConstrainedCallText(form, tools, apart, calling.required)
-        if (
-            not form.unmarked
-            or query.continues
-            or query.constraint
-            or calling.required
-            or any(map(is_strict, query.tools))
-        ):
+        if not form.unmarked or query.continues or query.form or calling.required or any(map(is_strict, query.tools)):
             return reader
         return UnmarkedText(reader, calling.only or tuple(tools), calling.several)
 
@@ -266,7 +260,7 @@ class Text:
             raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
             render = self.template.render_begun if query.continues else self.template.render
-            return render(prompt.messages, tools=query.tools, switches=query.template_variables)
+            return render(prompt.messages, tools=query.tools, switches=query.switches)
         if len(prompt.messages) > 1:
             fact = f"{self.expert} has no chat template but there are {len(prompt.messages)} messages"
             raise RequestError("messages", fact, "send one message, or give the checkpoint a template")

@@ -75,10 +75,10 @@ class Query:
     previous_expert: the expert that answered this conversation before.
     client: the requester; while several wait, each has a share of the queue. "" is exempt.
     tools: offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
-    constraint: on the answer: a JSON schema, as JSON, or a Constraint (a regular expression, a choice of texts,
+    form: a constraint on the answer: a JSON schema, as JSON, or a Constraint (a regular expression, a choice of texts,
         a grammar), which excludes tools; empty: none.
     calling: requirements on tool calls; with them, or a strict tool, the calls' format and arguments are constrained.
-    template_variables: values of chat-template variables, as {"enable_thinking": False}.
+    switches: values of chat-template variables, as {"enable_thinking": False}.
     prediction: a text that the answer is expected to repeat, with changes; used for speculative decoding.
     suffix: for fill-in-the-middle on a raw text, what follows the gap; empty: plain continuation.
     embeds: return a vector of the text instead of an answer. `prompt_name`: the prompt to put before it, as the
@@ -101,9 +101,9 @@ class Query:
     prompt_ids: tuple[int, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: ChoiceParams = field(default_factory=ChoiceParams)
-    constraint: str | Constraint = ""
+    form: str | Constraint = ""
     calling: Calling = field(default_factory=Calling)
-    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    switches: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""
     suffix: str = ""
     embeds: bool = False

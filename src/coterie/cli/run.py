@@ -76,7 +76,7 @@ def run(
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*opening, *before, Message("user", text))
-            return Query(messages, expert, asked, max_tokens, tuple(stop or ()), raw, previous, constraint=form)
+            return Query(messages, expert, asked, max_tokens, tuple(stop or ()), raw, previous, form=form)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:

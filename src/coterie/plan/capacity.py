@@ -181,8 +181,8 @@ def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
     more_s = (stretch - 1) * step_s * later
     spread_s = np.sqrt(more_s * other_s)
     slow_s = step_s * stretch + max(0.0, exponential_quantile(share) - 1) * spread_s / later
-    # At most `max_active_experts` groups share the steps, each with a prefill per sequence and shared decode steps; the others are
-    # still waiting for their first token.
+    # At most `max_active_experts` groups share the steps, each with a prefill per sequence and shared decode steps;
+    # the others are still waiting for their first token.
     turns = min(demand.policy.max_active_experts, max(1, int((rates > 0).sum())))
     most_s: F64 = turns * (step_s + batches * steps.prefill_s / later)
     return np.minimum(slow_s, most_s)

@@ -79,7 +79,7 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
             prompt_ids=() if isinstance(prompt, str) else prompt,
             ignore_end=ignore_end,
             suffix=suffix,
-            constraint=form,
+            form=form,
         )
         for prompt in prompts
     )

@@ -116,8 +116,8 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
         tools=tools,
         calling=calling(chat, tools),
         choice=ChoiceParams(top_logprobs=_logprobs(given)),
-        constraint=form_of({"response_format": _format(text.get("format"))}),
-        template_variables=effort(_reasoning(given).get("effort"), "reasoning.effort"),
+        form=form_of({"response_format": _format(text.get("format"))}),
+        switches=effort(_reasoning(given).get("effort"), "reasoning.effort"),
     )
     echoed = {
         "instructions": given.get("instructions"),

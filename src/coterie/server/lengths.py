@@ -24,7 +24,7 @@ def are_quick(queries: Sequence[Query]) -> bool:
 
 
 def _is_formed(query: Query) -> bool:
-    return bool(query.constraint or query.tools)
+    return bool(query.form or query.tools)
 
 
 def _chars(query: Query) -> int:

@@ -88,9 +88,9 @@ def parse_chat(body: object) -> ChatBody:
         tools=tools,
         calling=called,
         choice=choosing(given),
-        constraint=form,
+        form=form,
         ignore_end=ignore_end,
-        template_variables=switches(given),
+        switches=switches(given),
         prediction=predicted(given),
         continues=continues(given),
     )

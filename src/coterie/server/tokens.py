@@ -42,7 +42,7 @@ def tokenize(body: object, coterie: Serving) -> dict[str, Any]:
     if chat:
         check_one_template(coterie, model)
         tools, onwards = offered(given), continues(given)
-        query = Query(messages(given), model, tools=tools, template_variables=switches(given), continues=onwards)
+        query = Query(messages(given), model, tools=tools, switches=switches(given), continues=onwards)
     else:
         query = _raw(given, model)
     text = speaker(coterie.texts, coterie.composition, model)

@@ -155,7 +155,7 @@ class TurnAnswers(Streamed):
         if answer.finish_reason != "stop":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
         query, ends = self.queries[0], self._models[answer.expert].end_ids
-        whole = blocks.calls if query.calling.required else bool(query.constraint) and _json(answer.text) is not None
+        whole = blocks.calls if query.calling.required else bool(query.form) and _json(answer.text) is not None
         if query.stop and not whole and (not answer.token_ids or answer.token_ids[-1] not in ends):
             stops = query.stop
             return {"stop_reason": "stop_sequence", "stop_sequence": stops[0] if len(stops) == 1 else None}

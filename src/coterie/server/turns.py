@@ -89,8 +89,8 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
         stop=fields.stops(given, "stop_sequences"),
         tools=tools,
         calling=calling(chat, tools),
-        constraint=form_of({"response_format": _format(output.get("format"))}),
-        template_variables={**_thinking(given), **effort(output.get("effort"), "output_config.effort")},
+        form=form_of({"response_format": _format(output.get("format"))}),
+        switches={**_thinking(given), **effort(output.get("effort"), "output_config.effort")},
         continues=bool(said) and said[-1].role == "assistant",
     )
 

@@ -99,8 +99,8 @@ def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Messa
         stop=fields.stops(options),
         calling=calling({}, tools),
         choice=choosing(given),
-        constraint=_form(given.get("format")),
-        template_variables=_thinking(given.get("think")),
+        form=_form(given.get("format")),
+        switches=_thinking(given.get("think")),
         fallback_sampling=USUAL,
         **more,
     )
