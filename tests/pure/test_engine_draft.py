@@ -16,7 +16,7 @@ from coterie.core.errors import CapacityError
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
-from coterie.engine.speculate.draft import MAX_DRAFTED, Draft, Share
+from coterie.engine.speculate.draft import MAX_DRAFTED, AcceptanceRate, Draft
 from coterie.engine.speculate.guess import Price
 
 
@@ -329,7 +329,7 @@ def test_nothing_is_drafted_where_nothing_may_be_guessed():
 
 def test_a_draft_follows_what_was_drawn():
     own = Sequence(ask("r", TWIN, (1, 2, 3), 20), 40, 0.0)
-    draft = Draft(LARGE, own, Share(), agreed=3)
+    draft = Draft(LARGE, own, AcceptanceRate(), agreed=3)
     own.tokens += [7, 8, 9]
     own.computed, draft.base, draft.guessed = 5, 3, 3
     assert draft.follow([1, 2, 3, 7, 5]) == (1, 2)  # the third tells of nothing: it stood behind a wrong one

@@ -18,7 +18,7 @@ from coterie.engine.batch import Guessed
 from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Balance, Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
-from coterie.engine.speculate.draft import RIGHT, Share
+from coterie.engine.speculate.draft import RIGHT, AcceptanceRate
 from coterie.engine.speculate.guess import Guesser, Price, _sources, keep_guesses
 from coterie.engine.speculate.lookup import Lookup, Tally
 from coterie.engine.speculate.prediction import Prediction
@@ -282,7 +282,7 @@ def test_accelerators_guess_nothing_unless_told_nor_do_small_experts(machine, gu
     assert Policy().guesses_of(2**30, spec) == guesses
     assert Policy().guesses_of(2**20, spec) == 0
     assert Policy(max_guesses=3).guesses_of(2**20, spec) == 3
-    assert (Policy().guesses_by_form_of(spec), Policy(max_guesses=3).guesses_by_form_of(spec)) == (
+    assert (Policy().constrained_guesses_of(spec), Policy(max_guesses=3).constrained_guesses_of(spec)) == (
         guesses,
         3,
     )  # of any expert
@@ -303,13 +303,13 @@ def test_a_machine_whose_speed_is_unknown_has_a_balance():
 
 
 def test_shares_move_with_what_is_counted():
-    share = Share()
+    share = AcceptanceRate()
     assert share.value == RIGHT
     for _ in range(300):
         share.count(0, 1)
     assert share.value < 0.02
-    assert share.again().value == RIGHT  # a bad answer is held against no other
+    assert share.for_new_answer().value == RIGHT  # a bad answer is held against no other
     for _ in range(100):
         share.count(1, 1)
     assert 0.8 < share.value < 1
-    assert share.again().value == share.value
+    assert share.for_new_answer().value == share.value

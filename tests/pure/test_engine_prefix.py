@@ -74,12 +74,12 @@ def test_tokens_are_compared_and_not_a_digest_of_them():
 def test_what_is_running_is_shared_as_far_as_it_is_computed():
     kv = pool(20)
     start(kv, 1, LONG)
-    kv.keep(1, LONG[:3])
+    kv.publish(1, LONG[:3])
     assert start(kv, 2, LONG) == 0
-    kv.keep(1, LONG[:11])
+    kv.publish(1, LONG[:11])
     assert start(kv, 3, LONG) == 8
     assert kv.blocks(3)[:2] == kv.blocks(1)[:2]
-    kv.keep(2, LONG[:12])  # the same tokens again: the second block is not known twice
+    kv.publish(2, LONG[:12])  # the same tokens again: the second block is not known twice
     assert start(kv, 4, LONG) == 8
     kv.check_integrity()
 
@@ -87,7 +87,7 @@ def test_what_is_running_is_shared_as_far_as_it_is_computed():
 def test_a_shared_block_counts_for_each_owner_until_it_goes():
     kv = pool(8)
     start(kv, 1, LONG[:12])
-    kv.keep(1, LONG[:12])
+    kv.publish(1, LONG[:12])
     assert start(kv, 2, LONG[:12]) == 8
     assert kv.free_blocks == 8 - 3 - 3, "as if nothing was shared"
     kv.free(1, LONG[:12])
@@ -141,13 +141,13 @@ def test_what_failed_is_not_shared_nor_what_stands_on_it():
     serve(kv, 1, LONG[:12])
     assert start(kv, 2, LONG) == 12
     assert start(kv, 3, LONG[:12]) == 8
-    kv.keep(2, LONG[:16])
+    kv.publish(2, LONG[:16])
     kv.forget(2)
     kv.check_integrity()
     assert known(kv, LONG) == 0
     kv.free(2, ())
     assert set(kv.blocks(3)).isdisjoint(kv.allocate(4, 10)), "the third still has what it shared"
-    kv.keep(3, LONG[:12])
+    kv.publish(3, LONG[:12])
     kv.free(3, LONG[:12])
     assert known(kv, LONG) == 0, "nor is it known again by whom it was shared with"
     kv.free(4)
@@ -260,7 +260,7 @@ def test_no_block_is_in_two_hands_and_what_is_shared_holds_what_it_should(moves,
                     issued.append(Event(len(issued), "compute", "run"))
                     kv.use((owner,), issued[-1])
             elif move == "keep":
-                kv.keep(owner, its[:computed])
+                kv.publish(owner, its[:computed])
             if move in ("end", "abort"):
                 kv.free(owner, its[: running.pop(owner)[2] or 0])
             elif move == "fail":

@@ -168,12 +168,12 @@ def test_who_waits_for_a_copy_in_the_pool_that_was_given_up_lacks_no_memory() ->
     loads = Loads(device, cache, experts)
     device.refuse_after = 1
     with pytest.raises(TransferError):
-        loads.bring("a", set(), set())
+        loads.start("a", set(), set())
     loads.poll()
     assert [list(ledger.copies) for ledger in cache.ledgers] == [[], ["a"]]
-    assert loads.bring("a", set(), set()) is None
-    assert loads.lack("a", "x") is None
-    lack = loads.lack("b", "x")
+    assert loads.start("a", set(), set()) is None
+    assert loads.shortage_error("a", "x") is None
+    lack = loads.shortage_error("b", "x")
     assert lack is not None
     assert (lack.demand_bytes, lack.bound_bytes) == (6 * BLOCK_BYTES, 4 * BLOCK_BYTES)
     assert "set --pool to at least" in str(lack)

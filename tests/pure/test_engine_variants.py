@@ -12,7 +12,7 @@ from fake_device import fake_layout
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import DeviceError, TransferError
 from coterie.engine.served import Base
-from coterie.engine.variants import largest, together, variant_groups_of
+from coterie.engine.variants import join_variants, largest_group, variant_groups_of
 from coterie.engine.view import READY, Group, Waiting
 
 VARIANTS = ("f0", "f1", "f2", "f3")
@@ -241,12 +241,12 @@ def test_groups_of_variants_are_one():
         )
 
     a, b, c, d = group("a", "k", 2, 4, 7), group("b", "", 1, 1), group("c", "k", 0, 3, 3, 9), group("d", "l", 1, 2)
-    whole, *rest = together([a, b, c, d], None)
+    whole, *rest = join_variants([a, b, c, d], None)
     assert rest == [b, d]
     assert (whole.expert_id, whole.partners) == ("a", ("c",))
     assert [one.number for one in whole.waiting] == [3, 7, 9]
     assert (whole.num_waiting, whole.running, whole.oldest) == (3, 2, 3)
-    by_c = together([a, b, c, d], "c")[0]
+    by_c = join_variants([a, b, c, d], "c")[0]
     assert (by_c.expert_id, by_c.partners, by_c.last_run) == ("c", ("a",), 4)
-    assert together([b, d], None) == [b, d]
-    assert (largest(["k", "l", "k"]), largest([])) == (2, 0)
+    assert join_variants([b, d], None) == [b, d]
+    assert (largest_group(["k", "l", "k"]), largest_group([])) == (2, 0)

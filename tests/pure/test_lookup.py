@@ -111,8 +111,8 @@ def test_it_learns_where_guesses_are_wrong():
     lookup.catch_up()
     assert chances(lookup, 1)[0] < 0.1
     assert chances(Lookup([1, 2, 9, 1, 2], 5, known), 1) == chances(lookup, 1)  # others of its expert begin with that
-    assert known.shares()[5:] == pytest.approx(RIGHT[5:])
+    assert known.rates()[5:] == pytest.approx(RIGHT[5:])
     for right, times in ((False, 4), (True, 1)):
         for _ in range(times * REMEMBERED):
             known.count(2, right)
-    assert known.share(2) > 0.7  # and what was long ago counts less
+    assert known.rate(2) > 0.7  # and what was long ago counts less

@@ -29,7 +29,7 @@ def test_a_prediction_that_comes_true_is_said_whole():
     right, made = following(TEXT)
     assert (right, made.counts, made.after(9)) == (40, (40, 0), [])
     assert Prediction(TEXT, [1], 1).after(50) == Prediction(TEXT, [1], 1).after(40)
-    shares = [Tally().share(BEGUN + place) for place in range(4)]
+    shares = [Tally().rate(BEGUN + place) for place in range(4)]
     assert shares[0] < shares[2]  # the longer the match, the likelier
     assert Prediction(TEXT, [1], 1).after(4) == list(zip(TEXT[:4], shares, strict=True))
     assert Prediction(TEXT, [1], 1).counts == (0, 40)
@@ -74,7 +74,7 @@ def test_what_the_prompt_ends_with_did_not_come():
 def test_two_tokens_of_a_tail_say_where_it_is_and_one_that_is_not_there_says_nothing():
     tokens = [1, 2, 3]
     made = Prediction(TEXT, tokens, 3)
-    shares = [Tally().share(MIN_MATCH + place) for place in range(2)]  # however long the match was before
+    shares = [Tally().rate(MIN_MATCH + place) for place in range(2)]  # however long the match was before
     assert made.after(2, TEXT[20:22]) == list(zip(TEXT[22:24], shares, strict=True))
     tokens.append(7)
     made.catch_up()

@@ -9,7 +9,7 @@ from tests.system.tiny import write_adapter, write_expert
 
 from coterie.composition.composition import load_composition
 from coterie.devices.modelled.device import ModelledDevice
-from coterie.engine.additions import serve_more
+from coterie.engine.additions import add_expert
 from coterie.engine.assembly import Settings, plan, wire
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
@@ -56,9 +56,9 @@ def test_each_architecture_once_and_steps_that_adapters_share(tmp_path):
 
     del told[:]
     more = open_model(write_expert(tmp_path / "new", 3, max_position_embeddings=100, intermediate_size=40))
-    serve_more(parts, models, "new", more, settings)
+    add_expert(parts, models, "new", more, settings)
     assert [one[1:] for one in told] == [(3, 7, 100, block, None)]
-    serve_more(parts, models | {"new": more}, "again", more, settings)
+    add_expert(parts, models | {"new": more}, "again", more, settings)
     assert len(told) == 1, "an architecture that is known"
 
 

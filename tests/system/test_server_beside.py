@@ -24,7 +24,7 @@ from coterie.core.errors import RequestError
 from coterie.core.resident import resident_bytes
 from coterie.server import choices
 from coterie.server.lengths import LONG_CHARS
-from coterie.server.worker import NUM_BESIDE
+from coterie.server.worker import POOL_THREADS
 
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["a", "b"]}}}}
 TOOL = {"type": "function", "function": {"name": "add"}}
@@ -94,9 +94,9 @@ def test_long_texts_wait_for_no_form(composition: Path, slow: Slow, monkeypatch:
         return encode(*args, **named)
 
     monkeypatch.setattr(Text, "encode", seen)
-    with served(Coterie.open(composition)) as url, ThreadPoolExecutor(NUM_BESIDE) as pool:
+    with served(Coterie.open(composition)) as url, ThreadPoolExecutor(POOL_THREADS) as pool:
         form = {"json": {**CHAT, **FORM}, "timeout": 60}
-        late = [pool.submit(httpx.post, f"{url}/v1/chat/completions", **form) for _ in range(NUM_BESIDE)]
+        late = [pool.submit(httpx.post, f"{url}/v1/chat/completions", **form) for _ in range(POOL_THREADS)]
         for _ in late:
             assert slow.waits.acquire(timeout=60)
         threads.clear()
@@ -105,7 +105,7 @@ def test_long_texts_wait_for_no_form(composition: Path, slow: Slow, monkeypatch:
             assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=10).status_code in (200, 400)
         assert [name.rpartition("_")[0] or name for name in threads] == ["coterie-engine", "coterie-reading"]
         slow.go.set()
-        assert [one.result().status_code for one in late] == [200] * NUM_BESIDE
+        assert [one.result().status_code for one in late] == [200] * POOL_THREADS
 
 
 def test_a_stream_whose_form_takes_long_says_that_it_waits(

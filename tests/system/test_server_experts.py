@@ -120,7 +120,7 @@ def test_a_load_that_comes_in_while_the_server_ends_is_refused(composition: Path
 
     asyncio.run(load_late())
     worker.stop()
-    assert not coterie.parts.engine.control.open
+    assert not coterie.parts.engine.control.pending_loads
 
 
 def test_a_checkpoint_alone_has_its_state_in_the_row_of_the_composition(folder: Path) -> None:

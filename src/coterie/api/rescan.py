@@ -23,7 +23,7 @@ from coterie.composition.expert import Expert
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import Routing
 from coterie.core.errors import CapacityError, ConflictError, CoterieError, UsageError
-from coterie.engine.additions import draft_as, forget_retired, serve_more
+from coterie.engine.additions import add_expert, forget_retired, set_draft
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
 from coterie.models.model import Model, with_kv_type
@@ -174,8 +174,8 @@ def rescan(
             if why := looked.failed.get(name):
                 raise why
             model, text = looked.opened[name]
-            if was is None or _runs(model) != _runs(was) or not control.counts(name):
-                serve_more(parts, models, name, model, options)
+            if was is None or _runs(model) != _runs(was) or not control.may_need_memory(name):
+                add_expert(parts, models, name, model, options)
         except (UsageError, CapacityError, ConflictError) as error:
             (kept if name in served else left_out)[name] = error
         else:
@@ -200,7 +200,7 @@ def rescan(
     alive = models.keys() - control.retired
     for name in alive:  # includes the router's own model
         draft = models[name].draft
-        draft_as(parts, name, draft if draft in alive else "")
+        set_draft(parts, name, draft if draft in alive else "")
     added, renewed = ([name for name in changed if (name in served) == old] for old in (False, True))
     then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out, owners=looked.found.owners))
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)

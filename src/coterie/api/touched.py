@@ -21,7 +21,7 @@ from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import UsageError
-from coterie.engine.additions import is_there, serve_touched
+from coterie.engine.additions import is_in_memory, replace_layout
 from coterie.engine.assembly import Parts
 from coterie.models.model import Model
 
@@ -55,7 +55,7 @@ class Touched:
         If more has changed, or they cannot be read, nothing is done here: the load reports what is wrong.
         """
         was, expert = self._models.get(name), self._experts.get(name)
-        if was is None or expert is None or is_there(self._parts, name) or not is_touched(was.layout):
+        if was is None or expert is None or is_in_memory(self._parts, name) or not is_touched(was.layout):
             return
         try:
             model = replace(reopen(expert, self._options, {}), base=was.base)
@@ -64,7 +64,7 @@ class Touched:
         except UsageError:
             return
         if (model.key, _untimed(model.layout)) == (was.key, _untimed(was.layout)):
-            serve_touched(self._parts, name, model.layout)
+            replace_layout(self._parts, name, model.layout)
             self._models[name] = model
             self._texts.update(heads)
 

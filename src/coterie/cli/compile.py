@@ -19,7 +19,7 @@ from coterie.cli.progress import counted
 from coterie.core.errors import DeviceError, UnsupportedError, UsageError
 from coterie.device import Limits
 from coterie.devices.cuda.gpu import ahead_of, gpu_number
-from coterie.engine.assembly import Settings, asked_of, plan
+from coterie.engine.assembly import Settings, expected_steps, plan
 from coterie.engine.policy import Policy
 from coterie.engine.vectors import without_head
 from coterie.models.model import Model
@@ -83,7 +83,7 @@ def _wanted(
     """The distinct kernels of all architectures."""
     policy = Policy(max_batch=sequences, max_step_tokens=tokens)
     made = plan(models, ahead.spec(), Settings(policy=policy))
-    asked = asked_of(models, made.programs, made.base_of, policy)
+    asked = expected_steps(models, made.programs, made.base_of, policy)
     wanted = ahead.always()
     with counted("what is launched", len(asked)) as tell:
         for number, one in enumerate(asked, 1):

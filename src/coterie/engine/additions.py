@@ -22,10 +22,10 @@ from coterie.memory.slab import round_up
 from coterie.memory.split import side_of
 from coterie.models.model import Model
 
-_AGAIN = "restart the server, so that memory is divided again"
+_RESTART = "restart the server, so that memory is divided again"
 
 
-def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> None:
+def add_expert(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> None:
     """Serve a model under a name, between two steps, replacing any unused expert of that name.
 
     `models`: those served now. Raises CapacityError if it needs more than was reserved, ConflictError if its base is
@@ -35,8 +35,10 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
     base = _base(parts, models, model)
     cache = side_of(parts.all_weights, name)
     control = parts.engine.control
-    beside = [other for other in models if side_of(parts.all_weights, other) is cache and control.counts(other)]
-    sizes = {other: models[other].layout.size_bytes for other in beside}
+    sharing = [
+        other for other in models if side_of(parts.all_weights, other) is cache and control.may_need_memory(other)
+    ]
+    sizes = {other: models[other].layout.size_bytes for other in sharing}
     places = places_beside(cache, name, sizes | {name: model.layout.size_bytes})
     exe = _program(parts, models, name, model, settings)
     if name in parts.served:
@@ -73,19 +75,19 @@ def _shared(model: Model) -> tuple[str, str]:
     return model.key, "" if model.base is None else folder_of(model.base)
 
 
-def draft_as(parts: Parts, name: str, draft: str) -> None:
+def set_draft(parts: Parts, name: str, draft: str) -> None:
     """Set or (empty) unset an expert's draft, even while it answers."""
     if parts.served[name].draft != draft:
         parts.served[name] = replace(parts.served[name], draft=draft)
         parts.engine.renewed(name)
 
 
-def is_there(parts: Parts, name: str) -> bool:
+def is_in_memory(parts: Parts, name: str) -> bool:
     """Whether any memory has an expert's weights."""
     return any(name in ledger.copies for ledger in side_of(parts.all_weights, name).ledgers)
 
 
-def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
+def replace_layout(parts: Parts, name: str, layout: Layout) -> None:
     """Give an expert that is in no memory a layout of the same form, whose files may differ. Call before its load.
 
     Its running requests begin again, and continue if the new weights reproduce the tokens drawn so far; those that
@@ -95,9 +97,9 @@ def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
     served = parts.served[name] = replace(parts.served[name], layout=layout)
     parts.engine.renewed(name)
     queue = parts.engine.queue
-    for sequence in [one for one in queue.of(name) if queue.runs(one) or one.paused]:
+    for sequence in [one for one in queue.of(name) if queue.is_running(one) or one.paused]:
         if sequence.begin_again():
-            if queue.runs(sequence):
+            if queue.is_running(sequence):
                 parts.engine.reuse.end(sequence, failed=True)
                 parts.engine.reuse.admit(served, sequence)
         else:
@@ -115,7 +117,7 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
         if its is not None and folder_of(its) == folder and its.layout.ranges == model.base.layout.ranges:
             return parts.served[name].base
     raise ConflictError(
-        model.name, f"its base {folder} is not in memory in its present version, for adapters to share", _AGAIN
+        model.name, f"its base {folder} is not in memory in its present version, for adapters to share", _RESTART
     )
 
 
@@ -124,17 +126,17 @@ def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model,
     made, need = parts.plan, round_up(model.layout.size_bytes)
     room = side_of(parts.all_weights, name).ledgers[0].capacity_bytes
     if need > room:
-        raise CapacityError(name, "the expert", need, room, [f"{_AGAIN}, or with a larger --near"])
+        raise CapacityError(name, "the expert", need, room, [f"{_RESTART}, or with a larger --near"])
     for other, found in models.items():
         if found.key == model.key:
             return parts.served[other].exe
     block = page_bytes(model.kv)
     if block > made.block_bytes:
-        raise CapacityError(name, "a KV block", block, made.block_bytes, [_AGAIN])
+        raise CapacityError(name, "a KV block", block, made.block_bytes, [_RESTART])
     rules = settings.rule_set or parts.device.spec.rule_set
     work = work_bytes({name: model}, rules, settings.policy)
     if work > made.work_bytes:
-        raise CapacityError(name, "the values of its largest step", work, made.work_bytes, [_AGAIN])
+        raise CapacityError(name, "the values of its largest step", work, made.work_bytes, [_RESTART])
     exe = parts.device.load(compile_graph(model.graph, rules))
     parts.device.expect(exe, limits_of(exe.program, model.max_context, settings.policy), made.block_bytes)
     return exe

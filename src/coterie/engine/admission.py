@@ -41,7 +41,7 @@ class Admission:
         for other in [name for name in self._queue.waiting_by_client if name != client] if shares else ():
             self._withdraw(other)
         full = shares and self._waiting(client, sequence.priority) >= self._share
-        if full or self._stands_behind(sequence):
+        if full or self._must_follow_held(sequence):
             self._hold(client, {sequence.request.request_id: sequence})
         else:
             self._enter(sequence)
@@ -70,13 +70,13 @@ class Admission:
         taken, self._changed = self._changed, []
         return taken
 
-    def check_room(self, client: str, most: int, count: int = 1) -> None:
+    def check_room(self, client: str, max_waiting: int, count: int = 1) -> None:
         """See `check_room_among`."""
-        check_room_among(self._all_waiting, self._own(client), client, most, count)
+        check_room_among(self._all_waiting, self._own(client), client, max_waiting, count)
 
-    def places(self, client: str, most: int) -> int:
+    def places(self, client: str, max_waiting: int) -> int:
         """See `places_among`."""
-        return places_among(self._all_waiting, self._own(client), client, most)
+        return places_among(self._all_waiting, self._own(client), client, max_waiting)
 
     def by_expert(self) -> Counter[str]:
         """How many sequences are held for each expert."""
@@ -96,10 +96,10 @@ class Admission:
 
     def _waiting(self, client: str, priority: int | None = None) -> int:
         """How many of a client's sequences wait in the queue, optionally only those of this priority or better."""
-        its = self._queue.waiting_by_client.get(client, {})
-        return len(its) if priority is None else sum([sequence.priority <= priority for sequence in its.values()])
+        queued = self._queue.waiting_by_client.get(client, {})
+        return len(queued) if priority is None else sum([sequence.priority <= priority for sequence in queued.values()])
 
-    def _stands_behind(self, sequence: Sequence) -> bool:
+    def _must_follow_held(self, sequence: Sequence) -> bool:
         """Whether its client has a held sequence that goes before this one."""
         first = next(iter(self.held.get(sequence.request.client, {}).values()), None)
         return first is not None and first.priority <= sequence.priority
@@ -112,8 +112,8 @@ class Admission:
 
     def _withdraw(self, client: str) -> None:
         """Move a client's queued sequences beyond its share to the front of its held ones."""
-        its = list(self._queue.waiting_by_client[client].values())
-        surplus = [sequence for sequence in its[self._share :] if not sequence.paused]  # these have begun to answer
+        queued = list(self._queue.waiting_by_client[client].values())
+        surplus = [sequence for sequence in queued[self._share :] if not sequence.paused]  # these have begun to answer
         if not surplus:
             return
         for sequence in surplus:
@@ -134,24 +134,25 @@ class Admission:
         return sequence
 
 
-def check_room_among(waiting: int, own: int, client: str, most: int, count: int = 1) -> None:
-    """Raise CrowdedError if a client with `own` waiting requests may not add `count` more, with `most` allowed in all.
+def check_room_among(waiting: int, own: int, client: str, max_waiting: int, count: int = 1) -> None:
+    """Raise CrowdedError if a client with `own` waiting requests may not add `count` more.
 
-    Raises RequestError if that many would be refused even with an empty queue.
+    `max_waiting`: how many may wait over all clients. Raises RequestError if that many would be
+    refused even with an empty queue.
     """
-    at_most = (most + 1) // 2 if client else most
-    if count > at_most:
-        fact = f"asks for {count} answers at once, but no more than {at_most} may wait"
+    limit = (max_waiting + 1) // 2 if client else max_waiting
+    if count > limit:
+        fact = f"asks for {count} answers at once, but no more than {limit} may wait"
         raise RequestError("n", fact, "ask for fewer at once, or serve with a larger --max-waiting")
-    if count > places_among(waiting, own, client, most):
-        raise CrowdedError("queue", waiting, most, own)
+    if count > places_among(waiting, own, client, max_waiting):
+        raise CrowdedError("queue", waiting, max_waiting, own)
 
 
-def places_among(waiting: int, own: int, client: str, most: int) -> int:
-    """How many more requests a client may add, with `most` waiting allowed over all clients; below 1: none.
+def places_among(waiting: int, own: int, client: str, max_waiting: int) -> int:
+    """How many more requests a client may add, with `max_waiting` waiting allowed over all clients; below 1: none.
 
     A client may have about as many waiting as there are free places, so that newcomers find one. Source: A. K.
     Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
     """
-    left = most - waiting
+    left = max_waiting - waiting
     return (left - own + 1) // 2 if client else left

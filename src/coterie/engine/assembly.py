@@ -233,7 +233,7 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes, touched=False), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
     loaded = {key: device.load(program) for key, program in programs.items()}
-    for one in asked_of(models, programs, made.base_of, settings.policy):
+    for one in expected_steps(models, programs, made.base_of, settings.policy):
         device.expect(loaded[one.key], one.limits, made.block_bytes, one.shared)
     served: dict[str, ServedExpert] = {}
     for name, model in models.items():
@@ -249,7 +249,7 @@ def served_of(name: str, model: Model, exe: Executable, base: Base | None) -> Se
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExpectedSteps:
     """What a program may be asked to run: its architecture key, and the limits of a step. `shared`: for steps of
     several experts, the weights (by index) that they have in common; None: steps of one expert.
     """
@@ -259,9 +259,9 @@ class Asked:
     shared: tuple[int, ...] | None = None
 
 
-def asked_of(
+def expected_steps(
     models: Mapping[str, Model], programs: Mapping[str, Program], base_of: Mapping[str, str], policy: Policy
-) -> tuple[Asked, ...]:
+) -> tuple[ExpectedSteps, ...]:
     """What serving these models may require of their programs, without duplicates. `base_of`: each adapter's base."""
     limits = _limits(models, programs, policy)
     variants = Counter(
@@ -269,8 +269,8 @@ def asked_of(
         for name, model in models.items()
         if policy.share_steps and name in base_of
     )
-    mixed = [Asked(key, limits[key], shared) for (key, _, shared), count in variants.items() if count > 1]
-    return tuple(dict.fromkeys([*(Asked(key, most) for key, most in limits.items()), *mixed]))
+    mixed = [ExpectedSteps(key, limits[key], shared) for (key, _, shared), count in variants.items() if count > 1]
+    return tuple(dict.fromkeys([*(ExpectedSteps(key, most) for key, most in limits.items()), *mixed]))
 
 
 def limits_of(program: Program, max_context: int, policy: Policy) -> Limits:

@@ -171,8 +171,8 @@ def build(
     rows_R, types_T = sampled + looked_at, _types_of(parts)
     made = Rows(tokens, positions, rows, block_tables, lengths, rows_R, sampling, end_ids, types_T)
     owners = tuple([part.sequence.number for part in parts])
-    behind = [Scored(s.sequence, len(sampled) + s.first_row, s.position, s.count) for s in scored]
-    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing), tuple(behind), mix)
+    scored_after = [Scored(s.sequence, len(sampled) + s.first_row, s.position, s.count) for s in scored]
+    return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing), tuple(scored_after), mix)
 
 
 def _types_of(parts: Seq[Part]) -> tuple[int, ...]:
@@ -243,7 +243,7 @@ class Decoding:
         sequence_T: list[int] = []
         lengths: list[int] = []
         newest: list[int] = []
-        behind: list[int] = []
+        guess_rows: list[int] = []
         sampling, guessed = list(self._settings()), list[Guessed]()
         for row, (sequence, guess) in enumerate(zip(self.sequences, guesses, strict=True)):
             first, length = len(tokens), sequence.computed + 1 + len(guess)
@@ -253,11 +253,11 @@ class Decoding:
             lengths.append(length)
             sequence_T += [row] * (1 + len(guess))
             if guess:
-                guessed.append(Guessed(sequence, row, len(guesses) + len(behind), guess))
-                behind += range(first + 1, len(tokens))
-                sampling += [sequence.sampling_behind(guess[: place + 1]) for place in range(len(guess))]
-        tables, end_ids = self._tables_up_to(max(lengths)), self._end_ids + ((),) * len(behind)
-        rows = Rows(tokens, positions, sequence_T, tables, lengths, newest + behind, tuple(sampling), end_ids)
+                guessed.append(Guessed(sequence, row, len(guesses) + len(guess_rows), guess))
+                guess_rows += range(first + 1, len(tokens))
+                sampling += [sequence.sampling_after(guess[: place + 1]) for place in range(len(guess))]
+        tables, end_ids = self._tables_up_to(max(lengths)), self._end_ids + ((),) * len(guess_rows)
+        rows = Rows(tokens, positions, sequence_T, tables, lengths, newest + guess_rows, tuple(sampling), end_ids)
         return Batch(self._parts, self._owners, rows, self.sequences, 1, self._chosen, (), self._mix, tuple(guessed))
 
     def _settings(self) -> tuple[Sampling, ...]:

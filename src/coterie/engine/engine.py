@@ -112,7 +112,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when a step would have nothing to do."""
-        return not (self._live or self._outputs or self.control.open)
+        return not (self._live or self._outputs or self.control.pending_loads)
 
     @property
     def loading(self) -> bool:
@@ -133,18 +133,18 @@ class Engine:
         if self.admission.held:
             self.admission.refill()
             self._changed(*self.admission.take_changed())
-        if self.control.open:
+        if self.control.pending_loads:
             self._grant()
         decision, repeats = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
             names = (decision.expert_id,) if batch.mix is None else batch.mix.experts
             whom = [self._experts[name] for name in names], [self._loads.residency(name) for name in names]
-            others, until_s = (self._loads.awaited(), arrival_s) if batch.steps > 1 else ((), None)
+            others, until_s = (self._loads.awaited_events(), arrival_s) if batch.steps > 1 else ((), None)
             event = self._runner.run(*whom, batch, until_s, others)
             self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
-            self._device.wait_any(self._loads.awaited(), until)
+            self._device.wait_any(self._loads.awaited_events(), until)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -159,15 +159,15 @@ class Engine:
         for expert_id, error in failed.items():
             self.metrics.failed_fetches += 1
             self.log.add("fail", expert_id)
-            self.log.tell("failed", expert_id, str(error))
+            self.log.report("failed", expert_id, str(error))
             self.fail(self.queue.of(expert_id), error)
             self.reuse.forget(expert_id)
             self.drafts.failed(expert_id)
-        if self.control.open:
+        if self.control.pending_loads:
             self.control.settle(failed)
         for expert_id, seconds in self._loads.take_durations():
             self.metrics.switch.add(seconds)
-            self.log.tell("loaded", expert_id, seconds)
+            self.log.report("loaded", expert_id, seconds)
             self.drafts.loaded(expert_id)
         while self._cancelled:
             sequence = self._live.get(self._cancelled.pop(0))
@@ -181,7 +181,7 @@ class Engine:
         """The decision for now, and for how many consecutive steps it stands."""
         yielded = self.drafts.yield_blocks()
         self._changed(*self._ranks.make_room(self._kv.free_blocks))
-        if self._repeats > 0 and self._groups.unmoved and not yielded:
+        if self._repeats > 0 and self._groups.residence_unchanged and not yielded:
             return self._decided, self._repeats
         refused, self._repeats = NOBODY, 0  # the decision below may be to wait
         while True:
@@ -193,15 +193,15 @@ class Engine:
                 return decision, self._repeats
             if not isinstance(decision, Fetch):
                 return decision, 1
-            if not self._bring(decision):
+            if not self._start_fetch(decision):
                 refused |= {decision.expert_id}
 
     def _grant(self) -> None:
         """Start an explicitly requested load, if one may start now."""
-        if not self._groups.unmoved:
+        if not self._groups.residence_unchanged:
             self._repeats = 0  # the view below consumes the moves, which the next decision must see too
-        if (fetch := self.control.next(self._groups.view(NOBODY), self.policy)) is not None:
-            self._bring(fetch)
+        if (fetch := self.control.next_load(self._groups.view(NOBODY), self.policy)) is not None:
+            self._start_fetch(fetch)
 
     def _changed(self, *expert_ids: str) -> None:
         """These experts' requests or residence changed since the last decision: do not repeat it."""
@@ -209,9 +209,9 @@ class Engine:
             self._groups.changed(expert_id)
             self._repeats = 0
 
-    def _bring(self, fetch: Fetch) -> bool:
+    def _start_fetch(self, fetch: Fetch) -> bool:
         """Start a fetch; False if there is no room now. If there can never be, the expert's requests end."""
-        if self._loads.refuses(fetch.expert_id, fetch.keep, fetch.spare):
+        if self._loads.would_refuse(fetch.expert_id, fetch.keep, fetch.spare):
             return False
         self.before_load(fetch.expert_id)
         if self._recording is not None:
@@ -220,7 +220,7 @@ class Engine:
         most = self.policy.max_batch if self.policy.overlap else 0
         rows = self.queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
         try:
-            residency = self._loads.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
+            residency = self._loads.start(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
             self.control.refuse(fetch.expert_id, error)
@@ -252,7 +252,7 @@ class Engine:
         if run.partners:
             return self._batcher.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
         self.reuse.begin(expert, its[run.expert_id])
-        drafts = self.drafts if alone and self.drafts.ready(expert, self._bring) else None
+        drafts = self.drafts if alone and self.drafts.ready(expert, self._start_fetch) else None
         return self._batcher.next(expert, its[run.expert_id], most, drafts)
 
     def _admit(self, sequence: Sequence) -> None:
@@ -304,7 +304,7 @@ class Engine:
         self.metrics.steps += steps
         self._repeats -= steps
         self._groups.ran(lead, names, steps, self.metrics.steps)
-        self._changed(*self._ranks.passed(batch.parts, steps))
+        self._changed(*self._ranks.count_steps(batch.parts, steps))
 
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:
@@ -330,7 +330,7 @@ class Engine:
         error: Exception | None = None,
     ) -> None:
         request = sequence.request
-        if self.queue.runs(sequence):
+        if self.queue.is_running(sequence):
             self.reuse.end(sequence, error is not None)
             self._batcher.changed(request.expert_id)
             self.drafts.ended(sequence)
@@ -338,9 +338,9 @@ class Engine:
             self.queue.drop(sequence)
         self._changed(request.expert_id)
         del self._live[request.request_id]
-        if not self.queue.has(request.expert_id):
+        if not self.queue.has_work(request.expert_id):
             self._groups.new_turn(request.expert_id)
-        ready_s = None if sequence.load is None else sequence.load.ended(self._device)
+        ready_s = None if sequence.load is None else sequence.load.completion_s(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(request, reason, timings, len(sequence.tokens))
         said = None if error is None else as_error(request.expert_id, error)

@@ -29,10 +29,10 @@ LoadCallback: TypeAlias = Callable[[CoterieError | None], None]
 
 
 class ExpertControl:
-    """Explicit loading, unloading and pinning. `open`: loads requested and not yet reported.
+    """Explicit loading, unloading and pinning. `pending_loads`: loads requested and not yet reported.
     `retired`: experts that accept no new requests but finish the ones they have.
 
-    Every method but `next`, `settle`, `refuse` and `counts` raises NotFoundError for an unknown expert.
+    Every method but `next_load`, `settle`, `refuse` and `may_need_memory` raises NotFoundError for an unknown expert.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class ExpertControl:
     ) -> None:
         self._cache, self._loads, self._queue, self._admission = cache, loads, queue, admission
         self._experts, self._log = experts, log
-        self.open: dict[str, list[LoadCallback]] = {}
+        self.pending_loads: dict[str, list[LoadCallback]] = {}
         self.retired: set[str] = set()
 
-    def load(self, expert_id: str, tell: LoadCallback) -> None:
+    def load(self, expert_id: str, callback: LoadCallback) -> None:
         """Load an expert, or join a load under way. Raises ConflictError if pinned experts leave no room for it."""
         served = served_as(expert_id, self._experts)
         if self._loads.residence(expert_id) is Residence.ABSENT:
             check_room(side_of(self._cache, expert_id), expert_id, served.layout.size_bytes)
-        self.open.setdefault(expert_id, []).append(tell)
+        self.pending_loads.setdefault(expert_id, []).append(callback)
         self._log.add("load", expert_id)
 
     def unload(self, expert_id: str) -> None:
@@ -66,14 +66,14 @@ class ExpertControl:
         where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
         if stays(self._cache, expert_id):
             raise ConflictError(where, "it is the base of other experts, which stays", "unload those")
-        running, waiting = self._requests(expert_id)
+        running, waiting = self._num_requests(expert_id)
         if running or waiting:
             fact = f"{running} requests of it are running and {waiting} waiting"
             raise ConflictError(where, fact, "wait for them, or cancel them")
         if expert_id in cache.pinned:
             raise ConflictError(where, "it is pinned", "unpin it first")
         copies = [ledger.copies[expert_id] for ledger in cache.ledgers if expert_id in ledger.copies]
-        if expert_id in self.open or any(copy.is_busy for copy in copies):
+        if expert_id in self.pending_loads or any(copy.is_busy for copy in copies):
             raise ConflictError(where, "it is being loaded", "ask again when it is resident")
         cache.forget(expert_id)
         self._log.add("unload", expert_id)
@@ -86,7 +86,9 @@ class ExpertControl:
         served_as(expert_id, self._experts)
         cache = side_of(self._cache, expert_id)
         same = {n: e.layout.size_bytes for n, e in self._experts.items() if side_of(self._cache, n) is cache}
-        cache.pin(expert_id, places_with(cache, expert_id, {n: size for n, size in same.items() if self.counts(n)}))
+        cache.pin(
+            expert_id, places_with(cache, expert_id, {n: size for n, size in same.items() if self.may_need_memory(n)})
+        )
         self._log.add("pin", expert_id)
 
     def unpin(self, expert_id: str) -> None:
@@ -104,7 +106,7 @@ class ExpertControl:
 
     def forget(self, expert_id: str) -> bool:
         """Drop all state of a retired expert, unless it has requests or a copy in memory; whether it was dropped."""
-        if any(self._requests(expert_id)) or expert_id in self.open:
+        if any(self._num_requests(expert_id)) or expert_id in self.pending_loads:
             return False
         with contextlib.suppress(ConflictError):
             self.unload(expert_id)
@@ -116,16 +118,16 @@ class ExpertControl:
         cache.uses.forget(expert_id)
         return True
 
-    def counts(self, expert_id: str) -> bool:
+    def may_need_memory(self, expert_id: str) -> bool:
         """Whether an expert may still need memory."""
-        return expert_id not in self.retired or any(self._requests(expert_id))
+        return expert_id not in self.retired or any(self._num_requests(expert_id))
 
-    def next(self, view: View, policy: Policy) -> Fetch | None:
+    def next_load(self, view: View, policy: Policy) -> Fetch | None:
         """The load to start now, if any; it counts towards the same limit of loads under way as those for requests."""
         ahead = policy.prefetch if policy.overlap else 0
         if view.under_way > ahead:
             return None
-        for expert_id in self.open:
+        for expert_id in self.pending_loads:
             if self._loads.residence(expert_id) is Residence.ABSENT:
                 there = [group for group in view.groups if group.residence is not Residence.ABSENT]
                 # Experts that merely have requests waiting may go: they come in turns, so the load might otherwise
@@ -139,19 +141,19 @@ class ExpertControl:
 
     def settle(self, failed: Mapping[str, CoterieError]) -> None:
         """Report the loads that are done, and those that failed."""
-        for expert_id in list(self.open):
+        for expert_id in list(self.pending_loads):
             if expert_id in failed:
                 self.refuse(expert_id, failed[expert_id])
             elif self._loads.residence(expert_id) is READY:
-                for tell in self.open.pop(expert_id):
-                    tell(None)
+                for callback in self.pending_loads.pop(expert_id):
+                    callback(None)
 
-    def _requests(self, expert_id: str) -> tuple[int, int]:
+    def _num_requests(self, expert_id: str) -> tuple[int, int]:
         """How many of an expert's requests are running, and how many waiting."""
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
         return running, waiting + self._admission.by_expert()[expert_id]
 
     def refuse(self, expert_id: str, error: CoterieError) -> None:
         """Report a failed load to its callers, if any."""
-        for tell in self.open.pop(expert_id, ()):
-            tell(error)
+        for callback in self.pending_loads.pop(expert_id, ()):
+            callback(error)

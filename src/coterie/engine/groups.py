@@ -17,7 +17,7 @@ from coterie.engine.loads import Loads
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.sequence import Sequence
-from coterie.engine.variants import largest
+from coterie.engine.variants import largest_group
 from coterie.engine.view import READY, First, Group, Residence, View, Waiting
 
 NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
@@ -36,11 +36,11 @@ class Groups:
         variant_groups: Mapping[str, str] = NO_VARIANTS,
     ) -> None:
         self._queue, self._loads, self._kv, self._policy = queue, loads, kv, policy
-        self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
+        self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest_group(variant_groups.values()))
         self._isolated: frozenset[str] = frozenset()
         self._of: dict[str, Group] = {}
         self._first: tuple[First, ...] | None = None
-        self._looked = -1
+        self._seen_residence_version = -1
         self._last_run: dict[str, int] = {}
         self._turn_steps: dict[str, int] = {}
         self._current: str | None = None
@@ -48,14 +48,14 @@ class Groups:
 
     def renewed(self, variant_groups: Mapping[str, str]) -> None:
         """Replace the variant groups: which experts can share steps has changed."""
-        self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
+        self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest_group(variant_groups.values()))
         self._isolated, self._first = frozenset(), None
         self._of.clear()
 
     @property
-    def unmoved(self) -> bool:
+    def residence_unchanged(self) -> bool:
         """Whether every expert's residence is as in the last view."""
-        return self._loads.moves == self._looked
+        return self._loads.residence_version == self._seen_residence_version
 
     def changed(self, expert_id: str) -> None:
         """An expert's requests or residence changed since the last view."""
@@ -95,9 +95,9 @@ class Groups:
 
     def view(self, refused: frozenset[str]) -> View:
         """The current state."""
-        self._looked = self._loads.moves
+        self._seen_residence_version = self._loads.residence_version
         known = self._of
-        for expert_id in self._loads.take_moved():
+        for expert_id in self._loads.take_changed():
             known.pop(expert_id, None)
         groups = tuple([known.get(expert_id) or self._group(expert_id) for expert_id in self._queue.experts])
         first = self._firsts() if self._first is None else self._first

@@ -37,12 +37,12 @@ class History:
             place = self._of(token)
             self._times[place] = max(self._times[place], 0) + 1
 
-    def changes(self, behind: tuple[int, ...] = ()) -> Changes:
-        """Changes to the next token's logits, or to those of the token after `behind`; valid until the next `note`."""
+    def changes(self, guesses: tuple[int, ...] = ()) -> Changes:
+        """Changes to the next token's logits, or to those of the token after `guesses`; valid until the next `note`."""
         params, known = self._params, len(self._place)
         penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
         each = self._ids[:known], self._times[:known], self._bias[:known]
-        return Changes(*penalties, *each, behind)
+        return Changes(*penalties, *each, guesses)
 
     def _of(self, token: int) -> int:
         """The token's index, assigned on first use."""

@@ -68,12 +68,12 @@ class KVPool:
     @property
     def cached_blocks(self) -> int:
         """Unused blocks whose tokens are known."""
-        return self._prefixes.unused
+        return self._prefixes.num_unused
 
     @property
     def used_blocks(self) -> int:
         """Blocks in use, a shared one counted once."""
-        return self.num_blocks - len(self._free) - self._prefixes.unused
+        return self.num_blocks - len(self._free) - self._prefixes.num_unused
 
     @property
     def reserved(self) -> int:
@@ -125,7 +125,7 @@ class KVPool:
             raise OversizeError(where, what, demand, bound, (shorter, f"set --kv to at least {demand} B"))
         return blocks
 
-    def lack(self, blocks: int, whose: str, where: str) -> CapacityError:
+    def shortage_error(self, blocks: int, whose: str, where: str) -> CapacityError:
         """The error for a lack of `blocks` free blocks, for a sequence of expert `whose`; `where`: what needs them."""
         size, free = self.block_bytes, self.free_blocks
         levers = (f"set --kv to at least {(self.num_blocks + blocks - free) * size} B", "ask with a smaller max_tokens")
@@ -150,18 +150,18 @@ class KVPool:
         """
         size = self.tokens_per_block(kv)
         chain = self._prefixes.find(key, tokens, size)
-        self._prefixes.take(chain)
+        self._prefixes.acquire(chain)
         self._sharing[owner] = _Sharing(key, size, chain)
         own = self._take(self._reserved.pop(owner) - len(chain))
         self._owned[owner] = (*[node.block for node in chain], *own)
         return len(chain) * size
 
-    def known(self, key: str, tokens: Sequence[int], kv: KvShape) -> int:
+    def reusable_tokens(self, key: str, tokens: Sequence[int], kv: KvShape) -> int:
         """How many leading tokens of an owner would find their KV state, if it began now."""
         size = self.tokens_per_block(kv)
         return len(self._prefixes.find(key, tokens, size)) * size
 
-    def keep(self, owner: int, tokens: Sequence[int]) -> None:
+    def publish(self, owner: int, tokens: Sequence[int]) -> None:
         """Publish the blocks a running owner has filled: the state of these tokens, whose steps are finished."""
         sharing = self._sharing.get(owner)
         if sharing is not None:
@@ -175,11 +175,11 @@ class KVPool:
 
     def forget_all(self, key: str) -> None:
         """Stop sharing everything computed so far by owners of this key."""
-        self._free += self._prefixes.forget(self._prefixes.of(key))
+        self._free += self._prefixes.forget(self._prefixes.roots(key))
 
     def forget_unused(self) -> bool:
         """Drop all unused blocks; returns whether no block is in use then."""
-        self._free += self._prefixes.evict(self._prefixes.unused)
+        self._free += self._prefixes.evict(self._prefixes.num_unused)
         return not self.used_blocks
 
     def blocks(self, owner: int) -> tuple[int, ...]:
@@ -240,8 +240,8 @@ class KVPool:
             raise ValueError(f"{self._promised} KV blocks are promised, not what the owners were")
         for node in nodes:
             users = sum(node in chain for chain in chains)
-            if node.uses != users:
-                raise ValueError(f"KV block {node.block} counts {node.uses} users but has {users}")
+            if node.num_users != users:
+                raise ValueError(f"KV block {node.block} counts {node.num_users} users but has {users}")
         for blocks, sharing in held:
             if sharing and [node.block for node in sharing.chain] != list(blocks[: len(sharing.chain)]):
                 raise ValueError(f"an owner of KV blocks {blocks} shares others")
@@ -265,4 +265,4 @@ class KVPool:
         if sharing is None:
             self._free.extend(reversed(blocks))
         else:
-            self._free += self._prefixes.leave(sharing.chain, sharing.key, sharing.tokens, sharing.size, blocks)
+            self._free += self._prefixes.release(sharing.chain, sharing.key, sharing.tokens, sharing.size, blocks)

@@ -33,7 +33,7 @@ class Load:
     ready: Event
     ready_s: float | None = None
 
-    def ended(self, device: Device) -> float | None:
+    def completion_s(self, device: Device) -> float | None:
         """When it was complete, or None if it is not."""
         if self.ready_s is None and device.done(self.ready):
             self.ready_s = device.span(self.ready).end_s
@@ -50,8 +50,8 @@ class Loads:
         self._resident = cache.residents
         self._changes = -1
         self._refused: tuple[object, ...] | None = None  # the last question, if it was refused
-        self.moves = 0  # incremented whenever an expert's residence may have changed
-        self._moved: set[str] = set()
+        self.residence_version = 0  # incremented whenever an expert's residence may have changed
+        self._changed: set[str] = set()
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[tuple[str, float]] = []
         self.latest: dict[str, Load] = {}
@@ -65,7 +65,7 @@ class Loads:
         failed: dict[str, CoterieError] = {}
         for expert_id, failure in ended:
             if expert_id in self._under_way:
-                self._has_moved(expert_id)
+                self._residence_changed(expert_id)
                 self._finish(expert_id, failure)
                 if failure is not None:
                     failed[expert_id] = as_error(expert_id, failure)
@@ -74,11 +74,11 @@ class Loads:
                 continue
             if self._device.failure(load.first) is None:
                 self._started.add(expert_id)
-                self._has_moved(expert_id)
+                self._residence_changed(expert_id)
         self._refresh()
         return failed
 
-    def bring(self, expert_id: str, keep: Set[str], spare: Set[str], rows: Collection[int] = ()) -> Residency | None:
+    def start(self, expert_id: str, keep: Set[str], spare: Set[str], rows: Collection[int] = ()) -> Residency | None:
         """Start a load that evicts none of `keep`, and none of `spare` if that can be avoided. None: no room now.
 
         `rows` of its embedding are needed first. Raises CapacityError if there will never be room.
@@ -98,11 +98,11 @@ class Loads:
         finally:
             self._refresh()
 
-    def refuses(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
+    def would_refuse(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
         """Whether exactly this was refused last and nothing has changed since, so that it would be refused again."""
         return self._refused is not None and self._refused == self._question(expert_id, keep, spare)
 
-    def lack(self, expert_id: str, where: str) -> CapacityError | None:
+    def shortage_error(self, expert_id: str, where: str) -> CapacityError | None:
         """The error if an absent expert does not fit next to what is resident; `where`: what needs it.
 
         None if room is only a matter of time: an evicted copy of it is still being written.
@@ -143,11 +143,11 @@ class Loads:
             return Residence.STARTED if expert_id in self._started else Residence.ARRIVING
         return Residence.READY if expert_id in self._resident else Residence.ABSENT
 
-    def take_moved(self) -> Collection[str]:
+    def take_changed(self) -> Collection[str]:
         """The experts whose residence may have changed since the last call."""
-        if not self._moved:
+        if not self._changed:
             return ()
-        taken, self._moved = self._moved, set()
+        taken, self._changed = self._changed, set()
         return taken
 
     def take_durations(self) -> Sequence[tuple[str, float]]:
@@ -173,7 +173,7 @@ class Loads:
         """How many loads are unfinished."""
         return len(self._under_way)
 
-    def awaited(self) -> list[Event]:
+    def awaited_events(self) -> list[Event]:
         """What to wait for when nothing can run: the next event of each load, and those that block the cache."""
         pending = self._cache.pending()
         if not self._under_way:
@@ -192,12 +192,12 @@ class Loads:
         if first is not None and ready is not None and expert_id not in self._under_way:
             load = Load(residency, want_s, first, ready)
             self._under_way[expert_id] = self.latest[expert_id] = load
-            self._has_moved(expert_id)
+            self._residence_changed(expert_id)
         return residency
 
-    def _has_moved(self, expert_id: str) -> None:
-        self.moves += 1
-        self._moved.add(expert_id)
+    def _residence_changed(self, expert_id: str) -> None:
+        self.residence_version += 1
+        self._changed.add(expert_id)
 
     def _finish(self, expert_id: str, failure: Exception | None) -> None:
         load = self._under_way.pop(expert_id)
@@ -206,7 +206,7 @@ class Loads:
         if failure is not None:
             del self.latest[expert_id]
             return
-        ready_s = load.ended(self._device)
+        ready_s = load.completion_s(self._device)
         self._durations_s += [] if ready_s is None else [(expert_id, ready_s - load.want_s)]
 
     def _refresh(self) -> None:
@@ -214,9 +214,9 @@ class Loads:
         if self._cache.changes == self._changes:
             return
         self._changes = self._cache.changes
-        self.moves += 1
+        self.residence_version += 1
         before, self._resident = self._resident, self._cache.residents
-        self._moved |= before ^ self._resident
+        self._changed |= before ^ self._resident
         for gone in before - self._resident:
             self._residencies.pop(gone, None)
         for expert_id in self._cache.loading():

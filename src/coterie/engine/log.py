@@ -38,7 +38,7 @@ class DecisionLog:
         if self.follower is not None:
             self.follower(entry)
 
-    def tell(self, *entry: str | int | float) -> None:
+    def report(self, *entry: str | int | float) -> None:
         """Report an event that is no decision to the follower. Not logged: when a load ends depends on the device."""
         if self.follower is not None:
             self.follower(entry)

@@ -87,7 +87,7 @@ class Policy:
             return self.max_guesses
         return 0 if memories_below(spec) or expert_bytes < GUESSED_BYTES else MAX_GUESSES
 
-    def guesses_by_form_of(self, spec: MachineSpec) -> int:
+    def constrained_guesses_of(self, spec: MachineSpec) -> int:
         """How many tokens a constrained answer may have guessed in one step from its constraint.
 
         As many for small experts as for large ones: most of these guesses are certain, and a step's choice of tokens on

@@ -23,10 +23,10 @@ class Node:
     `level`: the one that holds it.
     """
 
-    __slots__ = ("block", "children", "known", "level", "tokens", "uses")
+    __slots__ = ("block", "children", "known", "level", "num_users", "tokens")
 
-    def __init__(self, block: int, tokens: tuple[int, ...], level: Level, uses: int) -> None:
-        self.block, self.tokens, self.level, self.uses = block, tokens, level, uses
+    def __init__(self, block: int, tokens: tuple[int, ...], level: Level, num_users: int) -> None:
+        self.block, self.tokens, self.level, self.num_users = block, tokens, level, num_users
         self.children: Level = {}
         self.known = True
         level[tokens] = self
@@ -36,32 +36,32 @@ class PrefixTrees:
     """The trees, and the eviction order of unused nodes."""
 
     def __init__(self) -> None:
-        self._first: dict[str, Level] = {}
+        self._roots: dict[str, Level] = {}
         self._unused: OrderedDict[Node, None] = OrderedDict()
 
     @property
-    def unused(self) -> int:
+    def num_unused(self) -> int:
         """How many known blocks have no user."""
         return len(self._unused)
 
     def find(self, key: str, tokens: Sequence[int], size: int) -> list[Node]:
         """The longest chain of nodes that is a proper prefix of these tokens; a block holds `size` tokens."""
         chain: list[Node] = []
-        level = self._first.get(key, {})
+        level = self._roots.get(key, {})
         for number in range((len(tokens) - 1) // size):
-            node = level.get(_part(tokens, number, size))
+            node = level.get(_block_tokens(tokens, number, size))
             if node is None:
                 break
             chain.append(node)
             level = node.children
         return chain
 
-    def take(self, chain: Sequence[Node]) -> None:
+    def acquire(self, chain: Sequence[Node]) -> None:
         """Add a user to this chain."""
         for node in chain:
-            if node.uses == 0:
+            if node.num_users == 0:
                 del self._unused[node]
-            node.uses += 1
+            node.num_users += 1
 
     def extend(self, chain: list[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]) -> None:
         """Make a user's next blocks known, as far as these tokens fill them.
@@ -73,13 +73,13 @@ class PrefixTrees:
         if level is None:
             return
         for number in range(len(chain), len(tokens) // size):
-            part = _part(tokens, number, size)
+            part = _block_tokens(tokens, number, size)
             if part in level:
                 return
-            chain.append(Node(blocks[number], part, level, uses=1))
+            chain.append(Node(blocks[number], part, level, num_users=1))
             level = chain[-1].children
 
-    def leave(
+    def release(
         self, chain: Sequence[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]
     ) -> list[int]:
         """Remove a user from its chain, and make those of its further blocks known that these tokens fill.
@@ -90,13 +90,13 @@ class PrefixTrees:
         free = [block for block, node in zip(own, following, strict=False) if node.block != block]
         free += own[len(following) :]
         for node in reversed(following):
-            if node.uses == 0:
-                self._wait(node)
+            if node.num_users == 0:
+                self._make_evictable(node)
         for node in reversed(chain):
-            node.uses -= 1
-            if node.uses == 0 and node.known:
-                self._wait(node)
-            elif node.uses == 0:
+            node.num_users -= 1
+            if node.num_users == 0 and node.known:
+                self._make_evictable(node)
+            elif node.num_users == 0:
                 free.append(node.block)
         return free
 
@@ -113,30 +113,30 @@ class PrefixTrees:
     def forget(self, first: Collection[Node]) -> list[int]:
         """Forget these nodes and their descendants; returns the blocks of those without users."""
         blocks = []
-        for node in [found for top in first if top.known for found in (top, *_all(top.children))]:
+        for node in [found for top in first if top.known for found in (top, *_nodes_in(top.children))]:
             del node.level[node.tokens]
             node.known = False
-            if node.uses == 0:
+            if node.num_users == 0:
                 del self._unused[node]
                 blocks.append(node.block)
         return blocks
 
-    def of(self, key: str) -> tuple[Node, ...]:
+    def roots(self, key: str) -> tuple[Node, ...]:
         """The roots of a key."""
-        return tuple(self._first.get(key, {}).values())
+        return tuple(self._roots.get(key, {}).values())
 
     def nodes(self) -> list[Node]:
         """All known nodes."""
-        return [node for level in self._first.values() for node in _all(level)]
+        return [node for level in self._roots.values() for node in _nodes_in(level)]
 
     def check_order(self) -> None:
         """Raise ValueError unless exactly the unused nodes are queued for eviction, each after all its descendants."""
         nodes = self.nodes()
         places = {node: place for place, node in enumerate(self._unused)}
-        if set(places) != {node for node in nodes if node.uses == 0}:
+        if set(places) != {node for node in nodes if node.num_users == 0}:
             raise ValueError(f"{len(places)} KV blocks wait, not just those of {len(nodes)} known ones that are unused")
         for node, place in places.items():
-            if any(after.uses or places[after] > place for after in node.children.values()):
+            if any(after.num_users or places[after] > place for after in node.children.values()):
                 raise ValueError(f"KV block {node.block} would go before what is behind it")
 
     def _fill(
@@ -148,31 +148,31 @@ class PrefixTrees:
         if level is None:
             return found
         for number in range(len(chain), len(tokens) // size):
-            part = _part(tokens, number, size)
+            part = _block_tokens(tokens, number, size)
             node = level.get(part)
             if node is None:
-                node = Node(blocks[number], part, level, uses=0)
+                node = Node(blocks[number], part, level, num_users=0)
             found.append(node)
             level = node.children
         return found
 
-    def _wait(self, node: Node) -> None:
+    def _make_evictable(self, node: Node) -> None:
         self._unused[node] = None
         self._unused.move_to_end(node)
 
     def _level_below(self, chain: Sequence[Node], key: str) -> Level | None:
         """The level below a chain; None if the chain was forgotten."""
         if not chain:
-            return self._first.setdefault(key, {})
+            return self._roots.setdefault(key, {})
         return chain[-1].children if chain[-1].known else None
 
 
-def _part(tokens: Sequence[int], number: int, size: int) -> tuple[int, ...]:
+def _block_tokens(tokens: Sequence[int], number: int, size: int) -> tuple[int, ...]:
     """The tokens of block `number`."""
     return tuple(tokens[number * size : (number + 1) * size])
 
 
-def _all(level: Level) -> Iterator[Node]:
+def _nodes_in(level: Level) -> Iterator[Node]:
     """The nodes of a level and all their descendants. Iterative: chains can be longer than Python's recursion limit."""
     stack = list(level.values())
     while stack:

@@ -92,9 +92,9 @@ class Queue:
         if self.has_several_priorities:
             first = {next(iter(line.values())).priority: dict[str, Sequence]() for line in self.waiting.values()}
             for sequence in self._order.values():
-                its = first.get(sequence.priority)
-                if its is not None and len(its) < count:
-                    its.setdefault(sequence.request.expert_id, sequence)
+                found_first = first.get(sequence.priority)
+                if found_first is not None and len(found_first) < count:
+                    found_first.setdefault(sequence.request.expert_id, sequence)
             return tuple([sequence for priority in sorted(first) for sequence in first[priority].values()])
         if count > FEW:
             each = [next(iter(waiting.values())) for waiting in self.waiting.values()]
@@ -121,21 +121,22 @@ class Queue:
         """Whether sequences of more than one priority are present."""
         return len(self.priorities) > 1
 
-    def runs(self, sequence: Sequence) -> bool:
+    def is_running(self, sequence: Sequence) -> bool:
         """Whether a sequence is running."""
         return sequence.number in self.running.get(sequence.request.expert_id, ())
 
-    def holds(self, sequence: Sequence) -> bool:
+    def contains(self, sequence: Sequence) -> bool:
         """Whether a sequence is waiting or running."""
-        return sequence.number in self._order or self.runs(sequence)
+        return sequence.number in self._order or self.is_running(sequence)
 
-    def overtaken(self, number: int, asked: int = 0) -> int:
-        """How many later sequences, requested with no better priority than `asked`, were admitted ahead of waiting
-        sequence `number`. `asked`: the priority that it was requested with.
+    def overtaken(self, number: int, requested_priority: int = 0) -> int:
+        """How many later sequences were admitted ahead of waiting sequence `number`, without those of better priority.
+
+        `requested_priority`: the priority that it was requested with; those of the others are as requested, too.
         """
         found = 0
         for priority, numbers in self._overtakers.items():
-            if priority >= asked:
+            if priority >= requested_priority:
                 found += len(numbers) - bisect_right(numbers, number)
         return found
 
@@ -153,7 +154,7 @@ class Queue:
         """How many sequences wait, over all experts."""
         return len(self._order)
 
-    def has(self, expert_id: str) -> bool:
+    def has_work(self, expert_id: str) -> bool:
         """Whether an expert has waiting or running sequences."""
         return expert_id in self.running or expert_id in self.waiting
 

@@ -49,7 +49,7 @@ class Ranks:
             self._queue.withdraw(sequence)
         return [sequence.request.expert_id for sequence in paused]
 
-    def passed(self, ran: Collection[Part], steps: int) -> list[str]:
+    def count_steps(self, ran: Collection[Part], steps: int) -> list[str]:
         """Count steps in which these ran; after enough of them, raise a passed-over sequence to their best priority."""
         if not self._queue.has_several_priorities:
             return []
@@ -59,13 +59,13 @@ class Ranks:
         self._passed += steps
         if self._passed < self._turn_steps:
             return []
-        there, last = {part.sequence.number for part in ran}, self._raised
+        ran_numbers, last = {part.sequence.number for part in ran}, self._raised
         # A sequence that was raised, but is behind still better ones by now, is raised again before another is.
-        may = self._queue.all() if last is None or not self._queue.holds(last) else (last,)
-        behind = [s for s in may if s.priority > best and s.number not in there]
-        if not behind:
+        candidates = self._queue.all() if last is None or not self._queue.contains(last) else (last,)
+        passed_over = [s for s in candidates if s.priority > best and s.number not in ran_numbers]
+        if not passed_over:
             return []
-        self._passed, self._raised = 0, min(behind, key=lambda one: one.number)
+        self._passed, self._raised = 0, min(passed_over, key=lambda one: one.number)
         self._queue.raise_to(self._raised, best)
         self._batcher.changed(self._raised.request.expert_id)
         self._log.add("raise", self._raised.request.request_id)
@@ -76,12 +76,12 @@ class Ranks:
         first, running = self._queue.oldest, self._queue.running
         if first is None or first.blocks <= free_blocks:
             return []
-        beside = running.get(first.request.expert_id, {}).values()
-        if sum([sequence.priority <= first.priority for sequence in beside]) >= self._max_batch:  # no place
+        same_expert = running.get(first.request.expert_id, {}).values()
+        if sum([sequence.priority <= first.priority for sequence in same_expert]) >= self._max_batch:  # no place
             return []
-        behind = [s for its in running.values() for s in its.values() if s.priority > first.priority]
+        worse = [s for sequences in running.values() for s in sequences.values() if s.priority > first.priority]
         found: list[Sequence] = []
-        for sequence in sorted(behind, key=lambda one: one.order, reverse=True):
+        for sequence in sorted(worse, key=lambda one: one.order, reverse=True):
             if sequence.scored and sequence.computed:  # rows already scored cannot be scored again
                 continue
             found.append(sequence)

@@ -44,7 +44,7 @@ class Reuse:
             if not sequence.begun:
                 new.append(sequence)
                 continue
-            self._kv.keep(sequence.number, sequence.tokens[: sequence.computed])
+            self._kv.publish(sequence.number, sequence.tokens[: sequence.computed])
             step.append(sequence)
         for sequence in new:
             before = [s for s in step if s.priority <= sequence.priority]  # worse ones take none of its tokens
@@ -64,7 +64,7 @@ class Reuse:
         if not ahead:
             return False
         tokens, size = sequence.tokens, self._kv.tokens_per_block(expert.kv)
-        now = after = self._kv.known(expert.expert_id, tokens, expert.kv)  # shareable tokens, in whole blocks
+        now = after = self._kv.reusable_tokens(expert.expert_id, tokens, expert.kv)  # shareable tokens, in whole blocks
         for other in ahead:
             if other.tokens[:after] != tokens[:after]:
                 continue

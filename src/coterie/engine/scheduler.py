@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from coterie.core.errors import UsageError
 from coterie.engine.policy import Policy
-from coterie.engine.variants import together
+from coterie.engine.variants import join_variants
 from coterie.engine.view import (
     ABSENT,
     READY,
@@ -45,7 +45,7 @@ def grouped(view: View, policy: Policy) -> Decision:
     fetch = _next_fetch(working, view, policy, weight)
     if fetch is not None:
         return fetch
-    group = _next_group(together(working, view.current) if view.has_variants else working, view, policy, weight)
+    group = _next_group(join_variants(working, view.current) if view.has_variants else working, view, policy, weight)
     return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy), group.partners)
 
 
@@ -55,7 +55,7 @@ def fcfs(view: View, policy: Policy) -> Decision:
     Another expert is fetched only when the current one has finished all its sequences.
     """
     first = view.firsts[0].expert_id if view.firsts else None
-    group = next((g for g in view.groups if g.running), None) or _named(view, first)
+    group = next((g for g in view.groups if g.running), None) or _find(view, first)
     if group is None or group.expert_id in view.refused:
         return Wait()
     if group.residence is Residence.ABSENT:
@@ -65,7 +65,7 @@ def fcfs(view: View, policy: Policy) -> Decision:
     if rival is not None:
         before = rival.priority, rival.number
         in_line = tuple(w for w in group.waiting if (w.priority, w.number) < before)
-    admit = _that_fit(in_line, view.free_blocks, group.places(policy.max_batch)) if in_line else ()
+    admit = _fitting_prefix(in_line, view.free_blocks, group.places(policy.max_batch)) if in_line else ()
     runnable = group.residence is not Residence.ARRIVING or not policy.overlap
     return Run(group.expert_id, admit) if runnable and (admit or group.running) else Wait()
 
@@ -79,12 +79,12 @@ def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
     if run.admit:
         return 1
     streak = view.streak if view.current == run.expert_id else 0
-    most = policy.quantum_steps - streak
+    steps = policy.quantum_steps - streak
     for group in view.groups if view.refused else ():
-        its = group.expert_id == run.expert_id or group.expert_id in run.partners
-        if its and group.turn_steps < policy.turn_steps:
-            most = min(most, policy.turn_steps - group.turn_steps)
-    return max(1, most)
+        runs = group.expert_id == run.expert_id or group.expert_id in run.partners
+        if runs and group.turn_steps < policy.turn_steps:
+            steps = min(steps, policy.turn_steps - group.turn_steps)
+    return max(1, steps)
 
 
 def fcfs_repeats(view: View, run: Run, policy: Policy) -> int:
@@ -110,8 +110,8 @@ def _rival(group: Group, firsts: Iterable[First]) -> First | None:
 
     Only this one needs checking against the age bound: whatever overtakes a later request overtakes it too.
     """
-    its = (group.expert_id, *group.partners)
-    return next((first for first in firsts if first.expert_id not in its), None)
+    own = (group.expert_id, *group.partners)
+    return next((first for first in firsts if first.expert_id not in own), None)
 
 
 def _free_for(priority: int, view: View) -> int:
@@ -120,7 +120,7 @@ def _free_for(priority: int, view: View) -> int:
     return view.free_blocks - (0 if first is None or first.priority >= priority else first.blocks)
 
 
-def _passing(rival: First | None, policy: Policy) -> int:
+def _overtakes_left(rival: First | None, policy: Policy) -> int:
     return 0 if rival is None else max(0, policy.age_bound - rival.overtaken)
 
 
@@ -128,20 +128,20 @@ def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
     """The waiting requests of a group that may be admitted now, first come first, all of one priority."""
     if not group.waiting:
         return ()
-    lead, its, firsts = group.waiting[0], group.waiting, view.firsts
-    if its[-1].priority != lead.priority:
-        its = tuple([w for w in its if w.priority == lead.priority])
+    lead, waiting, firsts = group.waiting[0], group.waiting, view.firsts
+    if waiting[-1].priority != lead.priority:
+        waiting = tuple([w for w in waiting if w.priority == lead.priority])
     rival = _rival(group, [first for first in firsts if first.priority == lead.priority])
-    free = sum(rival is None or w.number < rival.number for w in its)
-    may = its[: free + _passing(rival, policy)]
-    return _that_fit(may, _free_for(lead.priority, view), group.places(policy.max_batch))
+    free = sum(rival is None or w.number < rival.number for w in waiting)
+    allowed = waiting[: free + _overtakes_left(rival, policy)]
+    return _fitting_prefix(allowed, _free_for(lead.priority, view), group.places(policy.max_batch))
 
 
 def _working(view: View, policy: Policy) -> list[Group]:
     """The groups with running requests, and those that could admit one more request once they are resident."""
     # The oldest request of a priority may always be admitted; admitting any other of that priority overtakes it.
     oldest = {first.priority: first for first in reversed(view.firsts)}
-    closed = {priority: its.expert_id for priority, its in oldest.items() if its.overtaken >= policy.age_bound}
+    closed = {priority: first.expert_id for priority, first in oldest.items() if first.overtaken >= policy.age_bound}
     free = {priority: _free_for(priority, view) for priority in oldest}
     return [
         g
@@ -154,7 +154,7 @@ def _working(view: View, policy: Policy) -> list[Group]:
     ]
 
 
-def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tuple[int, ...]:
+def _fitting_prefix(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tuple[int, ...]:
     """The longest prefix of these requests for which there are places and KV blocks."""
     admitted = []
     for request in waiting[: max(places, 0)]:
@@ -180,13 +180,13 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight
         return None
     wanted = _heaviest([g for g in working if g.residence is ABSENT], weight)
     if wanted is not None:
-        if wanted.expert_id in view.refused or _there_before(wanted, working, weight) > ahead:
+        if wanted.expert_id in view.refused or _num_heavier_waiting(wanted, working, weight) > ahead:
             return None
-        its = wanted.priority
+        priority = wanted.priority
         stay = [
             g
             for g in working
-            if g.residence is not Residence.READY or (g.turn_steps < policy.turn_steps and g.priority <= its)
+            if g.residence is not Residence.READY or (g.turn_steps < policy.turn_steps and g.priority <= priority)
         ]
         return Fetch(wanted.expert_id, _resident(stay), _resident(view.groups))
     if not ahead:
@@ -195,11 +195,11 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight
     return None if known is None or known.expert_id in view.refused else Fetch(known.expert_id, _resident(view.groups))
 
 
-def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
+def _num_heavier_waiting(wanted: Group, working: list[Group], weight: Weight) -> int:
     """How many experts, resident or loading, have unstarted work of at least this one's weight."""
-    there = [g for g in working if g.residence is not ABSENT and not g.running]
-    least = weight.of(wanted)
-    return sum([weight.of(group) >= least for group in there])
+    unstarted = [g for g in working if g.residence is not ABSENT and not g.running]
+    own_weight = weight.of(wanted)
+    return sum([weight.of(group) >= own_weight for group in unstarted])
 
 
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
@@ -216,7 +216,7 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
     else:
         candidates = [g for g in working if g.residence in (STARTED, Residence.ARRIVING)] or ready
     if len({group.priority for group in candidates}) > 1:
-        candidates = _in_front(candidates, view, policy)
+        candidates = _of_best_priority(candidates, view, policy)
     begun = [g for g in candidates if g.running]
     if view.streak < policy.quantum_steps:
         for group in begun:
@@ -231,7 +231,7 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
     return _heaviest(newcomers, weight) if newcomers else longest_ago
 
 
-def _in_front(candidates: list[Group], view: View, policy: Policy) -> list[Group]:
+def _of_best_priority(candidates: list[Group], view: View, policy: Policy) -> list[Group]:
     """The groups of the best priority that has any work that can proceed."""
     able = [group for group in candidates if group.running or _admissible(group, view, policy)]
     best = min([group.priority for group in able], default=0)
@@ -241,11 +241,11 @@ def _in_front(candidates: list[Group], view: View, policy: Policy) -> list[Group
 def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
     if len(groups) < 2:
         return groups[0] if groups else None
-    heaviest, most = groups[0], weight.of(groups[0])
+    heaviest, max_weight = groups[0], weight.of(groups[0])
     for group in groups[1:]:
-        its = weight.of(group)
-        if its > most or (its == most and group.oldest < heaviest.oldest):
-            heaviest, most = group, its
+        own = weight.of(group)
+        if own > max_weight or (own == max_weight and group.oldest < heaviest.oldest):
+            heaviest, max_weight = group, own
     return heaviest
 
 
@@ -276,7 +276,7 @@ class Weight:
         return -group.priority, False, (group.num_waiting + group.running) * age * age
 
 
-def _named(view: View, expert_id: str | None) -> Group | None:
+def _find(view: View, expert_id: str | None) -> Group | None:
     return next((g for g in view.groups if g.expert_id == expert_id), None)
 
 

@@ -85,9 +85,9 @@ class Sequence:
     @property
     def sampling(self) -> Sampling:
         """How the next token is drawn. With a history, valid for one token only."""
-        return self.sampling_behind(())
+        return self.sampling_after(())
 
-    def sampling_behind(self, guesses: tuple[int, ...]) -> Sampling:
+    def sampling_after(self, guesses: tuple[int, ...]) -> Sampling:
         """How the token after these guesses is drawn."""
         return (
             self._sampling if self.history is None else replace(self._sampling, changes=self.history.changes(guesses))
@@ -181,12 +181,12 @@ class Sequence:
             return left, "", "length"
         shown = []
         for count, token in enumerate(tokens, start=1):
-            behind = len(tokens) - count
-            text, reason = self.accept(token, not behind)
+            later = len(tokens) - count
+            text, reason = self.accept(token, not later)
             shown.append(text)
             if reason is not None:
-                if self.chooser is not None and behind:
-                    self.chooser.drop_logprobs(behind)
+                if self.chooser is not None and later:
+                    self.chooser.drop_logprobs(later)
                 return count, "".join(shown), reason
         return len(tokens), "".join(shown), None
 

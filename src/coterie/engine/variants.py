@@ -37,7 +37,7 @@ def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
     return {expert_id: ids[0] for ids in alike.values() if len(ids) > 1 for expert_id in ids}
 
 
-def together(groups: list[Group], current: str | None) -> list[Group]:
+def join_variants(groups: list[Group], current: str | None) -> list[Group]:
     """The groups, with all variants that can share a step now joined into one, under the name of one of them.
 
     That is the variant that ran last, if present; else a running one, by best priority, then oldest request.
@@ -46,12 +46,12 @@ def together(groups: list[Group], current: str | None) -> list[Group]:
     for group in groups:
         if group.variant_group:
             found.setdefault(group.variant_group, []).append(group)
-    of = {group.expert_id: _one(its, current) for its in found.values() if len(its) > 1 for group in its}
+    of = {group.expert_id: _joined(its, current) for its in found.values() if len(its) > 1 for group in its}
     # A joined group takes the position of its first variant.
     return list({joined.expert_id: joined for joined in [of.get(g.expert_id, g) for g in groups]}.values())
 
 
-def _one(variants: Sequence[Group], current: str | None) -> Group:
+def _joined(variants: Sequence[Group], current: str | None) -> Group:
     first = next((group for group in variants if group.expert_id == current), None)
     first = first or min(variants, key=lambda group: (not group.running, group.priority, group.oldest))
     waiting = sorted([one for group in variants for one in group.waiting], key=lambda one: (one.priority, one.number))
@@ -65,11 +65,11 @@ def _one(variants: Sequence[Group], current: str | None) -> Group:
         last_run=max([group.last_run for group in variants]),
         partners=tuple([group.expert_id for group in variants if group is not first]),
         priority=priority,
-        ranks=tuple([rank for group in variants for rank in group.ranks]),
+        running_priorities=tuple([rank for group in variants for rank in group.running_priorities]),
     )
 
 
-def largest(variant_groups: Iterable[str]) -> int:
+def largest_group(variant_groups: Iterable[str]) -> int:
     """The size of the largest of these groups; 0 if there are none."""
     counts: dict[str, int] = {}
     for name in variant_groups:

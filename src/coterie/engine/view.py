@@ -46,7 +46,7 @@ class Group:
     last_run: the step in which it last ran (-1: never); turn_steps: steps it has run since it was loaded.
     variant_group: fully loaded experts of the same group can share steps (variants.py).
     partners: for a joined group, its members other than `expert_id`.
-    ranks: the priorities of its running requests.
+    running_priorities: the priorities of its running requests.
     """
 
     expert_id: str
@@ -60,7 +60,7 @@ class Group:
     variant_group: str = ""
     partners: tuple[str, ...] = ()
     priority: int = 0
-    ranks: tuple[int, ...] = ()
+    running_priorities: tuple[int, ...] = ()
 
     def after_run(self, last_run: int, turn_steps: int) -> Group:
         """A copy after a run during which no request arrived, was admitted or ended."""
@@ -76,7 +76,7 @@ class Group:
             self.variant_group,
             (),
             self.priority,
-            self.ranks,
+            self.running_priorities,
         )
 
     def places(self, max_batch: int) -> int:
@@ -84,7 +84,7 @@ class Group:
         are not counted, because they sit out when the batch is full.
         """
         first = self.waiting[0].priority
-        return max_batch - self.running + sum([rank > first for rank in self.ranks])
+        return max_batch - self.running + sum([rank > first for rank in self.running_priorities])
 
 
 @value

@@ -40,7 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Share:
+class AcceptanceRate:
     """Acceptance rate: how often a guess was right, given that all guesses before it were."""
 
     right: float = COUNTED * RIGHT
@@ -57,9 +57,9 @@ class Share:
         if self.tries > REMEMBERED:
             self.right, self.tries = self.right / 2, self.tries / 2
 
-    def again(self) -> Share:
+    def for_new_answer(self) -> AcceptanceRate:
         """The estimate for a new answer: this rate, but at least RIGHT, with the weight of COUNTED guesses."""
-        return Share(COUNTED * max(self.value, RIGHT))
+        return AcceptanceRate(COUNTED * max(self.value, RIGHT))
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Draft:
 
     expert_id: str
     own: Sequence
-    share: Share
+    rate: AcceptanceRate
     agreed: int = 0
     base: int = 0
     guessed: int = 0
@@ -84,7 +84,7 @@ class Draft:
         if self.guessed and len(tokens) > self.base:
             right = min(self.agreed - self.base, self.guessed)
             tries = right + (right < self.guessed)
-            self.share.count(right, tries)
+            self.rate.count(right, tries)
         self.own.computed = min(self.own.computed, self.agreed, len(tokens) - 1)
         mine[self.agreed :] = tokens[self.agreed :]
         self.agreed, self.guessed = len(tokens), 0
@@ -97,7 +97,7 @@ class _Pair:
 
     price: Price
     drafting: Price
-    share: Share = field(default_factory=Share)
+    rate: AcceptanceRate = field(default_factory=AcceptanceRate)
 
 
 class Drafts:
@@ -121,7 +121,7 @@ class Drafts:
         # Experts that must be loaded again before they draft; (what, expert) pairs whose lack of memory has been
         # logged.
         self._failed, self._told = set[str](), set[tuple[str, str]]()
-        self._asked: dict[str, int] = {}  # experts that found no room -> Loads.moves at the time
+        self._no_room_at: dict[str, int] = {}  # experts that found no room -> Loads.residence_version at the time
         self.lacks: dict[tuple[str, str], CapacityError] = {}  # (what, expert) -> the memory that it lacks now
 
     # ---- notifications
@@ -159,20 +159,20 @@ class Drafts:
 
     # ---- guessing
 
-    def ready(self, expert: ServedExpert, bring: Callable[[Fetch], bool]) -> bool:
+    def ready(self, expert: ServedExpert, start_fetch: Callable[[Fetch], bool]) -> bool:
         """Whether the draft expert is resident, for an expert that runs alone. If it is absent, it is fetched where
-        `bring` finds unused room.
+        `start_fetch` finds unused room.
         """
         small = self._drafter(expert)
         if small is None:
             return False
         name, residence = small.expert_id, self._loads.residence(small.expert_id)
-        if residence is ABSENT and self._asked.get(name) != self._loads.moves:
-            if not bring(Fetch(name, self._loads.resident)):
-                lack = self._loads.lack(name, f"{expert.expert_id}: draft")
+        if residence is ABSENT and self._no_room_at.get(name) != self._loads.residence_version:
+            if not start_fetch(Fetch(name, self._loads.resident)):
+                lack = self._loads.shortage_error(name, f"{expert.expert_id}: draft")
                 if lack is not None:
                     self._lacking("weights", name, lack)
-            self._asked[name] = self._loads.moves
+            self._no_room_at[name] = self._loads.residence_version
         elif residence is READY:
             self.lacks.pop(("weights", name), None)
         return residence is READY
@@ -189,7 +189,7 @@ class Drafts:
         drafts = [self._of.get(sequence.number) for sequence in sequences]
         for sequence, draft in zip(sequences, drafts, strict=True):
             if draft is not None:
-                pair.share.count(*draft.follow(sequence.tokens))
+                pair.rate.count(*draft.follow(sequence.tokens))
         count = self._worth(small, pair, sequences, drafts, steps)
         begun = [self._begin(small, pair, s) for s in sequences] if count else []
         if not all(begun) or not begun:
@@ -239,7 +239,7 @@ class Drafts:
         most = min(MAX_DRAFTED, self._policy.max_batch // len(sequences) - 1, *[s.tokens_left - 1 for s in sequences])
         if self._policy.max_guesses is not None:
             most = min(most, self._policy.max_guesses)
-        shares = [(pair.share.again() if draft is None else draft.share).value for draft in drafts]
+        shares = [(pair.rate.for_new_answer() if draft is None else draft.rate).value for draft in drafts]
         plain = pair.price.step(sequences) + BETWEEN_RUNS_BYTES / steps
         count, gain = best_count(pair.price, pair.drafting, sequences, shares, most, plain)
         if not count:
@@ -257,7 +257,7 @@ class Drafts:
         if draft is not None:
             return len(sequence.tokens) - 1 - draft.own.computed
         shares = self._kv.reuses and sequence.request.reuse and small.keeps_state
-        known = self._kv.known(small.expert_id, sequence.tokens, small.kv) if shares else 0
+        known = self._kv.reusable_tokens(small.expert_id, sequence.tokens, small.kv) if shares else 0
         return len(sequence.tokens) - 1 - known
 
     def _begin(self, small: ServedExpert, pair: _Pair, sequence: Sequence) -> Draft | None:
@@ -274,7 +274,9 @@ class Drafts:
         if self._queue.num_waiting:
             return None
         if blocks > kv.free_blocks:
-            self._lacking("KV", small.expert_id, kv.lack(blocks, small.expert_id, f"{asked.expert_id}: draft"))
+            self._lacking(
+                "KV", small.expert_id, kv.shortage_error(blocks, small.expert_id, f"{asked.expert_id}: draft")
+            )
             return None
         self.lacks.pop(("KV", small.expert_id), None)
         if kv.reuses and asked.reuse and small.keeps_state:
@@ -282,7 +284,7 @@ class Drafts:
             own.computed = kv.begin(own.number, small.expert_id, tokens, small.kv)
         else:
             kv.allocate(own.number, blocks)
-        draft = self._of[sequence.number] = Draft(asked.expert_id, own, pair.share.again(), len(tokens))
+        draft = self._of[sequence.number] = Draft(asked.expert_id, own, pair.rate.for_new_answer(), len(tokens))
         return draft
 
     def _lacking(self, what: str, name: str, lack: CapacityError) -> None:

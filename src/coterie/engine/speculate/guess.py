@@ -42,7 +42,7 @@ class _Limits:
     """Of an expert: the most guesses for an unconstrained sequence, and for one constrained by a grammar."""
 
     free: int
-    formed: int
+    constrained: int
 
 
 class Guesser:
@@ -61,7 +61,7 @@ class Guesser:
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
         """Guesses for each of these sequences, which all decode; None if `steps` steps without guesses are better."""
         limits = self._limits.get(expert.expert_id) or self._limits_of(expert)
-        if not limits.formed or len(sequences) >= self._max_rows:
+        if not limits.constrained or len(sequences) >= self._max_rows:
             return None
         if not limits.free and not any(sequence.mask is not None for sequence in sequences):
             return None
@@ -85,7 +85,7 @@ class Guesser:
         found = _Limits(0, 0)
         if not (self._made_up or expert.kv.recurrent):
             policy, spec = self._policy, self._spec
-            found = _Limits(policy.guesses_of(expert.weight_bytes, spec), policy.guesses_by_form_of(spec))
+            found = _Limits(policy.guesses_of(expert.weight_bytes, spec), policy.constrained_guesses_of(spec))
         self._limits[expert.expert_id] = found
         return found
 
@@ -121,7 +121,7 @@ class Guesser:
 
 
 def _propose(sequence: Sequence, tally: Tally, limits: _Limits) -> Proposal:
-    count = min(limits.free if sequence.mask is None else limits.formed, sequence.tokens_left - 1)
+    count = min(limits.free if sequence.mask is None else limits.constrained, sequence.tokens_left - 1)
     if count < 1:
         return NOTHING
     sources = _sources(sequence, tally) if limits.free else ()

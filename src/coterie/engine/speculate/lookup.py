@@ -37,12 +37,12 @@ class Tally:
             self._tries[kind] /= 2
             self._right[kind] /= 2
 
-    def share(self, match: int) -> float:
+    def rate(self, match: int) -> float:
         """The acceptance rate after a match of this length."""
         kind = bisect_right(MATCHES, match) - 1
         return self._right[kind] / self._tries[kind]
 
-    def shares(self) -> list[float]:
+    def rates(self) -> list[float]:
         """The acceptance rate of each class in MATCHES."""
         return [right / tries for right, tries in zip(self._right, self._tries, strict=True)]
 
@@ -55,15 +55,15 @@ class Lookup:
 
     def __init__(self, tokens: Sequence[int], prompt: int, known: Tally) -> None:
         self._tokens = tokens
-        self._behind: dict[int, int] = {}  # two tokens, packed -> the position after their latest occurrence
+        self._position_after: dict[int, int] = {}  # two tokens, packed -> the position after their latest occurrence
         self._at, self._match = -1, 0
-        self._tally, self._known = Tally(known.shares()), known
+        self._tally, self._known = Tally(known.rates()), known
         self._seen = min(prompt, len(tokens))
         self._read_prompt()
 
     def catch_up(self) -> None:
         """Process tokens drawn since the last call, and count which guesses would have been right."""
-        tokens, behind = self._tokens, self._behind
+        tokens, position_after = self._tokens, self._position_after
         for end in range(self._seen, len(tokens)):
             token = tokens[end]
             if self._at >= 0:
@@ -78,8 +78,8 @@ class Lookup:
             if end:
                 pair = tokens[end - 1] << 32 | token
                 if self._at < 0:
-                    self._find(behind.get(pair, -1), end)
-                behind[pair] = end + 1
+                    self._find(position_after.get(pair, -1), end)
+                position_after[pair] = end + 1
         self._seen = len(tokens)
 
     @property
@@ -96,11 +96,11 @@ class Lookup:
         if at < 0:
             return []
         tokens, known, found = self._tokens, len(self._tokens), list[tuple[int, float]]()
-        behind = list(tail)  # the repeating part may be shorter than `most`
+        assumed = list(tail)  # the repeating part may be shorter than `most`
         for place in range(at, at + most):
-            token = tokens[place] if place < known else behind[place - known]
-            behind.append(token)
-            found.append((token, self._tally.share(match + place - at)))
+            token = tokens[place] if place < known else assumed[place - known]
+            assumed.append(token)
+            found.append((token, self._tally.rate(match + place - at)))
         return found
 
     def _follow(self, tail: Sequence[int]) -> tuple[int, int]:
@@ -111,7 +111,7 @@ class Lookup:
             if at >= 0 and token == (tokens[at] if at < known else tail[at - known]):
                 at, match = at + 1, match + 1
             else:
-                at, match = self._behind.get(before << 32 | token, -1), MIN_MATCH
+                at, match = self._position_after.get(before << 32 | token, -1), MIN_MATCH
             before = token
         return at, match
 
@@ -121,9 +121,9 @@ class Lookup:
             return
         pairs = [before << 32 | token for before, token in pairwise(tokens[: last + 1])]
         newest = pairs.pop()
-        self._behind = dict(zip(pairs, range(2, last + 1), strict=True))
-        self._find(self._behind.get(newest, -1), last)
-        self._behind[newest] = last + 1
+        self._position_after = dict(zip(pairs, range(2, last + 1), strict=True))
+        self._find(self._position_after.get(newest, -1), last)
+        self._position_after[newest] = last + 1
 
     def _find(self, at: int, end: int) -> None:
         """Start following position `at`, the continuation of an earlier occurrence of the tokens up to `end`."""

@@ -24,7 +24,7 @@ class Prediction:
         self._source, self._tokens, self._seen, self._begins = prediction, tokens, begins, begins
         self._at, self._match = 0, BEGUN  # -1: lost
         self._last = 0  # last known position
-        self._behind: dict[int, list[int]] = {}  # two tokens, packed -> the positions after their occurrences
+        self._position_after: dict[int, list[int]] = {}  # two tokens, packed -> the positions after their occurrences
         self._came = bytearray(len(prediction))
         self._tally = Tally()
 
@@ -58,7 +58,7 @@ class Prediction:
             at, match = self._step(at, match, before, token)
             before = token
         found = self._source[at : at + most] if at >= 0 else ()
-        return [(token, self._tally.share(match + place)) for place, token in enumerate(found)]
+        return [(token, self._tally.rate(match + place)) for place, token in enumerate(found)]
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -77,8 +77,8 @@ class Prediction:
 
     def _find(self, before: int, token: int) -> int:
         """The position after this pair's next occurrence beyond the last known position, else after its last one."""
-        if not self._behind:
+        if not self._position_after:
             for place, pair in enumerate(pairwise(self._source), start=2):
-                self._behind.setdefault(pair[0] << 32 | pair[1], []).append(place)
-        places = self._behind.get(before << 32 | token)
+                self._position_after.setdefault(pair[0] << 32 | pair[1], []).append(place)
+        places = self._position_after.get(before << 32 | token)
         return -1 if places is None else places[min(bisect_right(places, self._last), len(places) - 1)]
