@@ -103,7 +103,7 @@ def test_a_shared_block_counts_for_each_owner_until_it_goes():
 
 def known(kv, tokens, key="a"):
     """How many blocks of these tokens could be shared."""
-    level, count = kv._prefixes._first.get(key, {}), 0
+    level, count = kv._prefixes._roots.get(key, {}), 0
     while (part := tuple(tokens[4 * count : 4 * count + 4])) in level:
         level, count = level[part].children, count + 1
     return count
@@ -195,7 +195,7 @@ def test_an_owner_that_never_began_gives_its_promise_back():
 
 def test_a_pool_notices_wrong_counts():
     for harm, words in [
-        (lambda kv: setattr(next(iter(kv._prefixes._first["a"].values())), "uses", 2), "counts 2 users but has 1"),
+        (lambda kv: setattr(next(iter(kv._prefixes._roots["a"].values())), "num_users", 2), "counts 2 users but has 1"),
         (lambda kv: setattr(kv, "_promised", 3), "3 KV blocks are promised"),
         (lambda kv: kv._free.append(kv.blocks(1)[0]), "do not add up"),
         (lambda kv: kv._owned.update({1: kv._owned[1][::-1]}), "do not add up"),
