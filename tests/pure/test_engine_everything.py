@@ -36,7 +36,7 @@ def settings(rng: random.Random) -> Policy:
         max_active_experts=rng.randint(1, 3),
         overlap=rng.random() < 0.8,
         prefetch=rng.randint(0, 2),
-        leap=rng.random() < 0.7,
+        multi_step_while_waiting=rng.random() < 0.7,
         share_steps=rng.random() < 0.8,
         max_steps=rng.choice((1, 3, 8)),
         max_guesses=rng.choice((0, 3, 7)),

@@ -211,7 +211,7 @@ def test_any_workload_gives_each_its_tokens_and_nobody_is_overtaken_too_often(se
         turn_steps=rng.choice([2, 10]),
         quantum_steps=rng.choice([1, 3]),
         overlap=rng.random() < 0.7,
-        leap=rng.random() < 0.5,
+        multi_step_while_waiting=rng.random() < 0.5,
     )
     names = (*VARIANTS, "x", "y")
     requests = []
