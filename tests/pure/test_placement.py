@@ -15,7 +15,7 @@ from coterie.engine.placement import (
     DeviceSnapshot,
     SeenPrefixes,
     candidate_for,
-    cost_of,
+    mean_switch_cost,
     place,
     switch_cost,
 )
@@ -106,13 +106,13 @@ def test_what_a_switch_costs_is_measured_of_all_devices_together():
         replace(NEVER, switches=3, switch_s=5.0, finished=40, busy_s=8.0),
         replace(NEVER, switches=1, switch_s=3.0, finished=10, busy_s=4.5),
     ]
-    assert cost_of(seen) == switch_cost(4, 8.0, 50, 12.5) == 8.0
-    assert cost_of([]) == SWITCH_REQUESTS
+    assert mean_switch_cost(seen) == switch_cost(4, 8.0, 50, 12.5) == 8.0
+    assert mean_switch_cost([]) == SWITCH_REQUESTS
 
 
 def test_how_a_device_stands():
     sizes = {"ada": 60, "bob": 30, "cyd": 50}
-    seen = replace(NEVER, there=frozenset({"ada"}), free_bytes=40, num_loads=7)
+    seen = replace(NEVER, residents=frozenset({"ada"}), free_bytes=40, num_loads=7)
     assert candidate_for(seen, "ada", sizes, {}) == Candidate(True, True, 0, False, False, 0, 7)
     assert candidate_for(seen, "bob", sizes, {"ada": 2}) == Candidate(True, False, 2, False, True, 0, 7)
     assert candidate_for(seen, "cyd", sizes, {"ada": 2, "bob": 0}) == Candidate(True, False, 2, True, False, 0, 7)

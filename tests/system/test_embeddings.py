@@ -194,7 +194,7 @@ def pooled(monkeypatch):
     """Opens experts that say nothing of how they pool, so that they do as is said here."""
 
     def opened(folder: Path, pooling: str, options: Options) -> Coterie:
-        monkeypatch.setattr("coterie.api.texts.USUAL", Embedding(pooling))
+        monkeypatch.setattr("coterie.api.texts.DEFAULT_EMBEDDING", Embedding(pooling))
         return Coterie.open(folder, options)
 
     return opened

@@ -108,7 +108,7 @@ def test_cancelled_and_abandoned_ones_end_once(composition: Path) -> None:
         first = next(iter(fleet.stream(long)))
         assert not first.last
         assert fleet.ask(long).finish_reason == "length"
-        assert fleet._board.placing.asked == [Counter(), Counter()]
+        assert fleet._board.placing.unfinished == [Counter(), Counter()]
 
 
 def test_too_many_wait_on_all_devices_together(composition: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_query_that_a_model_routes_goes_on_where_its_expert_costs_least(tmp_pa
     with Fleet.open(path, TWO) as fleet:
         assert [(a.token_ids, a.expert) for a in fleet.ask_all(asked)] == expected
         assert fleet.idle
-        assert fleet._board.placing.asked == [Counter(), Counter()]
+        assert fleet._board.placing.unfinished == [Counter(), Counter()]
         status = fleet.status()
         assert status.running == status.waiting == 0
 
@@ -219,8 +219,8 @@ def test_who_was_unloaded_is_placed_and_pinned_as_one_that_is_nowhere(compositio
     """Also where no step has followed: a later load spreads, and does not go where it was."""
     with Fleet.open(composition, TWO) as fleet:
         fleet.load("ada")
-        (first,) = [member for member in fleet._members if "ada" in member.seen.there]
+        (first,) = [member for member in fleet._members if "ada" in member.snapshot.residents]
         fleet.unload("ada")
-        assert not any("ada" in member.seen.there for member in fleet._members)
+        assert not any("ada" in member.snapshot.residents for member in fleet._members)
         fleet.load("ada")
-        assert "ada" not in first.seen.there
+        assert "ada" not in first.snapshot.residents

@@ -27,7 +27,7 @@ def test_what_waits_for_one_device_keeps_no_answer_of_another_one_and_no_status(
     fleet = Fleet.open(composition, TWO)
     with served(fleet) as url, ThreadPoolExecutor(4) as pool:
         fleet.load("ada")
-        (holder,) = [member for member in fleet._members if "ada" in member.seen.there]
+        (holder,) = [member for member in fleet._members if "ada" in member.snapshot.residents]
         busy = fleet._members[1 - holder.number]
         with held(fleet, [busy.number]):
             until(lambda: busy.known.busy_s > 0)
@@ -102,7 +102,7 @@ def test_where_one_device_refuses_a_pin_none_is_set_and_others_unload(compositio
             until(lambda member=member: "ada" in member.call(lambda coterie: coterie.resident()))
         first.call(lambda coterie: coterie.step(0.0))
         second.call(lambda coterie: coterie.step(0.0))
-        first.seen, second.seen = first._look(), second._look()
+        first.snapshot, second.snapshot = first._take_snapshot(), second._take_snapshot()
         second.call(lambda coterie: coterie.pin("bob"))
         with pytest.raises(ConflictError, match="pin ada"):
             fleet.pin("ada")

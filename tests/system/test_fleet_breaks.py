@@ -78,7 +78,7 @@ def test_what_has_no_token_yet_is_answered_by_another_device(composition: Path, 
         assert "a page is gone" in status.broken[f"cpu#{which}"]
         assert status.devices.keys() == {f"cpu#{1 - which}"}
         assert (status.running, status.waiting, fleet.idle) == (0, 0, True)
-        assert fleet._board.placing.asked == [Counter(), Counter()]
+        assert fleet._board.placing.unfinished == [Counter(), Counter()]
         assert fleet.members[which].parts.engine.metrics.submitted > 0
         assert set(fleet.resident()) == set(NAMES)
         again = fleet.ask_all(queries())  # nobody is sent there any more
@@ -112,7 +112,7 @@ def test_what_has_begun_ends_with_the_sentence(composition: Path) -> None:
 def test_a_query_is_asked_again_once_and_where_nobody_is_left_all_say_so(composition: Path) -> None:
     told: list[tuple[str, str, str]] = []
     with Fleet.open(composition, Options(device="cpu", beside=("cpu", "cpu"))) as fleet:
-        fleet.at_break(lambda name, error, cause: told.append((name, str(error), repr(cause))))
+        fleet.on_break(lambda name, error, cause: told.append((name, str(error), repr(cause))))
         for one in fleet.members:
             break_at(one)
         with held(fleet):  # so that none breaks before all were asked
@@ -127,7 +127,7 @@ def test_a_query_is_asked_again_once_and_where_nobody_is_left_all_say_so(composi
         for asks in (fleet.step, fleet.status, lambda: fleet.submit(LONG), lambda: fleet.ask(LONG), fleet.resident):
             with pytest.raises(DeviceError, match=r"cpu#0.*a page is gone"):
                 asks()
-        assert fleet._board.placing.asked == [Counter()] * 3
+        assert fleet._board.placing.unfinished == [Counter()] * 3
 
 
 def test_what_breaks_one_device_does_not_break_a_third(composition: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_query_that_a_model_routes_is_routed_again(tmp_path: Path) -> None:
         with Fleet.open(path, TWO) as fleet:
             break_at(fleet.members[0], bool if count else lambda _: True)
             assert [(a.token_ids, a.expert) for a in fleet.ask_all(asked)] == expected
-            assert fleet._board.placing.asked == [Counter(), Counter()]
+            assert fleet._board.placing.unfinished == [Counter(), Counter()]
 
 
 def test_a_load_on_it_ends_and_the_next_one_goes_elsewhere(composition: Path) -> None:

@@ -47,7 +47,7 @@ def test_answers_are_those_without_and_each_device_guesses(office: Path, draft: 
     expected = plain(office)
     with Fleet.open(office, replace(TWO, draft=draft)) as fleet:
         fleet.load(draft)
-        assert [draft in member.seen.there for member in fleet._members] == [True, True]
+        assert [draft in member.snapshot.residents for member in fleet._members] == [True, True]
         for member in fleet._members:  # so that both have their part of the queries
             member.call(lambda coterie: coterie.load_soon("large", lambda _: None))
         while asked(fleet) != expected or min(drafted(fleet)) == 0:
@@ -99,4 +99,4 @@ def test_a_device_that_breaks_or_fails_while_it_guesses(office: Path) -> None:
             plant(fleet.members[0])
             assert asked(fleet) == expected
             assert drafted(fleet)[1] > 0
-            assert fleet._board.placing.asked == [Counter(), Counter()]
+            assert fleet._board.placing.unfinished == [Counter(), Counter()]

@@ -69,10 +69,10 @@ def test_a_device_that_fails_all_is_no_black_hole(composition: Path, which: int)
         expected = [(a.token_ids, a.text, a.expert) for a in one.ask_all(queries())]
     told: list[tuple[str, str]] = []
     with Fleet.open(composition, TWO) as fleet:
-        fleet.at_avoid(lambda name, error: told.append((name, str(error))))
+        fleet.on_avoid(lambda name, error: told.append((name, str(error))))
         bad = fleet.members[which]
         bad.load("ada")  # so that it is asked first, whichever it is
-        fleet._members[which].seen = fleet._members[which]._look()
+        fleet._members[which].snapshot = fleet._members[which]._take_snapshot()
         fail_steps(bad)
         answers = [fleet.ask(query) for query in queries()]
         assert [(a.token_ids, a.text, a.expert) for a in answers] == expected
@@ -82,7 +82,7 @@ def test_a_device_that_fails_all_is_no_black_hole(composition: Path, which: int)
         assert FAILURES <= failed_on(bad) <= FAILURES + len(answers) // FIRST_WAIT  # a trial
         assert fleet.avoided.keys() == fleet.status().avoided.keys() == {name}
         assert not fleet.broken
-        assert fleet._board.placing.asked == [Counter(), Counter()]
+        assert fleet._board.placing.unfinished == [Counter(), Counter()]
         for coterie in fleet.members:
             coterie.parts.engine.check_integrity()
 
@@ -134,7 +134,7 @@ def test_who_is_cancelled_before_the_second_device_answers_ends_once(composition
         fail_steps(fleet.members[0])
         with held(fleet, [1]):
             request_id = fleet.submit(ONE)
-            until(lambda: fleet._board.flights[request_id].again)
+            until(lambda: fleet._board.flights[request_id].retried)
             fleet.cancel(request_id)
         (end,) = [chunk for _ in iter(lambda: fleet.idle, True) for chunk in fleet.step() if chunk.last]
         assert end.answer is not None
@@ -165,7 +165,7 @@ def test_events_say_who_goes_on_with_what_failed(composition: Path) -> None:
 def test_it_comes_back_once_it_answers(composition: Path) -> None:
     told: list[CoterieError | None] = []
     with Fleet.open(composition, TWO) as fleet:
-        fleet.at_avoid(lambda _, error: told.append(error))
+        fleet.on_avoid(lambda _, error: told.append(error))
         mend = fail_steps(fleet.members[0])
         for _ in range(2 * FAILURES):
             fleet.ask(ONE)
@@ -213,7 +213,7 @@ def test_a_load_is_no_trial(composition: Path) -> None:
             for _ in range(8):
                 fleet._board.placing.count(fleet._members[1], "bob", 1)
         fleet.load("dan")
-        assert "dan" in fleet._members[0].seen.there
+        assert "dan" in fleet._members[0].snapshot.residents
         assert health.waits == 0
         fleet._board.placing.count(fleet._members[1], "bob", -8)
 
@@ -255,7 +255,7 @@ def test_a_damaged_file_is_no_devices_fault(folder: Path, tmp_path: Path) -> Non
     with Fleet.open(tmp_path, TWO) as fleet:
         weights = tmp_path / "ada" / "model.safetensors"
         fleet.load("ada")
-        holder = next(member.number for member in fleet._members if "ada" in member.seen.there)
+        holder = next(member.number for member in fleet._members if "ada" in member.snapshot.residents)
         weights.write_bytes(weights.read_bytes()[:-2])
         with held(fleet, [holder]):  # a line, so that the other one would bring it in
             ids = [fleet.submit(ONE) for _ in range(12)]

@@ -89,7 +89,7 @@ def idle_again(fleet: Fleet) -> None:
         until(lambda member=member: member.call(lambda coterie: coterie.idle))
         member.call(lambda coterie: coterie.parts.engine.check_integrity())
         member.call(lambda coterie: coterie.parts.cache.check_integrity())
-    assert fleet._board.placing.asked == [Counter(), Counter()]
+    assert fleet._board.placing.unfinished == [Counter(), Counter()]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -98,7 +98,7 @@ def test_what_waits_there_is_answered_elsewhere(composition: Path, hang: Hang, w
         expected = [(a.token_ids, a.text, a.expert) for a in one.ask_all(queries())]
     told: list[tuple[str, bool]] = []
     with Fleet.open(composition, TWO) as fleet:
-        fleet.at_avoid(lambda name, error: told.append((name, error is None)))
+        fleet.on_avoid(lambda name, error: told.append((name, error is None)))
         hang.plant(fleet._members[which])
         ids = [fleet.submit(query) for query in queries()]
         with ThreadPoolExecutor(1) as pool:
@@ -159,7 +159,7 @@ def test_where_all_hang_it_waits_for_who_comes_back(composition: Path, hang: Han
         assert fleet.step(0.0) == []
         assert fleet.avoided.keys() == set(fleet.names)
         assert set(fleet._board.flights) == set(ids)
-        assert not any(flight.again for flight in fleet._board.flights.values())
+        assert not any(flight.retried for flight in fleet._board.flights.values())
         hang.goes.set()
         assert [end.answer is None for end in ends_of(fleet).values()] == [False] * 4
         idle_again(fleet)
@@ -242,7 +242,7 @@ def test_loads_pins_and_closing_do_not_wait_for_it(composition: Path, hang: Hang
     with Fleet.open(composition, TWO) as fleet:
         first, second = fleet._members
         fleet.load("ada")
-        assert "ada" in first.seen.there
+        assert "ada" in first.snapshot.residents
         hang.plant(first)
         told: list[object] = []
         fleet.load_soon("bob", told.append)
@@ -257,7 +257,7 @@ def test_loads_pins_and_closing_do_not_wait_for_it(composition: Path, hang: Hang
         while not told:
             fleet.step()
         fleet.load("dan")
-        assert "dan" in second.seen.there
+        assert "dan" in second.snapshot.residents
         fleet.pin("dan")
         assert fleet.status().expert("dan").pinned
         assert fleet.status().late.keys() == {"cpu#0"}
@@ -279,7 +279,7 @@ def test_what_waits_for_a_device_when_it_begins_to_hang(composition: Path, hang:
         first, second = fleet._members
         for member in (second, first):
             member.call(lambda coterie: coterie.load_soon("ada", lambda _: None))
-            until(lambda member=member: "ada" in member.call(Coterie.resident) and "ada" in member.seen.there)
+            until(lambda member=member: "ada" in member.call(Coterie.resident) and "ada" in member.snapshot.residents)
         fleet.pin("ada")
         hang.plant(first)
         first.post(lambda coterie: coterie.load_soon("cyd", lambda _: None))
@@ -305,7 +305,7 @@ def test_a_load_under_way_there_ends(composition: Path, hang: Hang) -> None:
             with pytest.raises(DeviceError, match=r"cpu#0.*in one step"):
                 loading.result(60)
         fleet.load("ada")
-        assert "ada" in fleet._members[1].seen.there
+        assert "ada" in fleet._members[1].snapshot.residents
         hang.goes.set()
         idle_again(fleet)
 

@@ -40,14 +40,14 @@ def pins(fleet: Fleet) -> dict[str, set[str]]:
 def load(member: Member, name: str) -> None:
     member.call(lambda coterie: coterie.load_soon(name, lambda _: None))
     until(lambda: name in member.call(lambda coterie: coterie.resident()))
-    until(lambda: name in member.seen.there)
+    until(lambda: name in member.snapshot.residents)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_only_it_had_pinned_is_pinned_and_brought_in_elsewhere(composition: Path, which: int) -> None:
     told: list[tuple[str, str, bool]] = []
     with Fleet.open(composition, TWO) as fleet:
-        fleet.at_repin(lambda name, where, error: told.append((name, where, error is None)))
+        fleet.on_repin(lambda name, where, error: told.append((name, where, error is None)))
         first, other = fleet._members[which], fleet._members[1 - which]
         load(first, "ada")
         fleet.pin("ada")
@@ -59,7 +59,7 @@ def test_what_only_it_had_pinned_is_pinned_and_brought_in_elsewhere(composition:
         assert pins(fleet) == {other.name: {"ada", "bob"}}
         assert fleet.status().unpinned == {}
         until(lambda: "ada" in other.call(lambda coterie: coterie.resident()))
-        assert "bob" not in other.seen.there
+        assert "bob" not in other.snapshot.residents
         fleet.unpin("ada")
         assert pins(fleet) == {other.name: {"bob"}}
 
@@ -67,7 +67,7 @@ def test_what_only_it_had_pinned_is_pinned_and_brought_in_elsewhere(composition:
 def test_what_another_one_has_pinned_too_is_left_as_it_is(composition: Path) -> None:
     told: list[str] = []
     with Fleet.open(composition, THREE) as fleet:
-        fleet.at_repin(lambda name, *_: told.append(name))
+        fleet.on_repin(lambda name, *_: told.append(name))
         for member in fleet._members[:2]:
             load(member, "ada")
         fleet.pin("ada")
@@ -81,7 +81,7 @@ def test_where_one_has_no_room_for_a_pin_the_next_one_gets_it(composition: Path)
     """Room for two of four on each, so for one that is pinned."""
     told: list[tuple[str, str]] = []
     with Fleet.open(composition, Options(device="cpu", beside=("cpu", "cpu"), near_bytes=200 * 1024)) as fleet:
-        fleet.at_repin(lambda name, where, _: told.append((name, where)))
+        fleet.on_repin(lambda name, where, _: told.append((name, where)))
         first, second, _ = fleet._members
         first.call(lambda coterie: coterie.pin("ada"))
         second.call(lambda coterie: coterie.pin("bob"))
@@ -120,7 +120,7 @@ def test_where_none_has_room_it_is_said(composition: Path, caplog: pytest.LogCap
 def test_where_nobody_is_left_nothing_is_pinned(composition: Path) -> None:
     told: list[str] = []
     with Fleet.open(composition, TWO) as fleet:
-        fleet.at_repin(lambda name, *_: told.append(name))
+        fleet.on_repin(lambda name, *_: told.append(name))
         fleet._members[1].call(lambda coterie: coterie.pin("ada"))
         broken(fleet, 0)
         broken(fleet, 1)
@@ -137,7 +137,7 @@ def test_one_that_breaks_while_pins_go_to_it_keeps_nobody_waiting(
     with Fleet.open(composition, TWO) as fleet:
         first, second = fleet._members
         first.call(lambda coterie: coterie.pin("ada"))
-        fleet.at_break(lambda name, error, cause: told.append(name))
+        fleet.on_break(lambda name, error, cause: told.append(name))
 
         def breaks(self: Placing, *asked: object, **others: object) -> Member:
             second.broken = DeviceError(second.name, "has stopped too", "restart the server")

@@ -14,7 +14,7 @@ from tests.system.test_simulate import case, workload
 
 from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Parts, plan, wire
-from coterie.engine.placement import DeviceSnapshot, candidate_for, cost_of, place
+from coterie.engine.placement import DeviceSnapshot, candidate_for, mean_switch_cost, place
 from coterie.engine.request import Request
 from coterie.plan.simulate import Case, settings_of
 from coterie.plan.workload import Workload
@@ -36,7 +36,7 @@ class Node:
     def seen(self) -> DeviceSnapshot:
         weights, metrics, near = self.parts.all_weights, self.parts.engine.metrics, self.parts.cache.ledgers[0]
         return DeviceSnapshot(
-            there=weights.residents.union(weights.loading()),
+            residents=weights.residents.union(weights.loading()),
             near_bytes=near.capacity_bytes,
             free_bytes=near.capacity_bytes - near.used_bytes,
             num_loads=metrics.switches,
@@ -86,7 +86,7 @@ def serve(made: Case, load: Workload, devices: int) -> Outcome:
             if due and (slowest is None or at_s <= slowest.now):
                 number = arrivals.pop(0)
                 name = load.names[load.asked[number]]
-                cost = cost_of([node.seen for node in nodes])
+                cost = mean_switch_cost([node.seen for node in nodes])
                 found = place([candidate_for(node.seen, name, sizes, node.asked) for node in nodes], cost)
                 assert found is not None
                 node = nodes[found]

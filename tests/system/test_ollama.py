@@ -22,7 +22,7 @@ from coterie.api.sampling import settled
 from coterie.checkpoint.generation import advised
 from coterie.core.errors import RequestError
 from coterie.core.sampling import NOTHING_SAID, PartialSampling
-from coterie.server.ollama.asked import USUAL, conversation, parse_chat
+from coterie.server.ollama.asked import DEFAULT_SAMPLING, conversation, parse_chat
 from coterie.server.ollama.names import keep_alive, listed
 
 __all__ = ["held", "write"]  # fixtures of others
@@ -254,7 +254,7 @@ def test_ollamas_defaults_hold_where_nobody_says_anything(folder: Path, tmp_path
     assert settled(asked, found.sampling)[0].temperature == 0
     with Coterie.open(folder, Options(sampling="greedy")) as coterie:
         assert settled(asked, coterie.models["ada"].advised.sampling)[0].temperature == 0
-    assert USUAL.repetition_penalty is None
+    assert DEFAULT_SAMPLING.repetition_penalty is None
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from coterie.api.member import Member
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.health import Health
 
-Avoids: TypeAlias = Callable[[Member, CoterieError | None], None]
+AvoidCallback: TypeAlias = Callable[[Member, CoterieError | None], None]
 """Called when a member becomes avoided, with the reason; or, with None, no longer is. On any thread, under the lock."""
 
 
 class Avoiding:
-    """The health of each member. `tells`: callbacks for changes."""
+    """The health of each member. `on_change`: callbacks for changes."""
 
     def __init__(self) -> None:
-        self.tells: list[Avoids] = []
+        self.on_change: list[AvoidCallback] = []
         self._health: dict[Member, Health] = {}
         self._failing: dict[Member, CoterieError] = {}
         self._hanging: dict[Member, CoterieError] = {}
@@ -81,5 +81,5 @@ class Avoiding:
         return found
 
     def _tell(self, member: Member, why: CoterieError | None) -> None:
-        for tell in self.tells:
+        for tell in self.on_change:
             tell(member, why)

@@ -30,9 +30,9 @@ from coterie.engine.expert_control import LoadCallback
 
 GIVEN_UP = 10  # multiple of the time after which a step counts as hanging: started queries are ended then
 
-Broke: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
+BreakCallback: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
 """Called with a member that has stopped for good, the error and its cause; on its thread, under the lock."""
-Moved: TypeAlias = Callable[[str, Flight, Member], None]
+MoveCallback: TypeAlias = Callable[[str, Flight, Member], None]
 """Called with the id of a query that moves to another member, its flight, and the former member; under the lock."""
 
 
@@ -41,17 +41,17 @@ class Board:
     """The state of a fleet, under `lock`, on which `step` waits for news.
 
     `placing`: chooses members. `flights`: by id, in order of arrival. `loads`: the member of each load requested and
-    not yet reported. `at_break`: callbacks for members that break, `at_move`: for queries that change members.
+    not yet reported. `on_break`: callbacks for members that break, `on_move`: for queries that change members.
     """
 
     placing: Placing = field(default_factory=Placing)
     flights: dict[str, Flight] = field(default_factory=dict)
     loads: dict[LoadCallback, Member] = field(default_factory=dict)
     lock: threading.Condition = field(default_factory=threading.Condition)
-    at_break: list[Broke] = field(default_factory=list)
-    at_move: list[Moved] = field(default_factory=list)
+    on_break: list[BreakCallback] = field(default_factory=list)
+    on_move: list[MoveCallback] = field(default_factory=list)
     _news: list[Chunk] = field(default_factory=list)
-    _told: list[tuple[LoadCallback, CoterieError | None]] = field(default_factory=list)
+    _finished_loads: list[tuple[LoadCallback, CoterieError | None]] = field(default_factory=list)
     _woken: bool = False
 
     def join(self, member: Member) -> None:
@@ -89,7 +89,7 @@ class Board:
         """
         with self.lock:
             flight = self.flights.get(request_id)
-            if flight is None or flight.cancelled or flight.again or ready.request is None:
+            if flight is None or flight.cancelled or flight.retried or ready.request is None:
                 return False  # a retry stays: the other member has failed it
             expert, was = ready.request.expert_id, flight.member
             ids = ready.request.prompt_ids if ready.request.reuse else ()
@@ -111,7 +111,7 @@ class Board:
         others = self._others(flight)
         if failure is not None:  # its error is more useful than waiting for a hanging step
             others = [one for one in others if not one.hangs()]
-        if flight.begun or flight.cancelled or flight.again:
+        if flight.begun or flight.cancelled or flight.retried:
             self._fail(end)
             return
         try:
@@ -128,11 +128,11 @@ class Board:
         self._count(flight, -1)
         try:
             flight.member = self.placing.place(expert, request.prompt_ids if request and request.reuse else (), others)
-            flight.expert, flight.again = expert, True
+            flight.expert, flight.retried = expert, True
         finally:
             self._count(flight, 1)
         query = flight.ready.query  # prepared again: its detokenizer may have consumed tokens
-        for tell in self.at_move:  # before the new one's own events
+        for tell in self.on_move:  # before the new one's own events
             tell(request_id, flight, was)
         self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
 
@@ -201,7 +201,7 @@ class Board:
     def _move(self, request_id: str) -> None:
         """Retry a query of a hanging member on another one."""
         flight = self.flights[request_id]
-        if flight.begun or flight.cancelled or flight.again:
+        if flight.begun or flight.cancelled or flight.retried:
             return
         was, others = flight.member, [one for one in self._others(flight) if not one.hangs()]
         if not others:
@@ -230,7 +230,7 @@ class Board:
             for request_id in self._with(member):
                 self._ask_again(Chunk(request_id, "", error=error))
             self._end_loads(member, error)
-            for tell in self.at_break:
+            for tell in self.on_break:
                 tell(member, error, cause)
             self.lock.notify_all()
 
@@ -270,25 +270,25 @@ class Board:
     def load(self, expert: str, tell: LoadCallback, member: Member) -> None:
         """Have a member load an expert; `tell` is called by the thread that takes the news. Raises if it is refused."""
 
-        def told(error: CoterieError | None) -> None:
+        def on_loaded(error: CoterieError | None) -> None:
             with self.lock:
-                if self.loads.pop(told, None) is not None:
+                if self.loads.pop(on_loaded, None) is not None:
                     member.known.renew_soon()
-                    self._told.append((tell, error))
+                    self._finished_loads.append((tell, error))
                     self.lock.notify_all()
 
         with self.lock:
-            self.loads[told] = member
+            self.loads[on_loaded] = member
         try:
-            member.call(lambda coterie: coterie.load_soon(expert, told))
+            member.call(lambda coterie: coterie.load_soon(expert, on_loaded))
         except BaseException:
             with self.lock:
-                self.loads.pop(told, None)
+                self.loads.pop(on_loaded, None)
             raise
 
     def _end_loads(self, member: Member, error: CoterieError) -> None:
-        for told in [told for told, its in self.loads.items() if its is member]:
-            told(error)
+        for on_loaded in [on_loaded for on_loaded, its in self.loads.items() if its is member]:
+            on_loaded(error)
 
     # ---- news
 
@@ -302,7 +302,7 @@ class Board:
     def quiet(self) -> bool:
         """True if it is idle, no expert is being loaded, and no load is unreported."""
         with self.lock:
-            return not (self.flights or self._news or self.loads or self._told or loading(self.members))
+            return not (self.flights or self._news or self.loads or self._finished_loads or loading(self.members))
 
     def wake(self) -> None:
         """Make the present or the next wait for news return without any."""
@@ -316,13 +316,13 @@ class Board:
         """
         with self.lock:
             self.look()
-            if not (self._has(wanted) or self._told or self._woken):
+            if not (self._has(wanted) or self._finished_loads or self._woken):
                 self.lock.wait(within_s)
             self._woken = False
             chunks = [chunk for chunk in self._news if wanted is None or chunk.request_id in wanted]
             self._news = [] if wanted is None else [one for one in self._news if one.request_id not in wanted]
-            told, self._told = self._told, []
-        for tell, error in told:
+            finished, self._finished_loads = self._finished_loads, []
+        for tell, error in finished:
             tell(error)
         return chunks
 

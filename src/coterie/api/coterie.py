@@ -17,10 +17,10 @@ from typing import Any
 from coterie.api.assemble import Options, assemble, check_alone
 from coterie.api.expert_commands import Controlled
 from coterie.api.inflight import InFlight, capped_by_kv
-from coterie.api.opened import OfFleet, open_all, planned
+from coterie.api.opened import MemberSetup, open_all, planned
 from coterie.api.ready import Experts, Ready, prepared, request_for, route_that_fits
 from coterie.api.rescan import Look, Rescan, look_again, rescan
-from coterie.api.routings import Routings, begun
+from coterie.api.routings import Routings, begin_routing
 from coterie.api.serving import WAIT_S, Serving, Since
 from coterie.api.status import Status, look
 from coterie.api.touched import Touched
@@ -46,7 +46,7 @@ class Coterie(Serving, Controlled):
 
     watch: Watch
 
-    def __init__(self, composition: Composition, options: Options | None = None, of: OfFleet | None = None) -> None:
+    def __init__(self, composition: Composition, options: Options | None = None, of: MemberSetup | None = None) -> None:
         """Open every expert and reserve memory, leaving out what the composition allows. Raises CoterieError."""
         self._options = options = check_alone(options or Options())
         self.names = (options.device,)
@@ -254,7 +254,7 @@ class Coterie(Serving, Controlled):
             yield self._parts.engine.control, name
 
     def _begin(self, query: Query) -> Pending:
-        return begun(self.routing, query, self.texts, self._residents)
+        return begin_routing(self.routing, query, self.texts, self._residents)
 
     def _residents(self) -> frozenset[str]:
         with self._lock:

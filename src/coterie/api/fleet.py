@@ -25,11 +25,11 @@ from coterie.api.fleet_experts import FleetExperts
 from coterie.api.fleet_watch import FleetWatch
 from coterie.api.flight import Flight
 from coterie.api.member import Member, all_of, known_of, names_of
-from coterie.api.opened import OfFleet, open_all, planned_on_each
+from coterie.api.opened import MemberSetup, open_all, planned_on_each
 from coterie.api.placing import Placing
 from coterie.api.ready import Experts, Ready, prepared, route_that_fits
 from coterie.api.rescan import Look, Rescan
-from coterie.api.routings import begun
+from coterie.api.routings import begin_routing
 from coterie.api.same_files import seen_by, serving
 from coterie.api.serving import WAIT_S, Serving, Since
 from coterie.api.status import Status
@@ -65,7 +65,7 @@ class Fleet(FleetExperts, Serving):
         try:
             for number, (its, made) in enumerate(zip(each, plans, strict=True)):
                 taught = self._board.members[0].coterie.routing if number else None
-                coterie = Coterie(opened.composition, its, OfFleet(opened, made, self._numbers, taught))
+                coterie = Coterie(opened.composition, its, MemberSetup(opened, made, self._numbers, taught))
                 self._board.join(Member(number, names[number], coterie, self._board))
         except BaseException:
             _stop(self._board.members)
@@ -73,8 +73,8 @@ class Fleet(FleetExperts, Serving):
         self._members = self._board.members
         self._close = weakref.finalize(self, _stop, self._members)
         self._follow(self._members[0])
-        self._unpinned, self._at_repin = {}, []
-        self._board.at_break.append(self._keep_pins)
+        self._unpinned, self._on_repin = {}, []
+        self._board.on_break.append(self._keep_pins)
         self.watch = FleetWatch(self._board)
         for member in self._members:
             member.start()
@@ -111,13 +111,13 @@ class Fleet(FleetExperts, Serving):
             self._board.look()
             return self._board.avoiding.reasons()
 
-    def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
+    def on_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
         """Register a callback for devices that become avoided, with the reason; or, with None, no longer are."""
-        self._board.avoiding.tells.append(lambda member, error: tell(member.name, error))
+        self._board.avoiding.on_change.append(lambda member, error: tell(member.name, error))
 
-    def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
+    def on_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
         """Register a callback for a device that breaks. It runs in the device's thread and must return at once."""
-        self._board.at_break.append(lambda member, error, cause: tell(member.name, error, cause))
+        self._board.on_break.append(lambda member, error, cause: tell(member.name, error, cause))
 
     def route(self, query: Query) -> Route:
         """The router's decision for a query. A model that the router asks runs on the device where that costs least."""
@@ -188,7 +188,7 @@ class Fleet(FleetExperts, Serving):
         self._check_open()
         return self._together(*known_of(self._members))
 
-    def turns(self) -> list[Future[None]]:
+    def next_turns(self) -> list[Future[None]]:
         """For each working device a future that is done when it has taken a turn."""
         return [member.post(lambda _: None) for member in self._members if member.broken is None]
 
@@ -247,7 +247,7 @@ class Fleet(FleetExperts, Serving):
         return self._board.has_more(request_id)
 
     def _begin(self, query: Query) -> Pending:
-        return begun(self.routing, query, self.texts, self._residents)
+        return begin_routing(self.routing, query, self.texts, self._residents)
 
     def _asked_for(self, query: Query, pending: Pending) -> Route:
         """The route by a model's answer, run on the device where that costs least. Also raises if that device hangs."""
@@ -263,7 +263,7 @@ class Fleet(FleetExperts, Serving):
             member.post(lambda coterie: coterie.routings.drop(request_id))
 
     def _residents(self) -> frozenset[str]:
-        return frozenset().union(*[member.seen.there for member in self._members if member.broken is None])
+        return frozenset().union(*[member.snapshot.residents for member in self._members if member.broken is None])
 
     def _follow(self, lead: Member) -> None:
         """Adopt this member's models, texts and routing."""

@@ -26,7 +26,7 @@ from coterie.core.errors import ConflictError, CoterieError
 from coterie.engine.expert_control import LoadCallback
 from coterie.memory.split import side_of
 
-Repinned: TypeAlias = Callable[[str, str, CoterieError | None], None]
+RepinCallback: TypeAlias = Callable[[str, str, CoterieError | None], None]
 """Called when a device has broken, for an expert that only it had pinned: with the name of the device where it is
 pinned now, or of the broken one, and the error if it is pinned nowhere.
 """
@@ -34,14 +34,14 @@ pinned now, or of the broken one, and the error if it is pinned nowhere.
 
 class FleetExperts(ExpertCommands):
     """The part of a Fleet that loads, unloads and pins. `_lead`: the member whose files are authoritative. `_unpinned`:
-    experts whose pin was lost, with the error; `_at_repin`: callbacks for pins that move.
+    experts whose pin was lost, with the error; `_on_repin`: callbacks for pins that move.
     """
 
     composition: Composition
     _board: Board
     _lead: Member
     _unpinned: dict[str, CoterieError]
-    _at_repin: list[Repinned]
+    _on_repin: list[RepinCallback]
 
     @abstractmethod
     def _check_open(self) -> None:
@@ -74,7 +74,7 @@ class FleetExperts(ExpertCommands):
         self._check_open()
         name = self.composition.expert(expert).name
         able = serving(self._board.members, self._lead.coterie, name)
-        there = able if self._guesses(name) else [member for member in able if name in member.seen.there]
+        there = able if self._guesses(name) else [member for member in able if name in member.snapshot.residents]
         with self._board.lock:
             chosen = there or [self._board.placing.cheapest(name, able=able)]
         pinned = list[Member]()
@@ -96,9 +96,9 @@ class FleetExperts(ExpertCommands):
         self._unpinned.pop(name, None)
         self._of_all(name, lambda coterie: coterie.unpin(name))
 
-    def at_repin(self, tell: Repinned) -> None:
+    def on_repin(self, tell: RepinCallback) -> None:
         """Register a callback for each expert that only a broken device had pinned."""
-        self._at_repin.append(tell)
+        self._on_repin.append(tell)
 
     def _keep_pins(self, member: Member, error: CoterieError, cause: BaseException) -> None:
         """Move pins that only a broken member had to another. Called on its thread, under the board's lock."""
@@ -126,7 +126,7 @@ class FleetExperts(ExpertCommands):
 
         def pin(coterie: Coterie) -> None:
             coterie.pin(name)
-            if name in was.seen.there:
+            if name in was.snapshot.residents:
                 coterie.load_soon(name, _ignore)
 
         def look(future: Future[None]) -> None:
@@ -140,7 +140,7 @@ class FleetExperts(ExpertCommands):
         now.change(pin).add_done_callback(look)
 
     def _tell_repinned(self, name: str, where: str, error: CoterieError | None) -> None:
-        for tell in self._at_repin:
+        for tell in self._on_repin:
             tell(name, where, error)
 
     def _of_all(self, name: str, function: Callable[[Coterie], None]) -> None:

@@ -26,8 +26,8 @@ class FleetWatch:
     def __init__(self, board: Board) -> None:
         self._board, self._lock = board, threading.Lock()
         self._sink: Sink | None = None
-        board.at_break.append(self._stopped)
-        board.at_move.append(self._moved)
+        board.on_break.append(self._stopped)
+        board.on_move.append(self._moved)
 
     def follow(self, sink: Sink | None) -> None:
         """Report events to `sink` from now on; None: stop. One call at a time."""
@@ -71,7 +71,13 @@ class FleetWatch:
         except LateError:
             asked = flight.ready.route is None and flight.expert == flight.ready.expert  # the router's model
             return Waiting(
-                "" if asked else flight.expert, False, flight.expert not in member.seen.there, False, 0, 0, count
+                "" if asked else flight.expert,
+                False,
+                flight.expert not in member.snapshot.residents,
+                False,
+                0,
+                0,
+                count,
             )
         except CoterieError:
             return None

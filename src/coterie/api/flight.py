@@ -26,7 +26,7 @@ class Failure:
 class Flight:
     """An unfinished query: its member, its expert, and when it was asked, on that member's clock.
 
-    `ready`: as asked; `able`: the members that could answer it then, None: any. `begun`: it has a chunk. `again`: it
+    `ready`: as asked; `able`: the members that could answer it then, None: any. `begun`: it has a chunk. `retried`: it
     was retried after its first member broke or failed it. `blamed`: that failure, to be counted if another member
     answers.
     """
@@ -38,5 +38,5 @@ class Flight:
     asked_s: float = 0.0
     begun: bool = False
     cancelled: bool = False
-    again: bool = False
+    retried: bool = False
     blamed: Failure | None = None

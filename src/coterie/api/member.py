@@ -42,8 +42,8 @@ class MemberListener(Protocol):
 class Member:
     """Runs a Coterie in a thread of its own from `start` to `stop`.
 
-    `name`: its display name. `seen`: the device as of the last step or change. `known`: its status as of about the last
-    step. `broken`: the error it has stopped with, or None.
+    `name`: its display name. `snapshot`: the device as of the last step or change. `known`: its status as of about
+    the last step. `broken`: the error it has stopped with, or None.
     """
 
     def __init__(self, number: int, name: str, coterie: Coterie, listener: MemberListener) -> None:
@@ -51,8 +51,8 @@ class Member:
         self.broken: CoterieError | None = None
         self._inbox = Inbox(coterie.interrupt)
         self._listener, self._busy_s, self._changes = listener, 0.0, -1
-        self._there: tuple[frozenset[str], int] = frozenset(), 0
-        self.seen = self._look()
+        self._residency: tuple[frozenset[str], int] = frozenset(), 0
+        self.snapshot = self._take_snapshot()
         self.known, self._left = Known(coterie.status), False
         self._thread = threading.Thread(target=self._serve, name=f"coterie-{name}", daemon=True)
 
@@ -121,14 +121,14 @@ class Member:
         return self.wait(self.change(function))
 
     def change(self, function: Callable[[Coterie], T]) -> Future[T]:
-        """As `post`, and refresh `known` and `seen` afterwards."""
+        """As `post`, and refresh `known` and `snapshot` afterwards."""
 
         def run(coterie: Coterie) -> T:
             try:
                 return function(coterie)
             finally:
                 self.known.renew()
-                self.seen = self._look()
+                self.snapshot = self._take_snapshot()
 
         return self.post(run)
 
@@ -160,7 +160,7 @@ class Member:
                         begun_s = device.now()
                         chunks = self.coterie.step(WAIT_S)
                     self._busy_s += device.now() - begun_s
-                    self.seen = self._look()
+                    self.snapshot = self._take_snapshot()
                     if chunks:
                         self._listener.deliver(self, chunks)
         except BaseException as error:
@@ -175,17 +175,17 @@ class Member:
         if self._left:
             self.coterie.close()
 
-    def _look(self) -> DeviceSnapshot:
+    def _take_snapshot(self) -> DeviceSnapshot:
         """A snapshot of the device, between two steps."""
         parts = self.coterie.parts
         weights, metrics, near = parts.all_weights, parts.engine.metrics, parts.cache.ledgers[0]
         if weights.changes != self._changes:
             self._changes = weights.changes
             there = weights.residents.union(weights.loading())
-            self._there = there, near.capacity_bytes - near.used_bytes
-        there, free_bytes = self._there
+            self._residency = there, near.capacity_bytes - near.used_bytes
+        there, free_bytes = self._residency
         return DeviceSnapshot(
-            there=there,
+            residents=there,
             near_bytes=near.capacity_bytes,
             free_bytes=free_bytes,
             num_loads=metrics.switches,
@@ -245,7 +245,7 @@ def all_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[
 
 def loading(members: Sequence[Member]) -> bool:
     """Whether a responsive member is loading experts, even if no request waits for them any more."""
-    return any(member.seen.loading for member in members if member.broken is None and not member.hangs())
+    return any(member.snapshot.loading for member in members if member.broken is None and not member.hangs())
 
 
 def ended_with(members: Sequence[Member]) -> CoterieError | None:

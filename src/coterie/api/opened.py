@@ -33,7 +33,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class OfFleet:
+class MemberSetup:
     """What a Coterie gets as one of several: the shared opened experts, its device's memory plan, the shared counter of
     query ids, and the routing that another one has been taught; None: it must be taught.
     """

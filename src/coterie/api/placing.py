@@ -13,24 +13,25 @@ from collections.abc import Collection, Sequence
 from coterie.api.avoiding import Avoiding
 from coterie.api.member import Member, ended_with
 from coterie.core.errors import DeviceError
-from coterie.engine.placement import Candidate, SeenPrefixes, candidate_for, cost_of, place
+from coterie.engine.placement import Candidate, SeenPrefixes, candidate_for, mean_switch_cost, place
 
 
 class Placing:
-    """Each member's unfinished requests, by expert, in `asked`. `reuse`: prefer members that have a prompt's prefix.
+    """Counts each member's `unfinished` requests by expert. `reuse`: prefer members that have a prompt's prefix.
+
     `avoiding`: which members are asked last.
     """
 
     def __init__(self, reuse: bool = True) -> None:
         self.members: tuple[Member, ...] = ()
-        self.asked: list[Counter[str]] = []
+        self.unfinished: list[Counter[str]] = []
         self.avoiding = Avoiding()
         self._reuse, self._prefixes = reuse, SeenPrefixes()
 
     def join(self, member: Member) -> None:
         """Add a member."""
         self.members = (*self.members, member)
-        self.asked.append(Counter())
+        self.unfinished.append(Counter())
         self.avoiding.join(member)
 
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
@@ -50,7 +51,7 @@ class Placing:
         """As `place`, for a load or a pin: these are no trial, as they do not show whether a member answers."""
         known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self._reuse else ()
         each = [self._candidate(member, expert, known, able) for member in self.members]
-        found = place(each, cost_of([member.seen for member in self.members]))
+        found = place(each, mean_switch_cost([member.snapshot for member in self.members]))
         if found is None:
             fact = f"no working device serves {expert}"
             raise ended_with(self.members) or DeviceError("devices", fact, "restart the server")
@@ -58,7 +59,7 @@ class Placing:
 
     def count(self, member: Member, expert: str, change: int) -> None:
         """Change the number of a member's requests for an expert."""
-        asked = self.asked[member.number]
+        asked = self.unfinished[member.number]
         asked[expert] += change
         if not asked[expert]:
             del asked[expert]
@@ -67,10 +68,10 @@ class Placing:
         self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None
     ) -> Candidate:
         models = member.coterie.models
-        asked = self.asked[member.number]
+        asked = self.unfinished[member.number]
         sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
         known_tokens, serves = known[member.number] if known else 0, _serves(member, able)
-        return candidate_for(member.seen, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
+        return candidate_for(member.snapshot, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
 
 
 def _serves(member: Member, able: Collection[Member] | None) -> bool:

@@ -44,7 +44,7 @@ class _Begun:
         return self.routing.finish(self.pending, results)
 
 
-def begun(
+def begin_routing(
     routing: Routing, query: Query, texts: Mapping[str, Text], residents: Callable[[], frozenset[str]]
 ) -> Pending:
     """The first step of a query's routing; `residents` is called only if the router prefers resident experts.

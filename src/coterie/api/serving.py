@@ -82,7 +82,7 @@ class Serving(Measuring, ExpertCommands):
         """The devices, of several, that have stopped for good, with the errors."""
         return {}
 
-    def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
+    def on_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
         """Register a callback for a device, of several, that breaks, with the error and its cause. It runs in any
         thread and must return at once.
         """
@@ -92,12 +92,12 @@ class Serving(Measuring, ExpertCommands):
         """Of several devices, those asked only if no other can be, as they hang or fail what others answer."""
         return {}
 
-    def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
+    def on_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
         """Register a callback for a device, of several, that becomes avoided, with the reason, or, with None, no longer
         is. It runs in any thread and must return at once.
         """
 
-    def at_repin(self, tell: Callable[[str, str, CoterieError | None], None]) -> None:
+    def on_repin(self, tell: Callable[[str, str, CoterieError | None], None]) -> None:
         """Register a callback for each expert that only a broken device had pinned: with the name of the device where
         it is pinned now, or of the broken one and the error if it is pinned nowhere. It runs in any thread and must
         return at once.
@@ -150,7 +150,7 @@ class Serving(Measuring, ExpertCommands):
     def status(self) -> Status:
         """Where every expert is, what is queued and what has been done, between two steps. Raises ClosedError."""
 
-    def turns(self) -> Sequence[Future[None]]:
+    def next_turns(self) -> Sequence[Future[None]]:
         """For each device that steps itself, a future that is done after its next turn, hence after any step."""
         return ()
 

@@ -36,8 +36,8 @@ from coterie.engine.request import ChoiceParams
 from coterie.engine.served import too_long
 from coterie.models.model import Model
 
-_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/*")  # last: 1_Pooling, 2_Dense
-USUAL = Embedding("mean")  # the default pooling; it separates texts better (docs/log.md)
+_SIDE_FILES = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/*")  # last: 1_Pooling, 2_Dense
+DEFAULT_EMBEDDING = Embedding("mean")  # mean pooling separates texts better (docs/log.md)
 GIVES_VECTORS = "only gives vectors (embeddings), and generates no text"
 SCORES = "only scores documents (reranking), and generates no text"
 _LAST = 16  # trailing prompt tokens searched for the opening mark of a thought
@@ -57,7 +57,7 @@ class Text:
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
     files: Mapping[Path, FileIdentity] = field(default_factory=dict, compare=False)
-    embedding: Embedding = USUAL
+    embedding: Embedding = DEFAULT_EMBEDDING
     draws: bool = True
     scoring: Scoring | None = None
 
@@ -327,7 +327,7 @@ def _open(name: str, model: Model) -> Text:
         how = read_scoring(own, config, model.head.pooling, model.head.read(), most, model.head.of_tokens)
         scoring = replace(how[1], tells_apart=how[1].tells_apart and rows is not None and rows.type_rows > 1)
         return Text(name, model.config.vocab_size, tokenizer_of(model), None, files, how[0], model.draws, scoring)
-    embedding = read_embedding(own if is_sentence_model(own) else base, USUAL)
+    embedding = read_embedding(own if is_sentence_model(own) else base, DEFAULT_EMBEDDING)
     return Text(name, model.config.vocab_size, tokenizer_of(model), template, files, embedding, model.draws)
 
 
@@ -337,7 +337,7 @@ def files_of(model: Model) -> dict[Path, FileIdentity]:
     paths = {Path(info.shard.path) for info in model.head.tensors} if model.head else set()
     for folder in (at.path for at in (model, model.base) if at is not None and at.path is not None):
         with contextlib.suppress(FileNotFoundError):  # the folder may just have been removed
-            paths.update([path for kind in _BESIDE for path in folder.glob(kind)])
+            paths.update([path for kind in _SIDE_FILES for path in folder.glob(kind)])
     for path in paths:
         with contextlib.suppress(FileNotFoundError):  # and so may a file
             found[path] = FileIdentity.of(path.stat())

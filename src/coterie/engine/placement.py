@@ -78,13 +78,13 @@ def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) ->
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """A snapshot of a device between two steps: the experts `there` or loading, and the inputs of `switch_cost`.
+    """A snapshot of a device between two steps, with the inputs of `switch_cost`. `residents`: also those loading.
 
     `near_bytes`: its budget for experts; `free_bytes`: the unused part of it. `loading`: experts are being loaded, even
     if no request waits for them any more.
     """
 
-    there: frozenset[str]
+    residents: frozenset[str]
     near_bytes: int
     free_bytes: int
     num_loads: int
@@ -96,7 +96,7 @@ class DeviceSnapshot:
 
 
 def candidate_for(
-    seen: DeviceSnapshot,
+    snapshot: DeviceSnapshot,
     expert: str,
     size_bytes: Mapping[str, int],
     asked: Mapping[str, int],
@@ -109,19 +109,19 @@ def candidate_for(
     needed = sum([size_bytes.get(name, 0) for name in used | {expert}])
     return Candidate(
         serves=serves,
-        holds=expert in seen.there or expert in used,
+        holds=expert in snapshot.residents or expert in used,
         load=sum(asked.values()),
-        crowded=needed > seen.near_bytes,
-        free=size_bytes.get(expert, 0) <= seen.free_bytes,
+        crowded=needed > snapshot.near_bytes,
+        free=size_bytes.get(expert, 0) <= snapshot.free_bytes,
         known_tokens=known_tokens,
-        num_loads=seen.num_loads,
+        num_loads=snapshot.num_loads,
         avoided=avoided,
     )
 
 
-def cost_of(seen: Iterable[DeviceSnapshot]) -> float:
+def mean_switch_cost(snapshots: Iterable[DeviceSnapshot]) -> float:
     """`switch_cost` over several devices."""
-    each = tuple(seen)
+    each = tuple(snapshots)
     return switch_cost(
         sum([one.switches for one in each]),
         sum([one.switch_s for one in each]),

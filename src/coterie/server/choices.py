@@ -54,7 +54,7 @@ class EndpointRequest(Protocol):
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
 
-    def waiting(self, words: str) -> bytes:
+    def heartbeat(self, words: str) -> bytes:
         """Sent before a stream's first chunk, so that no proxy drops the connection."""
 
     def observe(self, chunk: Chunk) -> None:
@@ -234,7 +234,7 @@ async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send:
     Available chunks are sent together, so that there is an await between two writes: only then a disconnect is noticed.
     """
     async for words in opening.waits():
-        await send(asked.waiting(words))
+        await send(asked.heartbeat(words))
     answers: dict[str, Answer] = {}
     index_of: dict[str, int] = {}
     count, parts = len(asked.queries), list[bytes]()

@@ -41,7 +41,7 @@ class CompletionBody:
 
 def parse_completion(body: object, coterie: Serving) -> CompletionBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field and what to change."""
-    given = fields.without_synonyms(fields.an_object(body, "model and prompt"))
+    given = fields.without_synonyms(fields.as_object(body, "model and prompt"))
     fields.check_names(given, SUPPORTED, {})
     limit, n, best_of = fields.integer(given, "max_tokens"), fields.choices(given), fields.integer(given, "best_of")
     if best_of is not None and best_of != n:

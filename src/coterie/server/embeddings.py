@@ -35,7 +35,7 @@ class EmbeddingsBody:
 
 def parse_embeddings(body: object, coterie: Serving) -> EmbeddingsBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
-    given = fields.an_object(body, "model and input")
+    given = fields.as_object(body, "model and input")
     fields.check_names(given, SUPPORTED, {})
     form = fields.get(given, "encoding_format", str, "float or base64") or FLOAT
     if form not in (FLOAT, BASE64):

@@ -108,7 +108,7 @@ class Hub:
     def __init__(self, worker: Worker) -> None:
         self._worker, self._readers = worker, set[Reader]()
         self._told, self._closed = 0, False
-        worker.at_end(self.close)
+        worker.on_end(self.close)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """A snapshot, then the events after it. Raises HTTPException if there are too many readers."""

@@ -81,7 +81,7 @@ VERBOSITY = ("low", "medium", "high")  # the wished length of answers: no chat t
 IGNORE_END = "ignore_eos"  # for chats and completions: generate exactly max_tokens; named as in vLLM, SGLang, llama.cpp
 SEEDS = 2**64  # clients' seeds are signed: a negative one is reinterpreted as unsigned
 NO_LIMIT = -1  # for top_k in vLLM's clients; for max_tokens and repeat_last_n in those of llama-server and LM Studio
-USUAL_LAST = 64  # the default of `repeat_last_n` in Ollama and llama-server
+DEFAULT_REPEAT_LAST_N = 64  # in Ollama and llama-server
 PENALTIES_OFF = ("presence_penalty", "frequency_penalty")  # in those servers they, too, apply to the last tokens only
 MAX_STOP = 16
 _AS_IT_IS: Mapping[str, str] = MappingProxyType({})
@@ -89,7 +89,7 @@ TIERS: Mapping[object, int] = MappingProxyType({"flex": 1, "priority": -1})  # O
 MAX_CHOICES = 128  # per prompt, as in OpenAI's API
 
 
-def an_object(body: object, fields: str) -> dict[str, Any]:
+def as_object(body: object, fields: str) -> dict[str, Any]:
     """The decoded JSON body, if it is an object. Raises RequestError that says which fields to send."""
     if not isinstance(body, dict):
         raise RequestError("body", f"is a JSON {type(body).__name__}", f"send an object with {fields}")
@@ -113,7 +113,7 @@ def without_synonyms(given: dict[str, Any]) -> dict[str, Any]:
     found.pop("repeat_last_n", None)
     if last == 0:
         found |= dict.fromkeys(PENALTIES_OFF, 0) | {"repetition_penalty": 1}
-    elif last not in (None, NO_LIMIT, USUAL_LAST) and penalty not in (None, 1):
+    elif last not in (None, NO_LIMIT, DEFAULT_REPEAT_LAST_N) and penalty not in (None, 1):
         fact = f"is {last}, but a repetition penalty is of all tokens in prompt and answer"
         raise RequestError("repeat_last_n", fact, "leave it out, or give -1, or 0 for no penalty")
     return found
@@ -143,7 +143,7 @@ def check_names(
         )
 
 
-def renamed(
+def translate_error(
     error: CoterieError, names: Mapping[str, str], parts: Mapping[str, str], remedies: Mapping[str, str] = _AS_IT_IS
 ) -> CoterieError:
     """An error about a body, translated from chat's field names to another endpoint's.

@@ -94,7 +94,7 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
     """Turn a decoded JSON body into a Query, including the client's stored turns that it continues. Raises RequestError
     naming the field and what to change.
     """
-    given = fields.an_object(body, "model and input")
+    given = fields.as_object(body, "model and input")
     _check(given)
     given = _with_items(given, mine)
     metadata = fields.get(given, "metadata", dict, "an object of texts") or {}

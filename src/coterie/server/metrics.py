@@ -32,17 +32,17 @@ from coterie.server.worker import Worker
 
 PRIORITY = "priority"  # the label
 ON = "on"  # the label for one of several devices
-AGE, ABOUT_AGE = "status_age_seconds", "How old a device's samples are, where it is in a step that takes long; else 0."
+AGE, ABOUT_AGE = "status_age_seconds", "Age of a device's samples while it is in a long step; else 0."
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 """Label values, in the order of the label names, each with the metric's value."""
 
 
 OF_EXPERTS: Mapping[ExpertCount, str] = {
-    "finished": "Requests of an expert that ended.",
-    "failed": "Requests of an expert that ended with an error.",
-    "prompt_tokens": "Tokens of their prompts.",
-    "drawn_tokens": "Tokens of their answers.",
-    "switches": "Loads of an expert into the run tier that were begun.",
+    "finished": "Finished requests of an expert.",
+    "failed": "Requests of an expert that failed.",
+    "prompt_tokens": "Prompt tokens of an expert's finished requests.",
+    "drawn_tokens": "Generated tokens of an expert's finished requests.",
+    "switches": "Loads of an expert into the run tier that were started.",
 }
 
 
@@ -57,7 +57,7 @@ class StatusCollector(Collector):
         if self._store is not None:
             about = "Stored responses."
             yield _gauges("stored_responses", about, (), [((), len(self._store))])
-            yield _gauges("stored_responses_bytes", "Bytes of them.", (), [((), self._store.size_bytes)])
+            yield _gauges("stored_responses_bytes", "Size of the stored responses.", (), [((), self._store.size_bytes)])
         if not self._status.devices:
             yield from self._families(self._status)
             yield _gauges(AGE, ABOUT_AGE, (), [((), sum(self._status.late.values()))])
@@ -69,16 +69,16 @@ class StatusCollector(Collector):
             families[0].samples = [one for family in families for one in family.samples]
             yield families[0]
         alive = dict.fromkeys(self._status.devices, 1.0) | dict.fromkeys(self._status.broken, 0.0)
-        yield _gauges("device_answers", "1 where a device answers, 0 where it has stopped.", (ON,), _labelled(alive))
+        yield _gauges("device_answers", "1 if a device works, 0 if it has stopped.", (ON,), _labelled(alive))
         avoided = {name: float(name in self._status.avoided) for name in self._status.devices}
-        about = "1 where a device is asked only if no other one can be, as it fails what others answer, or hangs."
+        about = "1 if a device is used only as a last resort, because it hangs or fails what other devices answer."
         yield _gauges("device_avoided", about, (ON,), _labelled(avoided))
         ages = dict.fromkeys(self._status.devices, 0.0) | dict(self._status.late)
         yield _gauges(AGE, ABOUT_AGE, (ON,), _labelled(ages))
 
     def _families(self, status: Status) -> Iterator[Metric]:
         about = {"version": __version__, "composition": status.composition, "device": status.device}
-        yield InfoMetricFamily("coterie", "What is served, on what.", about)
+        yield InfoMetricFamily("coterie", "The composition and its device.", about)
         yield from _requests(status)
         yield from _priorities(status)
         yield from _durations(status)
@@ -99,36 +99,38 @@ def routes(worker: Worker, store: ResponseStore) -> list[Route]:
 
 def _requests(status: Status) -> Iterator[Metric]:
     metrics = status.metrics
-    yield _counter("requests_submitted", "Requests that were accepted.", metrics.submitted)
-    yield _counter("requests_refused", "Requests that were refused because too many waited.", metrics.refused)
-    yield _counter("requests_admitted", "Requests whose answer was begun.", metrics.admitted)
+    yield _counter("requests_submitted", "Accepted requests.", metrics.submitted)
+    yield _counter("requests_refused", "Requests refused because the queue was full.", metrics.refused)
+    yield _counter("requests_admitted", "Requests admitted from the queue.", metrics.admitted)
     ends = {reason: metrics.finished.get(reason, 0) for reason in get_args(FinishReason)}
-    yield _counters("requests_finished", "Requests that ended, by reason.", ("reason",), _labelled(ends))
+    yield _counters("requests_finished", "Finished requests, by reason.", ("reason",), _labelled(ends))
     now = {"running": status.running, "waiting": status.waiting}
-    yield _gauges("requests", "Requests that run or wait.", ("state",), _labelled(now))
+    yield _gauges("requests", "Running and waiting requests.", ("state",), _labelled(now))
     yield _gauges(
-        "held_requests", "Waiting requests in line for their client's share of the queue.", (), [((), status.held)]
+        "held_requests", "Waiting requests beyond their client's share of the queue.", (), [((), status.held)]
     )
     queued = {
         (expert.name, state): count
         for expert in status.experts
         for state, count in (("running", expert.running), ("waiting", expert.waiting))
     }
-    yield _gauges("expert_requests", "Requests of each expert that run or wait.", ("expert", "state"), queued.items())
-    about = "Requests that went to the router's fallback, as it was not sure of another expert."
+    yield _gauges("expert_requests", "Running and waiting requests by expert.", ("expert", "state"), queued.items())
+    about = "Requests routed to the fallback because the router was unsure."
     yield _counter("fallbacks", about, metrics.fallbacks)
-    yield _counter("hits", "Requests that ended and whose expert was resident when they came.", metrics.hits)
-    yield _counter("misses", "Requests that ended and whose expert was not resident when they came.", metrics.misses)
-    yield _counter("prompt_tokens", "Prompt tokens of requests that were admitted.", metrics.prompt_tokens)
-    yield _counter("cached_tokens", "Prompt tokens whose KV state was cached.", metrics.cached_tokens)
+    yield _counter("hits", "Finished requests whose expert was resident on arrival.", metrics.hits)
+    yield _counter("misses", "Finished requests whose expert was not resident on arrival.", metrics.misses)
+    yield _counter("prompt_tokens", "Prompt tokens of admitted requests.", metrics.prompt_tokens)
+    yield _counter("cached_tokens", "Prompt tokens found in the prefix cache.", metrics.cached_tokens)
     yield _counter("drawn_tokens", "Generated tokens.", metrics.drawn_tokens)
     yield _counter("guessed_tokens", "Tokens drafted by speculative decoding.", metrics.guessed_tokens)
     yield _counter("accepted_tokens", "Drafted tokens that were accepted.", metrics.accepted_tokens)
     yield _counter("drafted_tokens", "Tokens drafted by draft experts.", metrics.drafted_tokens)
     yield _counter(
-        "accepted_drafted_tokens", "Tokens of draft experts that were accepted.", metrics.accepted_drafted_tokens
+        "accepted_drafted_tokens",
+        "Accepted tokens of draft experts.",
+        metrics.accepted_drafted_tokens,
     )
-    about = "Draft experts that draft nothing for want of memory: weights and KV state count apart."
+    about = "Draft experts that lack memory to draft: once for weights, once for KV state."
     yield _gauges("drafts_without_memory", about, (), [((), len(status.lacks))])
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 
@@ -136,66 +138,71 @@ def _requests(status: Status) -> Iterator[Metric]:
 def _priorities(status: Status) -> Iterator[Metric]:
     so_far, now = status.metrics.by_priority, status.by_priority
     counts = {(r, state): getattr(now[r], state) for r in PRIORITY_CLASSES for state in ("running", "waiting")}
-    about = "Requests that run or wait, by priority: below 0 (urgent), 0 (usual), above (behind)."
+    about = "Running and waiting requests by priority: urgent (below 0), usual (0), behind (above 0)."
     yield _gauges("priority_requests", about, (PRIORITY, "state"), counts.items())
     paused = _labelled({of: now[of].paused for of in PRIORITY_CLASSES})
     yield _gauges(
         "preempted_requests",
-        "Waiting requests that were preempted: they had begun, and gave up KV state.",
+        "Waiting requests that had started and were preempted: they gave up their KV state.",
         (PRIORITY,),
         paused,
     )
     pauses = _labelled({of: so_far[of].pauses for of in PRIORITY_CLASSES})
-    about = "Preemptions: how often requests gave up KV state to ones of a better priority."
+    about = "Preemptions: how often a request gave up its KV state to one of better priority."
     yield _counters("preemptions", about, (PRIORITY,), pauses)
-    about = "From a request's arrival to its being admitted."
+    about = "Time from a request's arrival to its admission."
     yield _histograms("queue", about, {of: so_far[of].queued for of in PRIORITY_CLASSES})
-    first = "From a request's arrival to the first token of its answer."
+    first = "Time from a request's arrival to its first token."
     yield _histograms("time_to_first_token", first, {of: so_far[of].ttft for of in PRIORITY_CLASSES})
 
 
 def _durations(status: Status) -> Iterator[Metric]:
     metrics = status.metrics
-    about = "Mean of an answer's tokens after the first."
+    about = "Mean time per token of an answer after its first one."
     yield _histograms("time_per_output_token", about, {"": metrics.tpot})
-    yield _histograms("switch", "From wanting an expert to all of it being there.", {"": metrics.switch})
+    yield _histograms("switch", "Time from wanting an expert until it is fully loaded.", {"": metrics.switch})
 
 
 def _experts(status: Status) -> Iterator[Metric]:
     experts = status.experts
     there = {expert.name: expert.state == "resident" for expert in experts}
-    yield _gauges("expert_resident", "1 where all of an expert is in the run tier.", ("expert",), _labelled(there))
+    yield _gauges("expert_resident", "1 if an expert is resident in the run tier.", ("expert",), _labelled(there))
     loading = {expert.name: expert.state == "loading" for expert in experts}
-    yield _gauges("expert_loading", "1 where an expert is on its way there.", ("expert",), _labelled(loading))
+    yield _gauges("expert_loading", "1 if an expert is loading into the run tier.", ("expert",), _labelled(loading))
     pinned = {expert.name: expert.pinned for expert in experts}
-    yield _gauges("expert_pinned", "1 where an expert is never evicted from there.", ("expert",), _labelled(pinned))
+    yield _gauges(
+        "expert_pinned",
+        "1 if an expert is pinned, and so never evicted.",
+        ("expert",),
+        _labelled(pinned),
+    )
     sizes = {expert.name: expert.size_bytes for expert in experts}
-    yield _gauges("expert_size_bytes", "Bytes of an expert's weights.", ("expert",), _labelled(sizes))
+    yield _gauges("expert_size_bytes", "Size of an expert's weights.", ("expert",), _labelled(sizes))
     for what, about in OF_EXPERTS.items():
         counts = {expert.name: status.metrics.by_expert[what][expert.name] for expert in experts}
         yield _counters(f"expert_{what}", about, ("expert",), _labelled(counts))
-    yield _counter("switches", "Loads into the run tier that were begun.", status.metrics.switches)
-    yield _counter("fetched_bytes", "Bytes of the experts that were loaded so.", status.metrics.fetched_bytes)
+    yield _counter("switches", "Loads into the run tier that were started.", status.metrics.switches)
+    yield _counter("fetched_bytes", "Bytes of weights in the loads that were started.", status.metrics.fetched_bytes)
     yield _counter("failed_fetches", "Loads into the run tier that failed.", status.metrics.failed_fetches)
 
 
 def _memory(status: Status) -> Iterator[Metric]:
     tiers, labels = status.tiers, ("tier", "of")
     capacities = {(tier.tier, tier.of): tier.capacity_bytes for tier in tiers}
-    yield _gauges("tier_capacity_bytes", "Bytes for weights in a tier.", labels, capacities.items())
+    yield _gauges("tier_capacity_bytes", "Capacity of a tier for weights.", labels, capacities.items())
     used = {(tier.tier, tier.of): tier.used_bytes for tier in tiers}
-    yield _gauges("tier_used_bytes", "Bytes for weights in a tier that are used.", labels, used.items())
+    yield _gauges("tier_used_bytes", "Bytes of weights in a tier.", labels, used.items())
     residents = {(tier.tier, tier.of): tier.experts for tier in tiers}
-    yield _gauges("tier_experts", "Experts in a tier, those on their way too.", labels, residents.items())
+    yield _gauges("tier_experts", "Experts in a tier, including those being loaded.", labels, residents.items())
     moves = status.moves
     gone = {tier.tier: moves.evictions.get(tier.tier, 0) for tier in tiers}
     yield _counters("evictions", "Experts evicted from a tier.", ("tier",), _labelled(gone))
     moved = _labelled(moves.moved_bytes)
-    yield _counters("moved_bytes", "Bytes of weights moved, by link.", ("link",), moved)
+    yield _counters("moved_bytes", "Bytes of weights transferred, by link.", ("link",), moved)
     kv = status.kv
     blocks = {"used": kv.used, "cached": kv.cached, "free": kv.blocks - kv.used - kv.cached}
-    yield _gauges("kv_blocks", "Blocks of the KV cache, by what they hold.", ("state",), _labelled(blocks))
-    yield _gauges("kv_block_bytes", "Bytes of a block of the KV cache.", (), [((), kv.block_bytes)])
+    yield _gauges("kv_blocks", "Blocks of the KV cache, by state.", ("state",), _labelled(blocks))
+    yield _gauges("kv_block_bytes", "Size of a block of the KV cache.", (), [((), kv.block_bytes)])
 
 
 def _labelled(values: Mapping[str, float]) -> Labelled:

@@ -72,7 +72,7 @@ class ChatBody:
 
 def parse_chat(body: object) -> ChatBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    given = fields.without_synonyms(fields.an_object(body, "model and messages"))
+    given = fields.without_synonyms(fields.as_object(body, "model and messages"))
     fields.check_names(given, SUPPORTED, REFUSED)
     tools = offered(given)
     called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
@@ -142,7 +142,7 @@ class Streamed:
     def observe(self, chunk: Chunk) -> None:
         """Take a chunk of a response that is not streamed; the answer repeats all of it."""
 
-    def waiting(self, words: str) -> bytes:
+    def heartbeat(self, words: str) -> bytes:
         """A comment, which clients skip."""
         return f": {words}\n\n".encode(errors="replace")
 

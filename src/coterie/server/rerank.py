@@ -57,7 +57,7 @@ class RerankBody:
 
 def parse_rerank(body: object, coterie: Serving) -> RerankBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
-    given = fields.an_object(body, "model, query and documents")
+    given = fields.as_object(body, "model, query and documents")
     form = _form_of(given)
     holds, returning, more = form.value
     fields.check_names(given, (*_SHARED, holds, returning, *more), _CUTTING[form])

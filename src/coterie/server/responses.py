@@ -39,7 +39,7 @@ _OWN_PARTS = {
 
 def response_words(error: CoterieError) -> CoterieError:
     """Translates an error from chat's field names to this endpoint's."""
-    return fields.renamed(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
+    return fields.translate_error(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
 
 
 def _drain(events: Iterator[object]) -> None:

@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
         self._hub: Hub = app.state.hub
         self._grace_s, self._asked_again, self.failed = grace_s, False, False
         self._full_until = 0.0
-        self._worker.at_end(self._ended)
+        self._worker.on_end(self._ended)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, and notify the service manager."""

@@ -1,6 +1,6 @@
 """The chunks of the queries of one request, on their way to the task that writes them.
 
-    engine thread --give_out, once a step--> put, put ... --> Stream --take: all that is there--> the request's task
+    engine thread --distribute, once a step--> put, put ... --> Stream --take: all that is there--> the request's task
     refused, or client disconnected ---> fail -------^
 
 Every token of every answer passes here between two steps, so it costs few calls. A Stream must only be used on its
@@ -89,7 +89,7 @@ class Stream:
             self._cancel(self)
 
 
-def give_out(chunks: Sequence[Chunk], streams: dict[str, Stream]) -> None:
+def distribute(chunks: Sequence[Chunk], streams: dict[str, Stream]) -> None:
     """Distribute a step's chunks to their streams, and forget the streams that end. Each loop is woken once: that costs
     as much for one chunk as for a whole batch.
     """

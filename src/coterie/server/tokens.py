@@ -33,7 +33,7 @@ def tokenize(body: object, coterie: Serving) -> dict[str, Any]:
 
     Raises RequestError, NotFoundError.
     """
-    given = fields.an_object(body, "model and prompt or messages")
+    given = fields.as_object(body, "model and prompt or messages")
     chat = given.get("messages") is not None
     fields.check_names(given, *(((*SUPPORTED, *CONTINUING), OF_MESSAGES) if chat else (SUPPORTED, OF_PROMPTS)))
     if chat and given.get("prompt") is not None:
@@ -76,7 +76,7 @@ def detokenize(body: object, coterie: Serving) -> dict[str, Any]:
 
     Raises RequestError, NotFoundError.
     """
-    given = fields.an_object(body, "model and tokens")
+    given = fields.as_object(body, "model and tokens")
     fields.check_names(given, ("model", "tokens", SKIPS), {})
     model, tokens = fields.model(given), fields.get(given, "tokens", list, "a list of token ids")
     if tokens is None or not all(type(token) is int for token in tokens):

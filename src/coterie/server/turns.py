@@ -52,7 +52,7 @@ class TurnsBody:
 
 def parse_turns(body: object) -> TurnsBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    given = fields.an_object(body, "model, max_tokens and messages")
+    given = fields.as_object(body, "model, max_tokens and messages")
     limit = fields.integer(given, "max_tokens")
     if limit is None or limit < 1:
         fact = "is missing" if limit is None else f"is {limit}"
@@ -62,7 +62,7 @@ def parse_turns(body: object) -> TurnsBody:
 
 def count_tokens(body: object, coterie: Serving) -> dict[str, Any]:
     """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
-    query = _query(fields.an_object(body, "model and messages"), None)
+    query = _query(fields.as_object(body, "model and messages"), None)
     check_one_template(coterie, query.model)
     text = speaker(coterie.texts, coterie.composition, query.model)
     return {"input_tokens": len(tokens_of(text, query, coterie))}
@@ -70,7 +70,7 @@ def count_tokens(body: object, coterie: Serving) -> dict[str, Any]:
 
 def turn_words(error: CoterieError) -> CoterieError:
     """Translates an error from chat's field names to this endpoint's."""
-    return fields.renamed(error, _OWN, _OWN_PARTS)
+    return fields.translate_error(error, _OWN, _OWN_PARTS)
 
 
 def _query(given: Mapping[str, Any], limit: int | None) -> Query:

@@ -31,7 +31,7 @@ from coterie.core.resident import give_back
 from coterie.engine.expert_control import LoadCallback
 from coterie.server.lengths import are_quick, takes_long
 from coterie.server.log import LOG, log_avoided, log_repinned
-from coterie.server.stream import Stream, give_out
+from coterie.server.stream import Stream, distribute
 
 T = TypeVar("T")
 POOL_THREADS = 2  # so that one slow grammar blocks no other, while most cores are left to the engine
@@ -56,17 +56,17 @@ class Worker:
         # Called on the stepping thread: a caller may learn of a change only after the next step has begun.
         self._changed = self._known.renew_soon if self._known is not None else lambda: None
         self._looking = ThreadPoolExecutor(1, "coterie-looking") if coterie.steps_itself else None
-        self._giving_back: asyncio.TimerHandle | None = None
+        self._release_timer: asyncio.TimerHandle | None = None
         self._num_ended = 0  # slow calls that ended since memory was last released
-        self._at_end: list[Callable[[], None]] = []
+        self._on_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
-        coterie.at_break(self._device_broke)
-        coterie.at_avoid(log_avoided)
-        coterie.at_repin(log_repinned)
+        coterie.on_break(self._device_broke)
+        coterie.on_avoid(log_avoided)
+        coterie.on_repin(log_repinned)
 
-    def at_end(self, tell: Callable[[], None]) -> None:
+    def on_end(self, tell: Callable[[], None]) -> None:
         """Register a callback for the end of all answers. It must return at once, and may be called twice."""
-        self._at_end.append(tell)
+        self._on_end.append(tell)
 
     def start(self) -> None:
         """Start the thread."""
@@ -80,8 +80,8 @@ class Worker:
         """Finish the current step, then stop and close the device."""
         self._inbox.end()
         self._thread.join()
-        if self._giving_back is not None:
-            self._giving_back.cancel()
+        if self._release_timer is not None:
+            self._release_timer.cancel()
         for pool in (self._slow_pool, self._quick_pool, self._between, self._looking):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -137,7 +137,7 @@ class Worker:
         hang. Raises the error they ended with.
         """
         await self._call(lambda _: None)
-        turns = {asyncio.wrap_future(one) for one in self._coterie.turns()}
+        turns = {asyncio.wrap_future(one) for one in self._coterie.next_turns()}
         while turns:
             over, turns = await asyncio.wait(turns, return_when=asyncio.FIRST_COMPLETED)
             if any(one.exception() is None for one in over):
@@ -178,8 +178,8 @@ class Worker:
             return await loop.run_in_executor(pool, _guarded, function, self._coterie)
         finally:
             self._num_ended += 1
-            if self._giving_back is None:
-                self._giving_back = loop.call_later(FREED_S, self._give_back, loop)
+            if self._release_timer is None:
+                self._release_timer = loop.call_later(FREED_S, self._release_memory, loop)
 
     def soon(self, function: Callable[[Serving], None]) -> None:
         """Run a function as `call` does, unless the engine has ended, without waiting for it."""
@@ -194,10 +194,10 @@ class Worker:
             with contextlib.suppress(RuntimeError):  # stopped
                 self._between.submit(run)
 
-    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _release_memory(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release memory; again later if more calls ended meanwhile, whose answers may be in flight."""
         again, self._num_ended = self._num_ended > 1, 1
-        self._giving_back = loop.call_later(FREED_S, self._give_back, loop) if again else None
+        self._release_timer = loop.call_later(FREED_S, self._release_memory, loop) if again else None
         self._quick_pool.submit(give_back)
 
     async def wait_for_callback(self, begin: Callable[[Serving, LoadCallback], None]) -> None:
@@ -279,7 +279,7 @@ class Worker:
                 if not self._coterie.quiet:
                     with contextlib.nullcontext() if self._known is None else self._known.step():
                         chunks = self._coterie.step(WAIT_S)
-                    give_out(chunks, self._streams)
+                    distribute(chunks, self._streams)
                     self._worked_s = monotonic()
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
@@ -308,7 +308,7 @@ class Worker:
         self._streams.clear()
         for tell in tuple(self._waiting):
             tell(error)
-        for end in self._at_end:
+        for end in self._on_end:
             end()
 
     def _rest(self) -> None:

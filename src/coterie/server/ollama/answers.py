@@ -24,23 +24,23 @@ LINES = "application/x-ndjson"
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def said_in_chat(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
+def chat_text(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
     """An assistant's text in /api/chat's format."""
     return {"message": {"role": "assistant", "content": text, **more}}
 
 
-def said_in_text(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
+def plain_text(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
     """The same in /api/generate's format."""
     return {"response": text, **more}
 
 
-SAID = {True: said_in_chat, False: said_in_text}  # keyed by whether it is a chat
+TEXT_WRITERS = {True: chat_text, False: plain_text}  # keyed by whether it is a chat
 
 
-def nothing_said(model: str, is_chat: bool, created_s: float, reason: str) -> dict[str, Any]:
+def empty_answer(model: str, is_chat: bool, created_s: float, reason: str) -> dict[str, Any]:
     """The answer to a request without a prompt."""
     head = {"model": model, "created_at": timestamp(created_s)}
-    return {**head, **SAID[is_chat]("", {}), "done": True, "done_reason": reason}
+    return {**head, **TEXT_WRITERS[is_chat]("", {}), "done": True, "done_reason": reason}
 
 
 class OllamaAnswers(Streamed):
@@ -52,7 +52,7 @@ class OllamaAnswers(Streamed):
     def __init__(self, query: Query, stream: bool, is_chat: bool, created_s: float, texts: Mapping[str, Text]) -> None:
         self.queries: tuple[Query, ...] = (query,)
         self.stream, self.expert = stream, ""
-        self._said, self._created, self._texts = SAID[is_chat], timestamp(created_s), texts
+        self._write_text, self._created, self._texts = TEXT_WRITERS[is_chat], timestamp(created_s), texts
         self._spoken: Calls | None = None
         self._frame: Frame | None = None
 
@@ -69,9 +69,9 @@ class OllamaAnswers(Streamed):
         said = self._part(text, answer.reasoning, calls, logprobs)
         return {**self._head(answer.expert), **said, **_ended(answer)}
 
-    def waiting(self, words: str) -> bytes:
+    def heartbeat(self, words: str) -> bytes:
         """Sent before the first text: the format has no comments, and clients accept an empty object."""
-        return self.encode({**self._head(self.queries[0].model), **self._said("", {}), "done": False})
+        return self.encode({**self._head(self.queries[0].model), **self._write_text("", {}), "done": False})
 
     def encode_text(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """Text in the middle of an answer, if no calls are parsed and there is nothing else."""
@@ -79,7 +79,7 @@ class OllamaAnswers(Streamed):
         if more or not self._calls(chunk.expert).is_plain:
             return None
         if self._frame is None:
-            self._frame = Frame(self.encode({**self._head(chunk.expert), **self._said(MARK, {}), "done": False}))
+            self._frame = Frame(self.encode({**self._head(chunk.expert), **self._write_text(MARK, {}), "done": False}))
         return self._frame.around(chunk.text)
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
@@ -92,7 +92,7 @@ class OllamaAnswers(Streamed):
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """The last line: the reason for the end, and the timings."""
         (answer,) = answers
-        yield {**self._head(answer.expert), **self._said("", {}), **_ended(answer)}
+        yield {**self._head(answer.expert), **self._write_text("", {}), **_ended(answer)}
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
         """The last line if there is no answer."""
@@ -111,8 +111,8 @@ class OllamaAnswers(Streamed):
         self, text: str, thought: str, calls: Sequence[Mapping[str, Any]], logprobs: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         more = {"thinking": thought, "tool_calls": calls}
-        beside = {} if logprobs is None else {"logprobs": logprobs["content"]}
-        return {**self._said(text, {name: value for name, value in more.items() if value}), **beside}
+        more_logprobs = {} if logprobs is None else {"logprobs": logprobs["content"]}
+        return {**self._write_text(text, {name: value for name, value in more.items() if value}), **more_logprobs}
 
 
 class Calls:

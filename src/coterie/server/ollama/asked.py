@@ -25,7 +25,7 @@ from coterie.server.tools import calling, offered
 
 # Ollama's sampling if neither a request nor a model's parameters say otherwise; its repeat_penalty is 1 (none) since
 # 2026. Source: ollama/ollama, api/types.go, DefaultOptions, and pull request 17679.
-USUAL = PartialSampling(temperature=0.8, top_k=40, top_p=0.9)
+DEFAULT_SAMPLING = PartialSampling(temperature=0.8, top_k=40, top_p=0.9)
 SHARED = ("model", "stream", "options", "format", "keep_alive", "think", "logprobs", "top_logprobs")
 CHAT = (*SHARED, "messages", "tools")
 GENERATE = (*SHARED, "prompt", "suffix", "system", "raw")
@@ -43,23 +43,23 @@ _ONLY_TEXT = "send text alone: no expert here reads images"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A validated request body. `model`: the composition's name for the model asked; `said`: the request's.
+class OllamaBody:
+    """A validated request body. `model`: the composition's name for the model asked; `requested_model`: the request's.
 
     `query` None: only load the model, or, if `keep_s` is 0, unload it. `keep_s`: how long to keep it after the answer,
     in seconds; None: the default, negative: for ever.
     """
 
     model: str
-    said: str
+    requested_model: str
     query: Query | None
     stream: bool
     keep_s: float | None
 
 
-def parse_chat(body: object, composition: Composition) -> Asked:
+def parse_chat(body: object, composition: Composition) -> OllamaBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    given = fields.an_object(body, "model and messages")
+    given = fields.as_object(body, "model and messages")
     fields.check_names(given, CHAT, OF_CHAT)
     turns = fields.get(given, "messages", list, "a list of messages") or []
     tools = fields.get(given, "tools", list, "a list of functions") or []
@@ -67,9 +67,9 @@ def parse_chat(body: object, composition: Composition) -> Asked:
     return _asked(given, composition, conversation(turns) if turns else (), tools=offered({"tools": functions}))
 
 
-def parse_generate(body: object, composition: Composition) -> Asked:
+def parse_generate(body: object, composition: Composition) -> OllamaBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    given = fields.an_object(body, "model and prompt")
+    given = fields.as_object(body, "model and prompt")
     if given.get("context"):
         raise RequestError("context", "is given, which no answer of this server has", _CONTEXT)
     _check_images(given, "images")
@@ -85,7 +85,7 @@ def parse_generate(body: object, composition: Composition) -> Asked:
     return _asked(given, composition, said, raw=as_it_is, suffix=suffix)
 
 
-def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Message, ...], **more: Any) -> Asked:
+def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Message, ...], **more: Any) -> OllamaBody:
     """What both endpoints share; everything is validated, even if there is nothing to answer."""
     model, stream = named(given, composition), given.get("stream") is None or fields.flag(given, "stream")
     options = _options(given)
@@ -101,10 +101,10 @@ def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Messa
         choice=choosing(given),
         form=_form(given.get("format")),
         switches=_thinking(given.get("think")),
-        fallback_sampling=USUAL,
+        fallback_sampling=DEFAULT_SAMPLING,
         **more,
     )
-    return Asked(model, str(given["model"]), query if said else None, stream, keep_alive(given))
+    return OllamaBody(model, str(given["model"]), query if said else None, stream, keep_alive(given))
 
 
 def check_options(given: Mapping[str, object]) -> None:

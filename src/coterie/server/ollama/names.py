@@ -85,7 +85,7 @@ def timestamp(seconds: float) -> str:
 
 def ollama_words(error: CoterieError) -> CoterieError:
     """Translates an error from chat's field names to these endpoints'."""
-    return fields.renamed(error, _OWN, _OWN_PARTS)
+    return fields.translate_error(error, _OWN, _OWN_PARTS)
 
 
 def ollama_error(message: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from coterie.api import Serving
 from coterie.composition.composition import Composition
 from coterie.server import fields
 from coterie.server.choices import numbers, respond, vectors_of
-from coterie.server.ollama.answers import LINES, OllamaAnswers, nothing_said
-from coterie.server.ollama.asked import Asked, parse_chat, parse_generate
+from coterie.server.ollama.answers import LINES, OllamaAnswers, empty_answer
+from coterie.server.ollama.asked import OllamaBody, parse_chat, parse_generate
 from coterie.server.ollama.keeping import Keeper, Unloading
 from coterie.server.ollama.models import VERSION, all_models, loaded, shown_model
 from coterie.server.ollama.names import named, not_served
@@ -52,14 +52,14 @@ def routes(coterie: Serving, worker: Worker, origins: Collection[str] = ()) -> l
 
 
 def _answering(coterie: Serving, worker: Worker, keeper: Keeper) -> list[Route]:
-    def endpoint(parse: Callable[[object, Composition], Asked]) -> Callable[[Request], Awaitable[Response]]:
+    def endpoint(parse: Callable[[object, Composition], OllamaBody]) -> Callable[[Request], Awaitable[Response]]:
         is_chat = parse is parse_chat
 
         async def answer(request: Request) -> Response:
             asked = await read_body(request, worker, lambda given: parse(given, coterie.composition))
             if asked.query is None:
                 reason = await keeper.without_prompt(request, asked.model, asked.keep_s)
-                return JSONResponse(nothing_said(asked.said, is_chat, time.time(), reason))
+                return JSONResponse(empty_answer(asked.requested_model, is_chat, time.time(), reason))
             keeper.check(request, asked.keep_s)
             answers = OllamaAnswers(asked.query, asked.stream, is_chat, time.time(), coterie.texts)
             response = await respond(request, worker, answers)
@@ -78,7 +78,7 @@ def _embedding(coterie: Serving, worker: Worker, keeper: Keeper) -> list[Route]:
             body = await read_body(request, worker, lambda given: parse_embed(given, coterie, name))
             if not body.queries:
                 await keeper.without_prompt(request, body.model, body.keep_s)
-                model: dict[str, Any] = {"model": body.said} if name == "embed" else {}
+                model: dict[str, Any] = {"model": body.requested_model} if name == "embed" else {}
                 return JSONResponse({**model, **NOTHING[name]})
             keeper.check(request, body.keep_s)
             answers, text = await vectors_of(request, worker, coterie, body.queries)
@@ -108,7 +108,7 @@ def _listing(coterie: Serving, worker: Worker) -> list[Route]:
 
     async def show(request: Request) -> Response:
         def parse(body: object) -> str:
-            given = fields.an_object(body, "model")
+            given = fields.as_object(body, "model")
             fields.check_names(given, ("model", "name", "verbose", "system", "options"), {})
             return named(given, coterie.composition, older="name")
 
@@ -119,7 +119,7 @@ def _listing(coterie: Serving, worker: Worker) -> list[Route]:
         """Succeeds for a served model, which needs no download; refused for any other, in either mode as an error."""
 
         def parse(body: object) -> tuple[str, bool]:
-            given = fields.an_object(body, "model")
+            given = fields.as_object(body, "model")
             fields.check_names(given, ("model", "name", "stream", "insecure"), {})
             return named(given, coterie.composition, older="name"), given.get("stream") is not False
 

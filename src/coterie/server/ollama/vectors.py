@@ -29,7 +29,7 @@ class Embed:
     """A validated request body: a query for each text; none if the model is only to be loaded."""
 
     model: str
-    said: str
+    requested_model: str
     queries: tuple[Query, ...]
     dimensions: int | None
     keep_s: float | None
@@ -38,7 +38,7 @@ class Embed:
 def parse_embed(body: object, coterie: Serving, endpoint: str) -> Embed:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
     field = FIELDS[endpoint]
-    given = fields.an_object(body, f"model and {field}")
+    given = fields.as_object(body, f"model and {field}")
     fields.check_names(given, (*SHARED, field), {})
     check_options(given)
     model, texts = named(given, coterie.composition), given.get(field)
