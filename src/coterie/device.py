@@ -112,23 +112,23 @@ def prompt_rows(ids: Ints, num_blocks: int, first: int = 0, scored: bool = False
 
 @value
 class Shared:
-    """An extent with weights that several experts share. `places`: indices, in the program's weight order, of the
+    """An extent with weights that several experts share. `indices`: positions, in the program's weight order, of the
     weights that are in it; all others are in the expert's own extent.
     """
 
     weights: Buffer
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 @value
 class Variants:
     """Further experts in a mixed run, all on the same base (`Shared`): the extents and offsets of their own weights.
-    `of_B`: each sequence's expert: 0 is the binding's own, n is entry n - 1 here.
+    `expert_B`: each sequence's expert: 0 is the binding's own, n is entry n - 1 here.
     """
 
     weights: tuple[Buffer, ...]
     offsets: tuple[tuple[int, ...], ...]
-    of_B: Ints
+    expert_B: Ints
 
 
 @value

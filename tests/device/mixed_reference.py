@@ -20,14 +20,14 @@ from coterie.graph.step import Array, KvState, Step
 
 def run_mixed(
     references: Sequence[Reference],
-    of_B: npt.ArrayLike,
+    expert_B: npt.ArrayLike,
     rows: Mapping[str, Array],
     sampling: Sequence[Settings],
     state: KvState,
 ) -> dict[str, Array]:
     """As `Reference.run`, of sequences whose experts are of these numbers; all experts have one graph."""
     graph = references[0].graph
-    of_T = np.asarray(of_B)[rows["sequence"]]
+    of_T = np.asarray(expert_B)[rows["sequence"]]
     of_R = of_T[rows["rows"]]
     weights = {value.name for value in graph.weights}
     step = Step(graph, {**references[0].fixed, **rows}, state, sampling)

@@ -79,50 +79,52 @@ def variants(desk, tmp_path):
     return shared, [desk, *(loaded(Desk(desk.device, layout)) for layout in layouts)]
 
 
-def mixed(shared, desks, step, of_B):
+def mixed(shared, desks, step, expert_B):
     """A binding of the first desk with these sequences of others; alone where all are of one."""
     offsets = [desk.layout.offsets(desk.exe.program.weights) for desk in desks]
     theirs = desks[0].layout.offsets(desks[0].exe.program.weights)
-    places = [tuple(theirs[i] if i in shared.places else at for i, at in enumerate(own)) for own in offsets]
-    first = replace(desks[0].binding(step), weights=desks[of_B[0]].weights, offsets=places[of_B[0]], shared=shared)
-    if len(set(of_B)) == 1:
+    places = [tuple(theirs[i] if i in shared.indices else at for i, at in enumerate(own)) for own in offsets]
+    first = replace(
+        desks[0].binding(step), weights=desks[expert_B[0]].weights, offsets=places[expert_B[0]], shared=shared
+    )
+    if len(set(expert_B)) == 1:
         return first
-    order = list(dict.fromkeys(of_B))
+    order = list(dict.fromkeys(expert_B))
     others = [desks[number].weights for number in order[1:]], [places[number] for number in order[1:]]
-    return replace(first, variants=Variants(*map(tuple, others), [order.index(number) for number in of_B]))
+    return replace(first, variants=Variants(*map(tuple, others), [order.index(number) for number in expert_B]))
 
 
-@pytest.mark.parametrize("of_B", [(0, 1, 2, 1), (2, 0, 0, 2), (1, 1, 2, 2)])
-def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, variants):
+@pytest.mark.parametrize("expert_B", [(0, 1, 2, 1), (2, 0, 0, 2), (1, 1, 2, 2)])
+def test_sequences_of_one_run_may_have_weights_of_their_own(expert_B, variants):
     """Of several extents, prompts and decode beside each other: each token as in a run of its own weights alone."""
     shared, desks = variants
     chunks = [([3, 14, 15], 0), ([9], 0), ([5, 35, 8, 9, 7, 9, 3], 0), ([7, 21], 0)]
     step, device, exe = rows(chunks, blocks_per_sequence=4), desks[0].device, desks[0].exe
-    if not exe.mixes(shared.places):
+    if not exe.mixes(shared.indices):
         with pytest.raises(ValueError, match="does not mix sequences of different weights"):
-            device.run(exe, mixed(shared, desks, step, of_B))
+            device.run(exe, mixed(shared, desks, step, expert_B))
         return
     assert not exe.mixes(())
-    found = desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
+    found = desks[0].tokens(device.run(exe, mixed(shared, desks, step, expert_B)))
     alone = [desks[0].tokens(device.run(exe, mixed(shared, desks, step, (number,) * 4)))[0] for number in range(3)]
-    assert found == [[alone[number][row] for row, number in enumerate(of_B)]]
-    assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
+    assert found == [[alone[number][row] for row, number in enumerate(expert_B)]]
+    assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, expert_B)))
     decode = rows([([token], len(chunk)) for token, (chunk, _) in zip(found[0], chunks, strict=True)])
-    swapped = [(number + 1) % 3 for number in of_B]  # the same sizes, other weights
+    swapped = [(number + 1) % 3 for number in expert_B]  # the same sizes, other weights
     other = desks[0].tokens(device.run(exe, mixed(shared, desks, step, swapped)))
     assert other == [[alone[number][row] for row, number in enumerate(swapped)]]
-    assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, of_B)))
-    several = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B), steps=3))
-    device.run(exe, mixed(shared, desks, step, of_B))
-    first = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, of_B)))
+    assert found == desks[0].tokens(device.run(exe, mixed(shared, desks, step, expert_B)))
+    several = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, expert_B), steps=3))
+    device.run(exe, mixed(shared, desks, step, expert_B))
+    first = desks[0].tokens(device.run(exe, mixed(shared, desks, decode, expert_B)))
     assert len(several) == 3
     assert first == several[:1]
     downs = [i for i, name in enumerate(exe.program.weights) if name.endswith(".down")]
-    fewer = replace(shared, places=(*shared.places, *downs))  # of which less is their own, by the same program
-    device.run(exe, mixed(shared, desks, step, of_B))
-    less = desks[0].tokens(device.run(exe, mixed(fewer, desks, step, of_B)))[0]
+    fewer = replace(shared, indices=(*shared.indices, *downs))  # of which less is their own, by the same program
+    device.run(exe, mixed(shared, desks, step, expert_B))
+    less = desks[0].tokens(device.run(exe, mixed(fewer, desks, step, expert_B)))[0]
     each = [desks[0].tokens(device.run(exe, mixed(fewer, desks, step, (number,) * 4)))[0] for number in range(3)]
-    assert less == [each[number][row] for row, number in enumerate(of_B)]
+    assert less == [each[number][row] for row, number in enumerate(expert_B)]
     if not device.synthetic():
         assert len({tuple(row) for row in alone}) == 3
         assert each != alone
@@ -132,7 +134,7 @@ def test_variants_may_come_to_the_same_memory_with_other_places(variants):
     """As when one goes and another comes whose file begins elsewhere; all of it must lie there."""
     shared, desks = variants
     device, exe = desks[0].device, desks[0].exe
-    if device.synthetic() or not exe.mixes(shared.places):
+    if device.synthetic() or not exe.mixes(shared.indices):
         pytest.skip("this device mixes none, or has no bytes")
     step = rows([([3, 14], 0), ([9], 0), ([5, 35, 8], 0), ([7], 0)])
     first = mixed(shared, desks, step, (0, 1, 1, 1))
@@ -150,13 +152,13 @@ def test_variants_may_come_to_the_same_memory_with_other_places(variants):
 
 def test_variants_that_are_nobodys_are_refused(variants):
     shared, desks = variants
-    if not desks[0].exe.mixes(shared.places):
+    if not desks[0].exe.mixes(shared.indices):
         pytest.skip("this device mixes none")
     step = rows([([3], 0), ([9], 0)])
     good = mixed(shared, desks, step, (0, 1))
-    for of_B in ([0, 2], [0, -1]):
+    for expert_B in ([0, 2], [0, -1]):
         with pytest.raises(ValueError, match=r"sequences have the weights .* of 2"):
-            desks[0].device.run(desks[0].exe, replace(good, variants=replace(good.variants, of_B=of_B)))
+            desks[0].device.run(desks[0].exe, replace(good, variants=replace(good.variants, expert_B=expert_B)))
     with pytest.raises(ValueError, match="does not mix sequences of different weights"):
         desks[0].device.run(desks[0].exe, replace(good, shared=None))
 

@@ -13,7 +13,7 @@ from tests.device.native import absent, call, empty, ints, linear, random, rms_n
 from tests.device.test_kernels_packed import both, placed, two_bits
 
 from coterie.core.dtypes import BLOCK_Q6, PACKED, DType
-from coterie.core.packed import MAX_INT8, MAX_INT16, MAX_MEETS_Q6, MAX_SHARED, SHARED, pack, rounded, unpack
+from coterie.core.packed import MAX_ACTIVATION_Q6, MAX_INT8, MAX_INT16, MAX_SHARED, SHARED, pack, rounded, unpack
 from coterie.core.six_bits import join_six
 from coterie.kernels import cpu as kernels
 
@@ -31,7 +31,7 @@ def exact(x, w, most):
 def steps_of(dtype, most):
     """The largest whole number of a group, and how many of these steps are lost at most."""
     if dtype is DType.Q6:
-        return MAX_MEETS_Q6, 0.5
+        return MAX_ACTIVATION_Q6, 0.5
     return (MAX_SHARED, 8.5) if most == MAX_INT16 and dtype in SHARED else (most, 0.5)
 
 

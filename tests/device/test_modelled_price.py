@@ -300,7 +300,7 @@ def test_a_step_of_variants_reads_the_weights_of_each(layout):
     shared = Shared(desk.weights, shared_but(program, ".o", ".down"))
     alone = replace(desk.binding(rows([([token], 0) for token in (3, 9, 5)])), shared=shared)
     mixed = replace(alone, variants=Variants((desk.weights,) * 2, (alone.offsets,) * 2, (0, 1, 2)))
-    more_s = 2 * own_bytes(program, shared.places) / spec.tier(spec.run_tier).achieved_bytes_per_s
+    more_s = 2 * own_bytes(program, shared.indices) / spec.tier(spec.run_tier).achieved_bytes_per_s
     for steps in (1, 4):
         seconds = [took(desk, desk.device.run(desk.exe, binding, steps=steps)) for binding in (alone, mixed)]
         assert seconds[1] - seconds[0] == pytest.approx(steps * more_s)

@@ -167,10 +167,10 @@ class Mixed:
         self.references = [Reference(self.first.graph, one.weights | base) for one in self.experts]
         self.state = KvState(self.first.graph, self.first.num_blocks, self.first.Z)
 
-    def inspect(self, step, of_B, tiles):
+    def inspect(self, step, expert_B, tiles):
         """Every stored value of a step by the GPU's kernels."""
         first, others = self.first, self.experts[1:]
-        variants = Variants(tuple(one.extent for one in others), tuple(one.offsets for one in others), of_B)
+        variants = Variants(tuple(one.extent for one in others), tuple(one.offsets for one in others), expert_B)
         shared = Shared(first.extent, self.places)
         binding = Binding(first.extent, first.offsets, first.kv, first.block_bytes, step, shared, variants)
         prepared, bases = first.device._prepare(first.exe, binding, 1)
@@ -179,10 +179,10 @@ class Mixed:
         run(bound.rows, Bucket(sizes.T, sizes.B, sizes.R, step.block_tables_BM.shape[1] * first.Z), tiles)
         return bound.stored_values()
 
-    def expect(self, step, of_B):
+    def expect(self, step, expert_B):
         rows = {"tokens": step.tokens_T, "positions": step.positions_T, "sequence": step.sequence_T}
         rows |= {"block_tables": step.block_tables_BM, "rows": step.rows_R}
-        return run_mixed(self.references, of_B, rows, step.sampling, self.state)
+        return run_mixed(self.references, expert_B, rows, step.sampling, self.state)
 
 
 def check(make, dtype, bound, tiles=WIDE, rule_set="cache"):

@@ -147,9 +147,9 @@ def test_end_tokens_and_sampling_are_the_adapters_or_else_the_bases(folder_of, t
     (folder / "generation_config.json").write_text('{"eos_token_id": 11}')
     assert open_adapted(open_model(copy), folder).end_ids == (11,)
     (copy / "generation_config.json").write_text('{"do_sample": true, "top_k": 5}')
-    assert open_adapted(open_model(copy), folder).advised.sampling.said == {"temperature": 1.0, "top_k": 5}
+    assert open_adapted(open_model(copy), folder).advised.sampling.explicit == {"temperature": 1.0, "top_k": 5}
     (folder / "generation_config.json").write_text('{"do_sample": false}')
-    assert open_adapted(open_model(copy), folder).advised.sampling.said == {"temperature": 0.0}
+    assert open_adapted(open_model(copy), folder).advised.sampling.explicit == {"temperature": 0.0}
     (folder / "generation_config.json").write_text('{"eos_token_id": 1100}')
     with pytest.raises(CheckpointError, match="end token 1100 is outside the vocabulary of 257"):
         open_adapted(open_model(copy), folder)

@@ -145,7 +145,7 @@ def test_what_is_equal_is_left_out_and_the_rest_comes_by_stages(folder_of, tmp_p
     _, tuned, folder = made("llama-tied", folder_of, tmp_path / "all")
     model = open_delta(open_model(base), folder)
     assert model.layout.stages == ("embed", *(f"layers.{i}" for i in range(3)))  # the last norm is in their block
-    assert (model.layout.table.num_rows, model.layout.table.again) == (101, ("head",))
+    assert (model.layout.table.num_rows, model.layout.table.later_stages) == (101, ("head",))
     backend, wanted = make_backend("cpu", model), logits_of(differences.summed(base, tuned, folder, INT8), prompt)
     stepper = Stepper(backend)
     rows = stepper.rows((stepper.sequence(), prompt), sample="last")

@@ -135,7 +135,7 @@ def test_what_the_file_says_of_tokens_and_sampling_is_written(gguf_folder_like, 
     found = json.loads((report.folder / "generation_config.json").read_text())
     said = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
     assert found == {"eos_token_id": [2, 9], "do_sample": True} | said
-    assert model.advised.sampling.said == said
+    assert model.advised.sampling.explicit == said
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,16 @@ def opened(row, folder_of, tmp_path, dtype="fp32", packing=None):
     return found
 
 
-def bound(backends, rows, of_B):
+def bound(backends, rows, expert_B):
     """A binding whose sequences are of these backends."""
     first, *others = [backend.binding(rows) for backend in backends]
-    variants = Variants(tuple(b.weights for b in others), tuple(b.offsets for b in others), of_B)
+    variants = Variants(tuple(b.weights for b in others), tuple(b.offsets for b in others), expert_B)
     return replace(first, variants=variants)
 
 
-def logits_of(backends, rows, of_B):
+def logits_of(backends, rows, expert_B):
     first = backends[0]
-    return np.array(first.device.inspect(first._inspected, bound(backends, rows, of_B))["head/logits"])
+    return np.array(first.device.inspect(first._inspected, bound(backends, rows, expert_B))["head/logits"])
 
 
 def steps_of(vocab_size):
@@ -63,20 +63,20 @@ def check(models, bound_of, rule_set="cache", on=on_cpu):
     by_themselves = [apart, *(apart.beside(model) for model in models[1:])]
     references = [Reference(model.graph, load_weights_f32(model)) for model in models]
     pages = models[0].kv.tokens_per_block(block_bytes_for(models[0]))
-    for number, of_B in enumerate(OF_B):
+    for number, expert_B in enumerate(OF_B):
         stepper, state = Stepper(first, 1, 60, seed=number), KvState(models[0].graph, 64, pages)
-        sequences = [stepper.sequence() for _ in of_B]
+        sequences = [stepper.sequence() for _ in expert_B]
         alone = [Stepper(backend, 1 + 20 * i, 20) for i, backend in enumerate(by_themselves)]
-        own = [alone[number].sequence() for number in of_B]
+        own = [alone[number].sequence() for number in expert_B]
         for tokens in steps_of(models[0].config.vocab_size):
             rows = stepper.rows(*zip(sequences, tokens, strict=True))
-            found = logits_of(backends, rows, of_B)
+            found = logits_of(backends, rows, expert_B)
             named = {"tokens": rows.tokens_T, "positions": rows.positions_T, "sequence": rows.sequence_T}
             named |= {"block_tables": rows.block_tables_BM, "rows": rows.rows_R}
-            wanted = run_mixed(references, of_B, named, rows.sampling, state)["head/logits"]
+            wanted = run_mixed(references, expert_B, named, rows.sampling, state)["head/logits"]
             assert relative_error(found, wanted) <= bound_of
             at = 0
-            for sequence, new, whose in zip(own, tokens, of_B, strict=True):
+            for sequence, new, whose in zip(own, tokens, expert_B, strict=True):
                 mine = alone[whose].feed((sequence, new))
                 np.testing.assert_array_equal(found[at : at + len(new)], mine)
                 at += len(new)
@@ -91,11 +91,11 @@ def test_sequences_of_several_adapters_are_each_as_alone(row, rule_set, folder_o
     first = backends[0]
     stepper = Stepper(first)
     rows = stepper.rows(*((stepper.sequence(), [5 + i, 9]) for i in range(4)), sample="last", ahead=4)
-    of_B = (1, 2, 0, 2)
-    event = first.device.run(first.exe, bound(backends, rows, of_B))
+    expert_B = (1, 2, 0, 2)
+    event = first.device.run(first.exe, bound(backends, rows, expert_B))
     wait(first.device, event)
     drawn = first.device.tokens(event)[0].tolist()
-    alone = [Stepper(backends[whose]).greedy([5 + i, 9], 1) for i, whose in enumerate(of_B)]
+    alone = [Stepper(backends[whose]).greedy([5 + i, 9], 1) for i, whose in enumerate(expert_B)]
     assert [[token] for token in drawn] == alone
     first.close()
 

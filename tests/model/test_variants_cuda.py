@@ -56,20 +56,20 @@ def test_a_packed_base_and_factors_of_half_precision(dtype, folder_of, tmp_path)
     closing(check(models, most_lost(models[0], 2e-3), on=on_cuda))
 
 
-def answers(backends, of_B, steps):
+def answers(backends, expert_B, steps):
     """Tokens behind the prompts: one step of all of them, then `steps` more in one run."""
     first = backends[0]
     stepper = Stepper(first)
     sequences = [stepper.sequence() for _ in PROMPTS]
     rows = stepper.rows(*zip(sequences, PROMPTS, strict=True), sample="last", ahead=steps)
-    found = [tokens_of(backends, rows, of_B, 1)]
+    found = [tokens_of(backends, rows, expert_B, 1)]
     more = stepper.rows(*((s, [int(t)]) for s, t in zip(sequences, found[0][0], strict=True)), ahead=steps)
-    return np.concatenate([*found, tokens_of(backends, more, of_B, steps)]).T.tolist()
+    return np.concatenate([*found, tokens_of(backends, more, expert_B, steps)]).T.tolist()
 
 
-def tokens_of(backends, rows, of_B, steps):
+def tokens_of(backends, rows, expert_B, steps):
     device, exe = backends[0].device, backends[0].exe
-    event = device.run(exe, bound(backends, rows, of_B), steps=steps)
+    event = device.run(exe, bound(backends, rows, expert_B), steps=steps)
     wait(device, event)
     return device.tokens(event)
 
@@ -81,12 +81,12 @@ def test_a_captured_step_serves_other_adapters_and_other_shares(orchestration, f
     first = on_cuda(models[0], orchestration=orchestration)
     backends = [first, *(first.beside(model) for model in models[1:])]
     alone = [[Stepper(one).greedy(prompt, 4, 3) for prompt in PROMPTS] for one in backends]
-    for of_B in (OF_B, (0, 0, 1, 1)):
+    for expert_B in (OF_B, (0, 0, 1, 1)):
         for _ in range(2):
-            assert answers(backends, of_B, 3) == [alone[whose][i] for i, whose in enumerate(of_B)]
+            assert answers(backends, expert_B, 3) == [alone[whose][i] for i, whose in enumerate(expert_B)]
     captured = first.device.driver.captured
-    for of_B in ((2, 1, 0, 1), (0, 1, 2, 0), (1, 1, 1, 0)):
-        assert answers(backends, of_B, 3) == [alone[whose][i] for i, whose in enumerate(of_B)]
+    for expert_B in ((2, 1, 0, 1), (0, 1, 2, 0), (1, 1, 1, 0)):
+        assert answers(backends, expert_B, 3) == [alone[whose][i] for i, whose in enumerate(expert_B)]
     backends[1].move_weights()
     assert answers(backends, OF_B, 3) == [alone[whose][i] for i, whose in enumerate(OF_B)]
     assert first.device.driver.captured == captured
@@ -102,14 +102,14 @@ def check_triton(models, bound_of, tiles, lengths=(4, 1, 2)):
     references = [Reference(model.graph, load_weights_f32(model)) for model in models]
     stepper = Stepper(first)
     state = KvState(models[0].graph, NUM_BLOCKS, models[0].kv.tokens_per_block(block_bytes_for(models[0])))
-    sequences, of_B, rng = [stepper.sequence() for _ in lengths], (1, 2, 1), np.random.default_rng(0)
+    sequences, expert_B, rng = [stepper.sequence() for _ in lengths], (1, 2, 1), np.random.default_rng(0)
     for counts in (lengths, (1, 1, 1)):
         tokens = [rng.integers(0, models[0].config.vocab_size, count).tolist() for count in counts]
         rows = stepper.rows(*zip(sequences, tokens, strict=True))
         named = {"tokens": rows.tokens_T, "positions": rows.positions_T, "sequence": rows.sequence_T}
         named |= {"block_tables": rows.block_tables_BM, "rows": rows.rows_R}
-        wanted = run_mixed(references, of_B, named, rows.sampling, state)["head/logits"]
-        assert relative_error(logits_of(backends, rows, of_B), wanted) <= bound_of
+        wanted = run_mixed(references, expert_B, named, rows.sampling, state)["head/logits"]
+        assert relative_error(logits_of(backends, rows, expert_B), wanted) <= bound_of
     return backends
 
 

@@ -12,7 +12,7 @@ from coterie.graph.compile import compile_graph
 from coterie.models.model import synthetic_model, with_kv_type
 from coterie.models.packing import KEY, Packing, packing_of
 from coterie.models.zoo import zoo_config
-from coterie.plan.known import known_by
+from coterie.plan.known import provenance
 from coterie.plan.validate.published import packed_program
 from coterie.spec.load import load_machine
 from coterie.spec.measured import CARRIED, peaks
@@ -90,8 +90,8 @@ def test_fp8_has_twice_the_peak_where_it_was_measured():
 def test_a_plan_says_for_which_weights_nothing_was_measured(machine, weights, said):
     raw = {**zoo_config("llama-3.1-8b"), KEY: Packing(weights, None).to_config()}
     spec = load_machine(machine)
-    found = known_by(spec, [synthetic_model(raw, "m", DType.BF16)])
-    assert found == spec.known_by if said is None else found.startswith(said)
+    found = provenance(spec, [synthetic_model(raw, "m", DType.BF16)])
+    assert found == spec.provenance if said is None else found.startswith(said)
 
 
 def test_no_expert_with_bytes_is_of_fp8():
@@ -106,9 +106,9 @@ def test_a_plan_says_that_fp8_is_computed_as_fast_as_16_bits():
     raw = zoo_config("llama-3.1-8b")
     whole, fp8 = synthetic_model(raw, "a"), synthetic_model({**raw, KEY: Packing(DType.F8_E4M3, None).to_config()}, "a")
     says = "FP8 is computed as fast as 16 bits"
-    assert says in known_by(load_machine("mi300x"), [fp8])
-    assert says not in known_by(load_machine("mi300x"), [whole])
-    assert says not in known_by(load_machine("h100"), [fp8])
+    assert says in provenance(load_machine("mi300x"), [fp8])
+    assert says not in provenance(load_machine("mi300x"), [whole])
+    assert says not in provenance(load_machine("h100"), [fp8])
 
 
 def test_int8_keys_and_values_take_no_more_time_and_a_plan_says_what_was_measured():
@@ -120,6 +120,6 @@ def test_int8_keys_and_values_take_no_more_time_and_a_plan_says_what_was_measure
         of_16, of_8 = (step_time(spec, compile_graph(m.graph, spec.rule_set), MANY_KEYS).seconds for m in (model, kept))
         assert of_8 < 0.9 * of_16 if gains else of_8 == pytest.approx(of_16, rel=0.01)
     says = "attention over int8 keys and values as over those of 16 bits"
-    assert says in known_by(load_machine("h100"), [kept])
-    assert says not in known_by(load_machine("h100"), [model])
-    assert says not in known_by(load_machine("mi300x"), [kept])
+    assert says in provenance(load_machine("h100"), [kept])
+    assert says not in provenance(load_machine("h100"), [model])
+    assert says not in provenance(load_machine("mi300x"), [kept])

@@ -85,7 +85,7 @@ class TellingDevice(FakeDevice):
     def _compute(self, exe, binding, steps):
         variants = binding.variants
         names = [self._name(exe, extent) for extent in (binding.weights, *(variants.weights if variants else ()))]
-        own = [names[number] for number in variants.of_B] if variants else names * binding.rows.sizes.B
+        own = [names[number] for number in variants.expert_B] if variants else names * binding.rows.sizes.B
         per_block, states = exe.kv.tokens_per_block(binding.block_bytes), exe.kv.state_blocks(binding.block_bytes)
         rows = binding.rows
         rows = replace(rows, block_tables_BM=[row[states:] for row in rows.block_tables_BM])

@@ -75,6 +75,14 @@ def test_no_gpu_is_predicted_from_its_own_architecture():
         assert carried_rates(family, architecture_of("h100")) != carried_rates(family)
 
 
+def test_a_gpu_without_an_architecture_is_refused(monkeypatch):
+    with pytest.raises(NotFoundError, match=r"\[tpu\] has no architecture.*; use one of a100, h100, .*rtx-pro-6000"):
+        architecture_of("tpu")
+    monkeypatch.setattr("coterie.plan.validate.carry.measured_devices", lambda: ("h100", "tpu"))
+    with pytest.raises(NotFoundError, match="tpu"):  # raised inside a generator, where StopIteration would not get out
+        list(carry_rows())
+
+
 def test_a_machine_says_that_its_shares_are_carried_over_and_whose_own_are_not():
     spec, carried = load_machine("mi300x"), load_carried("gpu")
     assert spec.carried is not None
@@ -86,9 +94,9 @@ def test_a_machine_says_that_its_shares_are_carried_over_and_whose_own_are_not()
         carried.prefill.flops_share * 0.6 / carried.gemm.flops_share
     )
     assert any(note.startswith("carried over") for note in spec.notes)
-    assert "carried over" in spec.known_by
-    assert "measured on h100" in load_machine("h100").known_by
-    assert "carried over" in load_machine("h100:kernels=none").known_by
+    assert "carried over" in spec.provenance
+    assert "measured on h100" in load_machine("h100").provenance
+    assert "carried over" in load_machine("h100:kernels=none").provenance
     with pytest.raises(NotFoundError, match="no kernels are carried over"):
         load_carried("nowhere")
 

@@ -20,10 +20,10 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes, Symbol
 from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.interpret import Interpreter
-from coterie.dataflow.legal import Way, walk
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
+from coterie.dataflow.walk import EdgeKind, walk
 from coterie.graph.backward.build import TARGETS, training_graph
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.reference import KvState, Reference
@@ -173,7 +173,7 @@ def test_ops_that_read_the_same_rows_walk_them_together(order, tiles):
     mapped = map_section(graph, graph.ops, sizes, chip(), tiles=tiles)
     assert isinstance(mapped, Mapped)
     (kept,) = mapped.flows
-    assert (kept.value, kept.way) == ("dy", Way.STREAM)
+    assert (kept.value, kept.kind) == ("dy", EdgeKind.STREAM)
     ran = Interpreter(graph, mapped).run(values)
     check_run(ran, mapped)
     check_outputs(ran, run_graph(graph, values))
@@ -208,7 +208,7 @@ def test_what_waits_for_a_later_phase_is_held_where_it_is_least(wide, held):
     """A product that its reader takes only later is made later, if what it is made of is less to hold."""
     graph, sizes, dice = waiting(wide), Sizes(12, 1, 6, 12, 78), np.random.default_rng(0)
     steps = walk(graph, graph.ops, sizes)
-    assert {edge.value for edge in steps.edges if edge.way is Way.FULL} == {"s", held}
+    assert {edge.value for edge in steps.edges if edge.kind is EdgeKind.FULL} == {"s", held}
     assert steps.phases == (0, 0, 0, int(held == "a"), 1, 1)
     shapes = {"x": (12, 12), "wa": (4, 12), "wb": (wide, 4), "r": (6, wide), "scale": (wide,)}
     values = {name: dice.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}

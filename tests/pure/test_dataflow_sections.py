@@ -22,12 +22,12 @@ from coterie.dataflow.balance import balance, fewest
 from coterie.dataflow.chip import Chip, chip_of
 from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.estimate import Estimate
-from coterie.dataflow.legal import Way, walk
 from coterie.dataflow.mapping import Mapped, Misfit, map_section
 from coterie.dataflow.partition import best_cut, members
 from coterie.dataflow.sections import HOW, sections_of
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.traffic import section_cost
+from coterie.dataflow.walk import EdgeKind, walk
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost, region_cost
 from coterie.graph.fuse import SECTION
@@ -203,15 +203,15 @@ def test_balance_is_exact(shapes, pcus):
 def test_a_decoder_layer_streams_along_its_tokens():
     graph = decoder()
     steps = walk(graph, layer(graph), Sizes.prefill(1, 16))
-    assert {edge.way for edge in steps.edges} == {Way.STREAM}
+    assert {edge.kind for edge in steps.edges} == {EdgeKind.STREAM}
     assert max(steps.phases) == 0
 
 
 def test_rows_taken_by_number_need_a_whole_buffer_and_a_phase_of_their_own():
     graph = decoder()
     steps = walk(graph, graph.ops[-6:], Sizes.prefill(1, 16))
-    edge = next(edge for edge in steps.edges if edge.way is not Way.STREAM)
-    assert (edge.way, edge.reason) == (Way.FULL, "take_rows takes its rows by number, in any order")
+    edge = next(edge for edge in steps.edges if edge.kind is not EdgeKind.STREAM)
+    assert (edge.kind, edge.reason) == (EdgeKind.FULL, "take_rows takes its rows by number, in any order")
     assert steps.phases[-1] == 1
 
 

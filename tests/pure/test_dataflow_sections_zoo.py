@@ -9,10 +9,10 @@ from tests.pure.test_dataflow_sections import SOCKET, chip, layer
 from coterie.core.shapes import Sizes
 from coterie.dataflow.chip import chip_of
 from coterie.dataflow.deadlock import shallow
-from coterie.dataflow.legal import Way
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
 from coterie.dataflow.stage import Unit
+from coterie.dataflow.walk import EdgeKind
 from coterie.graph.backward.build import training_graph
 from coterie.graph.shard import shard
 from coterie.models.zoo import zoo_graph
@@ -24,7 +24,7 @@ def test_the_papers_example_streams_through_its_transpose_as_one_section():
     plan = sections_of(zoo_graph("monarch-example"), Sizes.prefill(1, 1), SOCKET)
     (part,) = plan.mapped
     assert plan.launches == 1
-    assert {edge.way for edge in part.walk.edges} == {Way.STREAM}
+    assert {edge.kind for edge in part.walk.edges} == {EdgeKind.STREAM}
     assert [stage.kind for stage in part.stages] == ["linear", "mul_table", "linear"]
     assert any(flow.transposed for flow in part.flows)
     u = 128 * 1024 * 2

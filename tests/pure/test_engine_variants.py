@@ -230,8 +230,10 @@ def test_any_workload_gives_each_its_tokens_and_nobody_is_overtaken_too_often(se
     assert w.engine.metrics.max_overtaken <= w.engine.policy.age_bound
     assert steps_of_several(w)
     for _, _, binding, _ in w.device.runs:
-        of_B = binding.variants.of_B if binding.variants else ()
-        assert list(of_B) == sorted(of_B), "sequences of one stand side by side: each one's weights are read once"
+        expert_B = binding.variants.expert_B if binding.variants else ()
+        assert list(expert_B) == sorted(expert_B), (
+            "sequences of one stand side by side: each one's weights are read once"
+        )
 
 
 def test_groups_of_variants_are_one():

@@ -34,7 +34,7 @@ def test_what_predicts_reads_no_published_value(module: ModuleType) -> None:
     """Neither the data files nor the times that the arithmetic read back from them."""
     tree = ast.parse(inspect.getsource(module))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert not names & {"published", "data", "constant", "nodes", "beside", "fitted_latencies"}
+    assert not names & {"published", "data", "constant", "nodes", "compare", "fitted_latencies"}
 
 
 def test_a_switch_is_the_weights_over_the_link() -> None:

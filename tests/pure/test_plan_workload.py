@@ -195,7 +195,7 @@ def test_a_file_may_have_priorities(tmp_path):
 
 
 def test_so_many_of_a_load_are_behind():
-    drawn = make_workload(load(requests=4000, behind=0.25), NAMES)
+    drawn = make_workload(load(requests=4000, low_priority_share=0.25), NAMES)
     assert 0.22 < drawn.ranks.mean() < 0.28
     same = make_workload(load(requests=4000), NAMES)
     assert np.array_equal(drawn.asked, same.asked)
@@ -221,7 +221,7 @@ def test_an_expert_that_does_not_exist(tmp_path):
         ({"rate": None}, "neither is given"),
         ({"arrivals": "lumpy"}, "'lumpy' is not known; use one of poisson, bursty, steady"),
         ({"requests": 0}, r"--requests\] is 0"),
-        ({"behind": 1.0}, r"--behind\] is 1; give a share, from 0 to below 1"),
+        ({"low_priority_share": 1.0}, r"--behind\] is 1; give a share, from 0 to below 1"),
     ],
 )
 def test_impossible_loads(changes, sentence):

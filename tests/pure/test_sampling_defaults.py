@@ -13,7 +13,7 @@ from coterie.api.sampling import settled
 from coterie.api.types import Query
 from coterie.checkpoint.generation import NOT_ADVISED, advised
 from coterie.core.errors import CheckpointError, RequestError
-from coterie.core.sampling import NOTHING_SAID, SETTINGS, PartialSampling
+from coterie.core.sampling import SETTINGS, UNSET, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
 QWEN = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
@@ -29,7 +29,7 @@ def test_what_a_file_says(tmp_path):
     assert advised(tmp_path) is None
     assert said_in(tmp_path, {"eos_token_id": 7, "temperature": 0.7}) is None
     found = said_in(tmp_path, QWEN | {"eos_token_id": [1, 2], "typical_p": 0.5, "min_p": None})
-    assert found.sampling.said == {name: value for name, value in QWEN.items() if name != "do_sample"}
+    assert found.sampling.explicit == {name: value for name, value in QWEN.items() if name != "do_sample"}
     assert not found.notes
     with pytest.raises(CheckpointError, match="not valid JSON"):
         said_in(tmp_path, "{")
@@ -39,12 +39,12 @@ def test_what_a_file_says(tmp_path):
 def test_a_file_that_does_not_sample_says_what_holds_of_greedy_answers_too(tmp_path, said):
     found = said_in(tmp_path, {**{k: v for k, v in QWEN.items() if k != "do_sample"}, **said})
     greedy = {"temperature": 0.0} if said.get("do_sample") is False else {}  # it says so itself
-    assert found.sampling.said == {"repetition_penalty": 1.1, **greedy}
+    assert found.sampling.explicit == {"repetition_penalty": 1.1, **greedy}
 
 
 def test_a_file_that_samples_and_names_no_temperature_means_one(tmp_path):
-    assert said_in(tmp_path, {"do_sample": True, "top_k": 64}).sampling.said == {"top_k": 64, "temperature": 1.0}
-    assert said_in(tmp_path, {"do_sample": True, "temperature": 0}).sampling.said == {"temperature": 0}
+    assert said_in(tmp_path, {"do_sample": True, "top_k": 64}).sampling.explicit == {"top_k": 64, "temperature": 1.0}
+    assert said_in(tmp_path, {"do_sample": True, "temperature": 0}).sampling.explicit == {"temperature": 0}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_numbers_as_files_write_them(tmp_path, top_k, wanted):
 def test_what_cannot_be_had_is_left_out_by_itself_and_told(tmp_path, name, value, note):
     found = said_in(tmp_path, QWEN | {name: value})
     wanted = {key: of_qwen for key, of_qwen in QWEN.items() if key not in ("do_sample", name)}
-    assert found.sampling.said == {"temperature": 1.0, **wanted}
+    assert found.sampling.explicit == {"temperature": 1.0, **wanted}
     (told,) = found.notes
     assert re.search(note, told)
 
@@ -84,8 +84,8 @@ def test_what_cannot_be_had_is_left_out_by_itself_and_told(tmp_path, name, value
 def test_the_nearest_that_says_something_goes_before():
     checkpoint, file = PartialSampling(0.7, top_k=20, repetition_penalty=1.1), PartialSampling(top_k=5, min_p=0.1)
     both = file.over(checkpoint)
-    assert both.said == {"temperature": 0.7, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
-    assert NOTHING_SAID.over(both) == both.over(NOTHING_SAID) == both
+    assert both.explicit == {"temperature": 0.7, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
+    assert UNSET.over(both) == both.over(UNSET) == both
     asked = PartialSampling(temperature=0, repetition_penalty=1, seed=3).over(both)
     assert (asked.temperature, asked.repetition_penalty, asked.top_k, asked.seed) == (0, 1, 5, 3)
 
@@ -98,7 +98,7 @@ DEFAULTS = PartialSampling(0.6, 20, 0.95, 0.01, 0.5, 0.25, 1.1)
 
 
 def test_what_a_query_leaves_open_is_as_its_expert_has_it():
-    assert settled(ask(), NOTHING_SAID) == (SamplingParams(), ChoiceParams())
+    assert settled(ask(), UNSET) == (SamplingParams(), ChoiceParams())
     sampling, choice = settled(ask(), DEFAULTS)
     assert sampling == SamplingParams(0.6, 20, 0.95, 0.01)
     assert choice == ChoiceParams(None, 0.5, 0.25, 1.1)
@@ -132,5 +132,5 @@ def test_a_seed_is_one_of_64_bits():
 
 
 def test_nobody_advises_unless_a_file_does():
-    assert NOT_ADVISED.sampling == NOTHING_SAID
+    assert NOT_ADVISED.sampling == UNSET
     assert not NOT_ADVISED.notes

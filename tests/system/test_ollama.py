@@ -21,7 +21,7 @@ from coterie.api import Coterie, Fleet, Options, Query
 from coterie.api.sampling import settled
 from coterie.checkpoint.generation import advised
 from coterie.core.errors import RequestError
-from coterie.core.sampling import NOTHING_SAID, PartialSampling
+from coterie.core.sampling import UNSET, PartialSampling
 from coterie.server.ollama.asked import DEFAULT_SAMPLING, conversation, parse_chat
 from coterie.server.ollama.names import keep_alive, listed
 
@@ -243,11 +243,11 @@ def test_ollamas_defaults_hold_where_nobody_says_anything(folder: Path, tmp_path
     with Coterie.open(folder) as coterie:
         asked = parse_chat({"model": "ada", "messages": ASKED, "options": {"seed": 3}}, coterie.composition).query
     assert asked is not None
-    sampling, choice = settled(asked, NOTHING_SAID)
+    sampling, choice = settled(asked, UNSET)
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 40, 0.9)
     assert choice.repetition_penalty == 1
     assert settled(asked, PartialSampling(top_p=0.5))[0].temperature == 0
-    assert settled(Query.text("x"), NOTHING_SAID)[0].temperature == 0
+    assert settled(Query.text("x"), UNSET)[0].temperature == 0
     (tmp_path / "generation_config.json").write_text('{"do_sample": false}')
     found = advised(tmp_path)
     assert found is not None

@@ -38,7 +38,7 @@ class HeldDevice(CpuDevice):
 
     def __init__(self, model):
         self.table = model.layout.ranges[model.layout.table.range_index].source
-        self.tied = bool(model.layout.table.again)
+        self.tied = bool(model.layout.table.later_stages)
         self.release, self.rows_only, self.broken, self.reads = threading.Event(), [], False, 0
         super().__init__(threads=2, read=self.read)
 

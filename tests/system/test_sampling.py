@@ -166,11 +166,11 @@ def test_a_rescan_finds_them(folder: Path, tmp_path: Path) -> None:
             write_expert(tmp_path / name, 1)
             (tmp_path / name / "generation_config.json").write_text('{"do_sample": true, "top_k": 2}')
             assert coterie.rescan().added == (name,)
-            assert coterie.models[name].advised.sampling.said == wanted
+            assert coterie.models[name].advised.sampling.explicit == wanted
 
 
 def test_made_up_tokens_are_drawn_by_none(file: Path) -> None:
     """A device that computes nothing refuses penalties: those of a checkpoint are none there, it is greedy."""
     with Coterie.open(file, Options(device="synthetic:a100")) as coterie:
         assert coterie.ask(replace(Query.text("x", "warm"), max_tokens=3)).synthetic
-        assert coterie.models["warm"].advised.sampling.said == {"temperature": 0.0}
+        assert coterie.models["warm"].advised.sampling.explicit == {"temperature": 0.0}

@@ -149,7 +149,7 @@ def test_several_steps_at_once_end_when_somebody_arrives(many):
     assert served[8].first_s == pytest.approx(served[1].first_s, rel=1e-6)
 
 
-RANKED = {"in_flight": 12, "behind": 0.7}  # and with short turns somebody behind is raised now and then
+RANKED = {"in_flight": 12, "low_priority_share": 0.7}  # and with short turns somebody behind is raised now and then
 SHORT = replace(OURS, policy=Policy(turn_steps=9))
 
 
@@ -186,7 +186,7 @@ def test_a_decision_that_holds_for_several_steps_is_what_each_step_would_decide(
 
 
 def test_first_tokens_come_sooner_before_those_behind_who_lose_few_tokens(many):
-    load = workload(many, 200, new="20", in_flight=24, behind=0.8)
+    load = workload(many, 200, new="20", in_flight=24, low_priority_share=0.8)
     rows = [outcome("m", how.name, load, simulate(case(many, setup=how), load), None, 1.0) for how in (OURS, EQUAL)]
     ranked, equal = (row["priorities"] for row in rows)
     assert [its["requests"] for its in ranked.values()] == [len(its) for its in load.by_priority.values()]
@@ -196,7 +196,7 @@ def test_first_tokens_come_sooner_before_those_behind_who_lose_few_tokens(many):
 
 
 def test_a_promise_is_made_to_those_of_the_best_priority(many):
-    load = workload(many, 60, new="5", in_flight=12, behind=0.5)
+    load = workload(many, 60, new="5", in_flight=12, low_priority_share=0.5)
     served = simulate(case(many), load)
     limit = float(served.first_s[load.by_priority[0]].max())
     row = outcome("m", "coterie", load, served, parse_slo(f"ttft={limit * 1.0001}s"), 1.0)

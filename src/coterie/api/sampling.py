@@ -25,7 +25,7 @@ def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, Ch
     penalties: dict[str, Any] = {name: getattr(query.choice, name) for name in _PENALTIES}
     penalties = {name: value for name, value in penalties.items() if value != SETTINGS[name].neutral}
     found = query.sampling.over(PartialSampling(**penalties)).over(
-        defaults if defaults.said else query.fallback_sampling
+        defaults if defaults.explicit else query.fallback_sampling
     )
     sampling = SamplingParams(
         found.value("temperature"),
@@ -40,7 +40,7 @@ def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, Ch
 
 def defaults_of(model: Model) -> dict[str, float]:
     """An expert's defaults: its temperature, and each setting that has an effect."""
-    said = model.advised.sampling.said
+    said = model.advised.sampling.explicit
     temperature = said.get("temperature", SETTINGS["temperature"].neutral)
     others = {name: value for name, value in said.items() if value != SETTINGS[name].neutral}
     if temperature == 0:  # greedy: limits on the candidates have no effect

@@ -16,7 +16,7 @@ from coterie.checkpoint.constraint import Constraint
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Prompt, Route
 from coterie.core.errors import CoterieError, RequestError, check_unicode
-from coterie.core.sampling import NOTHING_SAID, PartialSampling
+from coterie.core.sampling import UNSET, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
 SEED_BITS = 53  # exact in JSON readers that store numbers as doubles
@@ -111,7 +111,7 @@ class Query:
     ranks: bool = False
     priority: int = 0
     continues: bool = False
-    fallback_sampling: PartialSampling = NOTHING_SAID
+    fallback_sampling: PartialSampling = UNSET
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

@@ -39,7 +39,7 @@ from coterie.devices.real.host_memory import CHUNK_BYTES
 from coterie.models.model import AUTO, Model, synthetic_model
 from coterie.plan.mix import draw
 from coterie.plan.setups import APART, EQUAL, FCFS, OURS, SETUPS
-from coterie.plan.workload import behind
+from coterie.plan.workload import draw_priorities
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
 
@@ -240,7 +240,7 @@ def _peer_runs(
 
 def _load(grid: Grid, names: Sequence[str], mix: str, in_flight: int) -> Workload:
     asked = [names[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
-    priorities = behind(grid.behind, grid.requests, grid.seed).tolist() if grid.behind else ()
+    priorities = draw_priorities(grid.behind, grid.requests, grid.seed).tolist() if grid.behind else ()
     return Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens, priorities)
 
 

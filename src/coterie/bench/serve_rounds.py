@@ -91,7 +91,7 @@ def asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
         "prompt_tokens": first.prompt.text,
         "new_tokens": first.new.text,
         "seed": first.seed,
-        **({"behind": first.behind} if first.behind else {}),
+        **({"behind": first.low_priority_share} if first.low_priority_share else {}),
         "rounds": rounds,
         "api": "completions" if way.raw else "chat completions",
     }

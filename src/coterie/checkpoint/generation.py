@@ -16,7 +16,7 @@ from typing import Any
 from coterie.checkpoint.files import read_object_if_present
 from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, shown
-from coterie.core.sampling import NOTHING_SAID, PartialSampling, check_setting
+from coterie.core.sampling import UNSET, PartialSampling, check_setting
 
 GENERATION = "generation_config.json"
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # count only if do_sample is true
@@ -28,7 +28,7 @@ REPETITION = "repetition_penalty"
 class Advised:
     """The sampling that a checkpoint's authors recommend; `notes`: which settings were ignored, and why."""
 
-    sampling: PartialSampling = NOTHING_SAID
+    sampling: PartialSampling = UNSET
     notes: tuple[str, ...] = ()
 
 

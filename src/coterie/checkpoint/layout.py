@@ -71,14 +71,14 @@ class Table:
     """An embedding table of which the first stage needs only some rows.
 
     Row i is at `offset` + i * `row_bytes` in the extent. The whole table lies in the range of index `range_index`; the
-    stages in `again` later read all of it.
+    stages in `later_stages` read all of it.
     """
 
     range_index: int
     offset: int
     row_bytes: int
     num_rows: int
-    again: tuple[str, ...]
+    later_stages: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ def place(
     stage_of: Mapping[str, str],
     stages: Sequence[str],
     table: str | None = None,
-    again: tuple[str, ...] = (),
+    later_stages: tuple[str, ...] = (),
 ) -> Layout:
     """Lay out the tensors named by `stage_of` (tensor -> the first stage that needs it); `stages` is their order.
 
-    `table` names a tensor of which its first stage needs only some rows, `again` the later stages that read all of it.
+    `table`: a tensor of which its first stage needs only some rows; the stages in `later_stages` read all of it.
     Each block that contains a needed byte is in exactly one range. Raises KeyError for a tensor that does not exist.
     """
     rank = {stage: i for i, stage in enumerate(stages)}
@@ -55,19 +55,19 @@ def place(
         tensors |= _placed_tensors(by_shard[shard], runs, starts)
         base += sum(end - first for first, end, _ in runs) * BLOCK_BYTES
     ranges.sort(key=lambda r: rank[r.stage])
-    found = None if table is None else _table(checkpoint.tensors[table], tensors[table].offset, ranges, again)
+    found = None if table is None else _table(checkpoint.tensors[table], tensors[table].offset, ranges, later_stages)
     # On a device that aligns tensors, the padding after odd sizes may add up to another block.
     spans = spans_of(tensors)
     end = -(-aligned_end(spans) // BLOCK_BYTES) * BLOCK_BYTES
     return Layout(max(base, end), tuple(ranges), tensors, found, spans)
 
 
-def _table(info: TensorInfo, offset: int, ranges: Sequence[PlacedRange], again: tuple[str, ...]) -> Table | None:
+def _table(info: TensorInfo, offset: int, ranges: Sequence[PlacedRange], later_stages: tuple[str, ...]) -> Table | None:
     """The table, or None if no single range holds it, as when a tensor of an earlier stage shares one of its blocks."""
     for index, placed in enumerate(ranges):
         inside = placed.offset <= offset and offset + info.size_bytes <= placed.offset + placed.source.size_bytes
         if inside and info.size_bytes:
-            return Table(index, offset, info.size_bytes // info.shape[0], info.shape[0], again)
+            return Table(index, offset, info.size_bytes // info.shape[0], info.shape[0], later_stages)
     return None
 
 

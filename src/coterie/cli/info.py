@@ -102,7 +102,7 @@ def info(
         out.print(_ranges(spec))
     for step, items in asked.items():
         out.print(_sensitivity_table(f"{model}: {step}", items))
-    for note in (*([f"times by {spec.known_by}"] if machine else []), *spec.notes):
+    for note in (*([f"times by {spec.provenance}"] if machine else []), *spec.notes):
         out.print(f"note: {note}", markup=False)
     if machine and spec.flops_share == spec.tier(spec.run_tier).share == 1.0:
         said = "no achieved share of its rates is given, so all is taken: right if they were measured, not of peaks"
@@ -128,7 +128,7 @@ def _plain(spec: MachineSpec) -> dict[str, Any]:
     return {
         **picked(spec, "name", "flops_per_s", "flops_source", "achieved_flops_per_s", "units", "host_links", "stack"),
         "unpublished": [picked(number, "key", "low", "value", "high", "source") for number in spec.unpublished],
-        "known_by": spec.known_by,
+        "known_by": spec.provenance,
         "power_w": spec.power_w or None,
         "power_source": spec.power_source,
         "tiers": [picked(tier, "name", "capacity_bytes", *rates, "source") for tier in spec.tiers],

@@ -23,7 +23,7 @@ from coterie.models.model import AUTO
 from coterie.plan.candidates import Goal, load_of_experts, room_for
 from coterie.plan.check import Check, check, follow
 from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
-from coterie.plan.known import known_by
+from coterie.plan.known import provenance
 from coterie.plan.mix import mix_named
 from coterie.plan.offered_load import OfferedLoad, from_file, from_options
 from coterie.plan.paper.plots import check_plots
@@ -229,7 +229,7 @@ def _row(name: str, part: Part, answer: Answer, wall_s: float) -> dict[str, Any]
         **picked(worst, "ttft_s", "tpot_s", "e2e_s", "hit_rate", "switches_per_s"),
         "steps_share": worst.steps,
         "link_share": worst.link,
-        "known_by": known_by(spec, part.models.values()),
+        "known_by": provenance(spec, part.models.values()),
         "power_w": placement.machines * spec.power_w or None,
         "price": placement.machines * spec.price or None,
         **picked(answer.machine, "near_bytes", "bases_bytes"),

@@ -41,7 +41,7 @@ from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.engine.bases import bases_of
 from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import AUTO, Model
-from coterie.plan.known import known_by
+from coterie.plan.known import provenance
 from coterie.plan.mix import F64, MIXES, mix_named
 from coterie.plan.outcome import SYNTHETIC, outcome
 from coterie.plan.paper.plots import check_plots
@@ -217,7 +217,7 @@ def _print(
         out.print(f"  {row['machine']}, {row['policy']}: bound by {row['bound']}", markup=False)
     for case in {case.spec.name: case for case in cases}.values():
         out.print(
-            f"  {case.spec.name}: times by {known_by(case.spec, case.models.values())}", markup=False, style="dim"
+            f"  {case.spec.name}: times by {provenance(case.spec, case.models.values())}", markup=False, style="dim"
         )
     for note in dict.fromkeys(note for case in cases for note in case.spec.notes):
         out.print(f"  {note}", markup=False, style="dim")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.core.errors import CompositionError
-from coterie.core.sampling import NOTHING_SAID, PartialSampling
+from coterie.core.sampling import UNSET, PartialSampling
 from coterie.core.text import safe_name
 
 MAX_LETTERS = 64
@@ -43,7 +43,7 @@ class Expert:
     config: str | None = None
     description: str = ""
     base: Path | None = None
-    sampling: PartialSampling = NOTHING_SAID
+    sampling: PartialSampling = UNSET
     draft: str = ""
     aliases: tuple[str, ...] = ()
     packed: str = ""

@@ -44,11 +44,9 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 MAX_INT8, MAX_INT16 = 127, 32767  # largest integer of quantised activations
-MAX_MEETS_Q6 = 16383  # their limit in products with Q6, in either mode: 32 products with up to 4096 stay below 2^31
-SHARED, MAX_SHARED = (
-    (DType.Q4, DType.Q4Z),
-    30464,
-)  # types with two weights per byte, and what replaces MAX_INT16 for them (see `rounded`)
+MAX_ACTIVATION_Q6 = 16383  # limit in products with Q6, in either mode: 32 products with up to 4096 stay below 2^31
+# Types with two weights per byte, and what replaces MAX_INT16 for them (see `rounded`).
+SHARED, MAX_SHARED = (DType.Q4, DType.Q4Z), 30464
 _PIECE_WEIGHTS = 1 << 20  # weights processed at a time, so that temporary arrays stay in cache
 
 
@@ -136,7 +134,7 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
     group, shared = PACKED[dtype][1], most == MAX_INT16 and dtype in SHARED
     most = MAX_SHARED if shared else most
     if dtype is DType.Q6:
-        group, most = BLOCK_Q6, MAX_MEETS_Q6
+        group, most = BLOCK_Q6, MAX_ACTIVATION_Q6
     grouped = np.zeros((T, -(-K // group) * group), np.float32)
     grouped[:, :K] = values_TK
     grouped = grouped.reshape(T, grouped.shape[1] // group, group)

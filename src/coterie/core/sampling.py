@@ -92,10 +92,10 @@ class PartialSampling:
 
     def over(self, others: PartialSampling) -> PartialSampling:
         """Merge: these settings, with those that are unset taken from `others`."""
-        return PartialSampling(**{**others.said, **self.said})
+        return PartialSampling(**{**others.explicit, **self.explicit})
 
     @property
-    def said(self) -> dict[str, Any]:
+    def explicit(self) -> dict[str, Any]:
         """The settings that are set, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if value is not None}
@@ -106,7 +106,7 @@ class PartialSampling:
         return SETTINGS[name].neutral if found is None else found
 
 
-NOTHING_SAID = PartialSampling()
+UNSET = PartialSampling()
 
 
 def check_seed(seed: int) -> None:

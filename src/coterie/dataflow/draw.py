@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from coterie.core.units import format_bytes, format_seconds
-from coterie.dataflow.legal import Way
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import Cell, Placed
 from coterie.dataflow.shapes import Box, Dot, Line, Picture, Shape, Text, grid_lines, hue
 from coterie.dataflow.stage import Unit
+from coterie.dataflow.walk import EdgeKind
 
 CELL, LEFT, TOP, LEGEND = 20, 24, 74, 470
 IDLE, GREY = "#eceff1", "#444444"
@@ -88,7 +88,7 @@ def _arrows(mapped: Mapped, placed: Placed) -> list[Shape]:
         bend = (a[0] + b[0]) / 2 + (b[1] - a[1]) * 0.18, (a[1] + b[1]) / 2 - (b[0] - a[0]) * 0.18
         name = f"{mapped.stages[flow.src].name} to {mapped.stages[flow.dst].name}: {format_bytes(flow.size_bytes)}"
         width = 0.8 + 2.2 * flow.size_bytes / widest
-        found.append(Line(a, b, "#333333", width, bend, arrow=True, dashed=flow.way is Way.FULL, title=name))
+        found.append(Line(a, b, "#333333", width, bend, arrow=True, dashed=flow.kind is EdgeKind.FULL, title=name))
     for stage, at in enumerate(middle):
         if at is not None:
             found += [Dot(at, 9, _color(stage)), Text((at[0], at[1] + 4), str(stage + 1), anchor="middle")]

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from coterie.core.shapes import Sizes
 from coterie.dataflow.chip import Chip
-from coterie.dataflow.legal import walk
 from coterie.dataflow.partition import members
 from coterie.dataflow.stage import Unit
 from coterie.dataflow.stage_rows import stages_of
+from coterie.dataflow.walk import walk
 from coterie.graph.cost import FLOPS, input_bytes
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.kv_cost import KV_READERS, kv_bytes

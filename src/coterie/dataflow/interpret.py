@@ -19,11 +19,11 @@ from coterie.core.errors import UnsupportedError, UsageError
 from coterie.dataflow.interpret_bytes import Tally
 from coterie.dataflow.interpret_tiles import Array, Channel, Views, part
 from coterie.dataflow.interpret_work import Firing, Outside, compute
-from coterie.dataflow.legal import Way, place_of
 from coterie.dataflow.loops import Access, Tag
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.memory import KEY_BLOCK, depths
 from coterie.dataflow.traffic import border
+from coterie.dataflow.walk import EdgeKind, place_of
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.reference import KvState, exchanged
@@ -78,7 +78,7 @@ class Interpreter:
         stages, flows = self.mapped.stages, self.mapped.flows
         found = {}
         for flow, depth in zip(flows, depths(flows, len(stages)), strict=True):
-            src, dst, whole = stages[flow.src].op, stages[flow.dst].op, flow.way is Way.FULL
+            src, dst, whole = stages[flow.src].op, stages[flow.dst].op, flow.kind is EdgeKind.FULL
             tokens = 1 if flow.sum_bytes else self.counts[src]
             if src != dst:
                 found[flow.value, dst] = Channel(flow.value, src, dst, tokens if whole else depth, whole, tokens)

@@ -11,10 +11,10 @@ import numpy as np
 
 from coterie.core.shapes import trailing
 from coterie.dataflow.interpret_tiles import Array, Views
-from coterie.dataflow.legal import place_of
 from coterie.dataflow.loops import Access
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.traffic import SUM_BYTES
+from coterie.dataflow.walk import place_of
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.kv_cost import layer_bytes
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from coterie.dataflow.legal import Walk, place_of
+from coterie.dataflow.walk import Walk, place_of
 from coterie.graph.ir import Graph
 from coterie.graph.reference import run_op
 from coterie.graph.step import KvState, Step

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.scales import in_bf16
-from coterie.dataflow.legal import place_of
 from coterie.dataflow.loops import Nest
+from coterie.dataflow.walk import place_of
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import ROUNDING
 from coterie.graph.reference import run_op

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from coterie.core.shapes import Sizes
 from coterie.dataflow.balance import Balance, balance
 from coterie.dataflow.chip import Chip
-from coterie.dataflow.legal import Walk, walk
 from coterie.dataflow.memory import Buffer, depths, flow_buffers, held_buffers
 from coterie.dataflow.network import Transfers, Wire, network
 from coterie.dataflow.share import simulate_shared
@@ -26,6 +25,7 @@ from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.stage_rows import stages_of
 from coterie.dataflow.stream import Network, first_s, steady_s
 from coterie.dataflow.traffic import Flow, Stream, again_bytes, flows_of, section_cost, streams_of
+from coterie.dataflow.walk import Walk, walk
 from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Op
 

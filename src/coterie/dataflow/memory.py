@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from coterie.dataflow.legal import Way
 from coterie.dataflow.stage import Split, Stage, Unit, blocks
 from coterie.dataflow.stream import hop_depths
 from coterie.dataflow.traffic import Flow, Stream
+from coterie.dataflow.walk import EdgeKind
 from coterie.spec.machine import SpatialUnits
 
 KEY_BLOCK = 256  # keys whose scores are on chip at once; the online softmax proceeds block by block
@@ -58,13 +58,13 @@ def flow_buffers(
         reader = stages[flow.dst]
         if reader.unit is Unit.LINK or flow.size_bytes == 0:
             size, depth = _scores_bytes(stages[flow.src], tiles, grid), 2
-        elif flow.way is Way.FULL:
+        elif flow.kind is EdgeKind.FULL:
             size, depth = max(flow.size_bytes, flow.sum_bytes), 1
         else:
             size, depth = deep * -(-flow.size_bytes // tiles), deep
         again = _passes(reader, tiles, splits[flow.dst], grid)
         per_cycle = again * flow.size_bytes / tiles / max(1.0, rates[flow.dst])
-        kind = "whole" if flow.way is Way.FULL else "tile"
+        kind = "whole" if flow.kind is EdgeKind.FULL else "tile"
         key = flow.value, flow.src
         if kind == "whole" and key in whole:
             first, before = whole[key]

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coterie.dataflow.legal import Way
 from coterie.dataflow.stage import Stage, Unit
 from coterie.dataflow.stream import Actor, Fifo, Network
 from coterie.dataflow.traffic import Flow, Stream, streamed_bytes
+from coterie.dataflow.walk import EdgeKind
 
 MEMORY, LINKS, WIRE = "memory", "links", "wire"
 
@@ -127,7 +127,7 @@ def network(
     for n, flow in enumerate(flows):
         src, dst = stages[flow.src].name, stages[flow.dst].name
         have, want = len(service_s[flow.src]), len(service_s[flow.dst])
-        if flow.way is Way.FULL or have != want:
+        if flow.kind is EdgeKind.FULL or have != want:
             build.fifo(flow.value, src, _join(flow), have, 1, have)
             build.fifo(f"{flow.value} whole", _join(flow), dst, want, want, 1)
         else:
@@ -139,7 +139,7 @@ def _joins(
     build: _Builder, at: int, stages: Sequence[Stage], flows: Sequence[Flow], service_s: Sequence[tuple[float, ...]]
 ) -> None:
     for flow in flows:
-        if flow.dst == at and (flow.way is Way.FULL or len(service_s[flow.src]) != len(service_s[at])):
+        if flow.dst == at and (flow.kind is EdgeKind.FULL or len(service_s[flow.src]) != len(service_s[at])):
             build.actor(_join(flow), (0.0,))
 
 

@@ -118,7 +118,7 @@ def plain_layout(mapped: Mapped, placed: Placed) -> dict[str, Any]:
         for at, buffer in enumerate(mapped.buffers)
     ]
     edges = [
-        {"value": f.value, "src": f.src, "dst": f.dst, "bytes": f.size_bytes, "way": f.way.value} for f in mapped.flows
+        {"value": f.value, "src": f.src, "dst": f.dst, "bytes": f.size_bytes, "way": f.kind.value} for f in mapped.flows
     ]
     links = {"mean_hops": placed.mean_hops, "worst_link": placed.worst_link, "die_share": placed.die_share}
     return {**plain_mapping(mapped, placed), "links": links, "stage": stages, "buffer": buffers, "edge": edges}

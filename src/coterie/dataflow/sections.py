@@ -18,9 +18,9 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.chip import Chip
 from coterie.dataflow.estimate import Estimate
-from coterie.dataflow.legal import walk
 from coterie.dataflow.mapping import Mapped, Misfit, map_section
 from coterie.dataflow.partition import best_cut, members
+from coterie.dataflow.walk import walk
 from coterie.graph.fuse import RULE_SETS, fuse
 from coterie.graph.ir import Graph, Op, signature
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from coterie.core.shapes import Sizes, numbers_in
-from coterie.dataflow.legal import Walk
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.stage import Seen, Stage, Unit
+from coterie.dataflow.walk import Walk
 from coterie.graph.cost import FLOPS, pairs_of
 from coterie.graph.flops import SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of

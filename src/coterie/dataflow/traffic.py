@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes
-from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
+from coterie.dataflow.walk import EdgeKind, Walk, place_of
 from coterie.graph.cost import Cost, input_bytes, ops_cost
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, kv_bytes, layer_bytes
@@ -54,7 +54,7 @@ class Flow:
     src: int
     dst: int
     size_bytes: int
-    way: Way
+    kind: EdgeKind
     transposed: bool = False
     sum_bytes: int = 0
 
@@ -178,23 +178,23 @@ def again_bytes(stream: Stream, stage: Stage, tiles: int) -> int:
 def flows_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) -> tuple[Flow, ...]:
     """Edges between stages. Views are transparent: their readers read from the views' producers."""
     first, last = _stage_ends(walk, stages)
-    through: dict[int, tuple[int, bool, Way]] = {}
+    through: dict[int, tuple[int, bool, EdgeKind]] = {}
     found: list[Flow] = []
     for edge in walk.edges:
-        src, turned, way = through.get(edge.src, (last.get(edge.src, -1), False, Way.STREAM))
-        turned, way = turned or edge.transposed, edge.way if edge.way is not Way.STREAM else way
+        src, turned, kind = through.get(edge.src, (last.get(edge.src, -1), False, EdgeKind.STREAM))
+        turned, kind = turned or edge.transposed, edge.kind if edge.kind is not EdgeKind.STREAM else kind
         if walk.nests[edge.dst].is_view:
-            through[edge.dst] = (src, True, way)
+            through[edge.dst] = (src, True, kind)
             continue
         if src < 0:
             continue
         size = _moved_bytes(graph, walk, edge.src, edge.value, sizes)
         entries = _entries(stages, edge.dst, first[edge.dst], edge.value, graph)
         sums = _sum_bytes(graph, walk, edge.value, sizes) if graph.values[edge.value].kind is not Kind.STATE else 0
-        found += [Flow(edge.value, src, dst, size, way, turned, sums) for dst in entries]
+        found += [Flow(edge.value, src, dst, size, kind, turned, sums) for dst in entries]
     found += _kept(graph, walk, first, sizes)
     together = [at for at, stage in enumerate(stages[:-1]) if stages[at + 1].op == stage.op]
-    found += [Flow(f"{stages[at].name}>", at, at + 1, 0, Way.STREAM) for at in together]
+    found += [Flow(f"{stages[at].name}>", at, at + 1, 0, EdgeKind.STREAM) for at in together]
     return tuple(sorted(dict.fromkeys(found), key=lambda flow: (flow.src, flow.dst)))
 
 
@@ -208,9 +208,9 @@ def _kept(graph: Graph, walk: Walk, first: dict[int, int], sizes: Sizes) -> list
         if _may_be_kept(value) and len(readers) > 1 and read_by_tile(graph, walk, name):
             size = value_bytes(value, sizes)
             alike = (walk.phases[at] == walk.phases[readers[0]] for at in readers[1:])
-            ways = [Way.STREAM if same else Way.FULL for same in alike]
-            ends = ((first[readers[0]], first[at], way) for at, way in zip(readers[1:], ways, strict=True))
-            found += [Flow(name, src, dst, size, way) for src, dst, way in ends if src < dst]
+            kinds = [EdgeKind.STREAM if same else EdgeKind.FULL for same in alike]
+            ends = ((first[readers[0]], first[at], kind) for at, kind in zip(readers[1:], kinds, strict=True))
+            found += [Flow(name, src, dst, size, kind) for src, dst, kind in ends if src < dst]
     return found
 
 

@@ -38,7 +38,7 @@ from coterie.engine.variants import variant_groups_of
 from coterie.engine.vectors import take_vectors
 from coterie.engine.view import Fetch, Run, Wait
 from coterie.memory.split import Cache
-from coterie.memory.victims import NOBODY
+from coterie.memory.victims import NO_EXPERTS
 
 MAX_ROWS = 4096  # rows of an embedding loaded ahead: fetching more takes longer than the whole table
 
@@ -183,7 +183,7 @@ class Engine:
         self._changed(*self._ranks.make_room(self._kv.free_blocks))
         if self._repeats > 0 and self._groups.residence_unchanged and not yielded:
             return self._decided, self._repeats
-        refused, self._repeats = NOBODY, 0  # the decision below may be to wait
+        refused, self._repeats = NO_EXPERTS, 0  # the decision below may be to wait
         while True:
             view = self._groups.view(refused)
             decision = self._schedule(view, self.policy)
@@ -200,7 +200,7 @@ class Engine:
         """Start an explicitly requested load, if one may start now."""
         if not self._groups.residence_unchanged:
             self._repeats = 0  # the view below consumes the moves, which the next decision must see too
-        if (fetch := self.control.next_load(self._groups.view(NOBODY), self.policy)) is not None:
+        if (fetch := self.control.next_load(self._groups.view(NO_EXPERTS), self.policy)) is not None:
             self._start_fetch(fetch)
 
     def _changed(self, *expert_ids: str) -> None:

@@ -117,7 +117,7 @@ def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | No
 def _with_settings(model: Model, expert: Expert) -> Model:
     """The model with the composition's settings: its draft expert, and sampling, which overrides the checkpoint's."""
     model = replace(model, draft=expert.draft)
-    if not expert.sampling.said:
+    if not expert.sampling.explicit:
         return model
     return replace(model, advised=replace(model.advised, sampling=expert.sampling.over(model.advised.sampling)))
 

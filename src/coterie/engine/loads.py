@@ -18,7 +18,7 @@ from coterie.engine.view import Residence
 from coterie.memory.residency import Residency
 from coterie.memory.slab import round_up
 from coterie.memory.split import Cache, side_of
-from coterie.memory.victims import NOBODY, Busy
+from coterie.memory.victims import NO_EXPERTS, Busy
 
 NO_FAILURES: Mapping[str, CoterieError] = MappingProxyType({})
 
@@ -151,7 +151,7 @@ class Loads:
         return taken
 
     def take_durations(self) -> Sequence[tuple[str, float]]:
-        """Loads that ended since the last call: the expert, and seconds from want to ready."""
+        """Loads that ended since the last call: the expert, and seconds from acquire to ready."""
         if not self._durations_s:
             return ()
         taken, self._durations_s = self._durations_s, []
@@ -183,10 +183,10 @@ class Loads:
         return list({event.event_id: event for event in (*nexts, *pending)}.values())
 
     def _join(
-        self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = (), uses: int = 0
+        self, expert_id: str, protected: Set[str] = NO_EXPERTS, rows: Collection[int] = (), uses: int = 0
     ) -> Residency:
         want_s = self._device.now()  # before issuing the transfers, whose time is a part of the wait
-        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows, protected, uses)
+        residency = self._cache.acquire(expert_id, self._experts[expert_id].layout, rows, protected, uses)
         self._residencies[expert_id] = residency
         first, ready = residency.first, residency.ready
         if first is not None and ready is not None and expert_id not in self._under_way:

@@ -24,7 +24,7 @@ class Mix:
     """Which expert each sequence of a shared step belongs to: the experts, and each sequence's index among them."""
 
     experts: tuple[str, ...]
-    of_B: tuple[int, ...]
+    expert_B: tuple[int, ...]
 
 
 def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
@@ -32,7 +32,7 @@ def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
     alike: dict[object, list[str]] = {}
     for expert_id, expert in experts.items():
         shared = expert.places[1] if expert.base is not None else None
-        if shared is not None and expert.exe.mixes(shared.places):
+        if shared is not None and expert.exe.mixes(shared.indices):
             alike.setdefault((id(expert.exe), shared), []).append(expert_id)
     return {expert_id: ids[0] for ids in alike.values() if len(ids) > 1 for expert_id in ids}
 

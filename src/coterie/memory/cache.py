@@ -1,6 +1,6 @@
 """ExpertCache: loads experts up the tiers within byte budgets, one load per expert at a time; eviction writes nothing.
 
-        want ---- resident? ---- yes: a hit; if the load is still in flight, the caller joins it (same gates)
+        acquire - resident? ---- yes: a hit; if the load is still in flight, the caller joins it (same gates)
                      | no: choose victims in every tier above the nearest copy, before evicting any of them
                      `---> evict -> allocate extents -> fetch from disk, copy upwards -> one gate per stage
 
@@ -25,7 +25,7 @@ from coterie.memory.rows import early_rows
 from coterie.memory.tiers import Changes, Copy, Ended, TierLedger
 from coterie.memory.transfer import Below, copy_layout, early_gate, fetch_layout, stage_gates
 from coterie.memory.uses import Uses
-from coterie.memory.victims import NOBODY, Busy, Victims
+from coterie.memory.victims import NO_EXPERTS, Busy, Victims
 
 Decision: TypeAlias = tuple[str, str, str]
 """(what, expert_id, where); `what` is hit, miss, evict, fetch, copy or drop.
@@ -68,8 +68,13 @@ class ExpertCache:
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
         self.follower: Callable[[Decision], None] | None = None  # called on each decision; must return at once
 
-    def want(
-        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY, uses: int = 1
+    def acquire(
+        self,
+        expert_id: str,
+        layout: Layout,
+        rows: Collection[int] = (),
+        protected: Set[str] = NO_EXPERTS,
+        uses: int = 1,
     ) -> Residency:
         """Start loading an expert, unless it is resident or loading; return where its weights are and what to await.
 
@@ -153,7 +158,7 @@ class ExpertCache:
     def changes(self) -> int:
         """A version number: while it is unchanged, so are `loading` and, but for its order, `resident`.
 
-        While `pending` is unchanged too, a `want` that was refused would be refused again.
+        While `pending` is unchanged too, an `acquire` that was refused would be refused again.
         """
         return self._changes.count
 

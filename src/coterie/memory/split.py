@@ -16,7 +16,7 @@ from coterie.device import Event
 from coterie.memory.cache import ExpertCache
 from coterie.memory.residency import Residency
 from coterie.memory.tiers import Ended
-from coterie.memory.victims import NOBODY
+from coterie.memory.victims import NO_EXPERTS
 
 Side: TypeAlias = Literal["experts", "bases", "router"]
 
@@ -39,11 +39,16 @@ class SplitCache:
         """The cache that this id belongs to."""
         return self.sides[self.name_of_side(expert_id)]
 
-    def want(
-        self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY, uses: int = 1
+    def acquire(
+        self,
+        expert_id: str,
+        layout: Layout,
+        rows: Collection[int] = (),
+        protected: Set[str] = NO_EXPERTS,
+        uses: int = 1,
     ) -> Residency:
-        """As ExpertCache.want."""
-        return self.side(expert_id).want(expert_id, layout, rows, protected, uses)
+        """As ExpertCache.acquire."""
+        return self.side(expert_id).acquire(expert_id, layout, rows, protected, uses)
 
     def hold(self, expert_id: str, event: Event) -> None:
         """As ExpertCache.hold."""

@@ -82,7 +82,7 @@ def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None
     if table is None:
         return MappingProxyType(by_range)
     gates = dict.fromkeys(layout.stages, events[-1]) | by_range
-    gates |= dict.fromkeys((layout.ranges[table.range_index].stage, *table.again), events[-1])
+    gates |= dict.fromkeys((layout.ranges[table.range_index].stage, *table.later_stages), events[-1])
     return MappingProxyType(gates)
 
 

@@ -1,4 +1,4 @@
-"""Uses: how often, and how recently, each expert was wanted.
+"""Uses: how often, and how recently, each expert was requested.
 
         count   1 .. 0.6 .. 0.4 + 1 .. 0.9 ..        decays with every request to any expert, +1 for one of its own
 
@@ -17,19 +17,19 @@ MEMORY_USES = 8
 
 @dataclass(slots=True)
 class Use:
-    """One expert's counts. `last_used`: number of its last want; `faded`: its decayed count as of request `as_of`."""
+    """One expert's counts. `last_used`: number of its last acquire; `decayed`: its decayed count at request `as_of`."""
 
     last_used: int = 0
     uses: int = 0
-    faded: float = 0.0
+    decayed: float = 0.0
     as_of: int = 0
 
 
 class Uses:
-    """Counts per expert ever wanted, resident or not. `wants` and `requests`: totals over all experts so far."""
+    """Counts per expert ever acquired, resident or not. `acquires` and `requests`: totals over all experts so far."""
 
     def __init__(self) -> None:
-        self.wants = self.requests = 0
+        self.acquires = self.requests = 0
         self._of: dict[str, Use] = {}
         self._memory = MEMORY_USES
 
@@ -47,17 +47,17 @@ class Uses:
             self._memory = MEMORY_USES * max(len(self._of), 1)
 
     def add(self, expert_id: str, count: int) -> None:
-        """Record a want on behalf of `count` consecutive requests; 0 is a prefetch, which updates only `last_used`."""
+        """Record an `acquire` for `count` consecutive requests; 0 is a prefetch, which updates only `last_used`."""
         use = self.known(expert_id)
-        use.last_used, use.uses = self.wants, use.uses + count
-        self.wants += 1
+        use.last_used, use.uses = self.acquires, use.uses + count
+        self.acquires += 1
         if count:
             # Each request decays the ones before it by one step: a geometric series.
             one, all_ = exp(-1 / self._memory), exp(-count / self._memory)
-            use.faded = self.recent(use) * all_ + (1 - all_) / (1 - one)
+            use.decayed = self.recent(use) * all_ + (1 - all_) / (1 - one)
             self.requests += count
             use.as_of = self.requests
 
     def recent(self, use: Use) -> float:
         """The decayed count as of now: each of its requests, weighted by how many requests of any expert followed."""
-        return use.faded * exp((use.as_of - self.requests) / self._memory)
+        return use.decayed * exp((use.as_of - self.requests) / self._memory)

@@ -18,7 +18,7 @@ from coterie.memory.slab import round_up
 from coterie.memory.tiers import TierLedger
 from coterie.memory.uses import Uses
 
-NOBODY: frozenset[str] = frozenset()
+NO_EXPERTS: frozenset[str] = frozenset()
 
 
 class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when an event has finished
@@ -50,7 +50,7 @@ class Victims:
         try:
             if place is not None:
                 return whole_place(entries, place, need)
-            return self._policy(entries, ledger.capacity_bytes, need, self._uses.wants)
+            return self._policy(entries, ledger.capacity_bytes, need, self._uses.acquires)
         except HoleError as hole:
             if hole.waiting_helps:
                 busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)

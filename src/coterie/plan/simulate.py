@@ -51,7 +51,7 @@ from coterie.spec.machine import MachineSpec
 BYTES_PER_TOKEN = 4  # approximate for English text; to estimate the length of a router's instructions
 KV_SHARE = 0.2  # default upper bound on the KV cache's share of the run tier; the rest is for experts
 POOL_TOKENS = 1 << 14  # prompts are slices of one sequence of random tokens
-TOLD = 1000  # maximal number of progress reports
+MAX_REPORTS = 1000  # maximal number of progress reports
 NO_TEXT = Prompt("")
 
 
@@ -244,7 +244,7 @@ class _Run:
         """Serve until all requests have finished. Raises the error of a request that failed."""
         engine, device, count = self._parts.engine, self._parts.device, len(self._asked)
         in_flight = self._workload.in_flight
-        every = told = max(1, count // TOLD) if tell is not None else count + 1
+        every = told = max(1, count // MAX_REPORTS) if tell is not None else count + 1
         while self._next < count or not engine.idle:
             if tell is not None and self._next - self._open >= told:
                 tell(self._next - self._open)

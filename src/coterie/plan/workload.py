@@ -149,7 +149,7 @@ def lengths_named(text: str, option: str) -> Lengths:
 class Load:
     """Parameters of a generated workload. Exactly one of `rate` (requests per second) and `in_flight` must be given.
 
-    `behind`: share of requests with priority 1; the others have 0, which goes first.
+    `low_priority_share`: share of requests with priority 1; the others have 0, which goes first.
     """
 
     requests: int
@@ -160,7 +160,7 @@ class Load:
     in_flight: int | None = None
     arrivals: str = POISSON
     seed: int = 7
-    behind: float = 0.0
+    low_priority_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.requests < 1:
@@ -172,8 +172,8 @@ class Load:
             raise UsageError("--rate", f"is {self.rate:g} requests/s", "give a number above 0")
         if self.in_flight is not None and self.in_flight < 1:
             raise UsageError("--in-flight", f"is {self.in_flight}", "give 1 or more")
-        if not 0 <= self.behind < 1:
-            raise UsageError("--behind", f"is {self.behind:g}", "give a share, from 0 to below 1")
+        if not 0 <= self.low_priority_share < 1:
+            raise UsageError("--behind", f"is {self.low_priority_share:g}", "give a share, from 0 to below 1")
         if self.arrivals not in ARRIVALS:
             raise UsageError("--arrivals", f"{self.arrivals!r} is not known", f"use one of {', '.join(ARRIVALS)}")
         if self.in_flight is not None and self.arrivals != POISSON:
@@ -196,11 +196,11 @@ def make_workload(load: Load, names: Sequence[str]) -> Workload:
         new_tokens=load.new.draw(np.random.default_rng([load.seed, 3]), count),
         in_flight=load.in_flight or 0,
         facts=facts,
-        priorities=behind(load.behind, count, load.seed) if load.behind else None,
+        priorities=draw_priorities(load.low_priority_share, count, load.seed) if load.low_priority_share else None,
     )
 
 
-def behind(share: float, count: int, seed: int) -> I64:
+def draw_priorities(share: float, count: int, seed: int) -> I64:
     """Random priorities: 1 for about `share` of the requests, 0 for the others."""
     return (np.random.default_rng([seed, 5]).random(count) < share).astype(np.int64)
 
@@ -209,7 +209,8 @@ def _facts(load: Load) -> Mapping[str, Any]:
     closed = {"in_flight": load.in_flight} if load.in_flight else {}
     opened = {"rate_per_s": load.rate, "arrivals": load.arrivals} if load.rate else {}
     more = {"mix": load.mix.text, "prompt_tokens": load.prompt.text, "new_tokens": load.new.text, "seed": load.seed}
-    return {"requests": load.requests, **closed, **opened, **more, **({"behind": load.behind} if load.behind else {})}
+    ranked = {"behind": load.low_priority_share} if load.low_priority_share else {}
+    return {"requests": load.requests, **closed, **opened, **more, **ranked}
 
 
 def _gamma(rng: np.random.Generator, count: int) -> F64:

@@ -233,7 +233,7 @@ class MachineSpec:
     unpublished: tuple[Unpublished, ...] = field(default=())
 
     @property
-    def known_by(self) -> str:
+    def provenance(self) -> str:
         """The provenance of its kernel speeds, in words."""
         if self.kernels:
             return f"kernels measured on {self.kernels}"

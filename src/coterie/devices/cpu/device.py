@@ -159,7 +159,7 @@ class CpuDevice(RealDevice):
             check_drawn(kept[done - 1], NAME)
             return kept[:done]
 
-        event = self._lanes.submit(COMPUTE, f"run {mine.program.graph.name}", after, body, brief=not waits)
+        event = self._lanes.submit(COMPUTE, f"run {mine.program.graph.name}", after, body, may_run_inline=not waits)
         self._ran = Ran(event, mine, step.sizes, step.sizes.R, steps)
         return event
 
@@ -245,7 +245,7 @@ class CpuDevice(RealDevice):
         flags = np.zeros(len(waits), dtype=np.int32)
         for flag, (i, event) in enumerate(waits.items()):
             bound.rows[i, kernels.GATE_WORD] = kernels.address(flags) + flag * flags.itemsize
-            self._lanes.pass_on(event, flags, flag)
+            self._lanes.signal_when_done(event, flags, flag)
         steps, executed = self._team.run_steps(bound.rows, bound.feed)
         for i in waits:
             bound.rows[i, kernels.GATE_WORD] = 0

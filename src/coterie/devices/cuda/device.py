@@ -36,7 +36,7 @@ from coterie.devices.cuda.torch_driver import TorchDriver
 from coterie.devices.real.device import Ran, RealDevice, waits_of
 from coterie.devices.real.fetch import FetchLane
 from coterie.devices.real.host_memory import Read, copy_parts
-from coterie.devices.real.lanes import COMPUTE, own
+from coterie.devices.real.lanes import COMPUTE, as_own_event
 from coterie.devices.real.operands import F32
 from coterie.devices.real.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
@@ -239,7 +239,7 @@ class CudaDevice(RealDevice):
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Block as on every device; a thread that waits for a single event ends it itself, without a hand-over."""
         lane = self._streams.get(events[0].lane) if len(events) == 1 and until is None else None
-        if lane is None or not lane.end_here(own(events[0])):
+        if lane is None or not lane.end_here(as_own_event(events[0])):
             super().wait_any(events, until)
 
     def interrupt(self) -> None:

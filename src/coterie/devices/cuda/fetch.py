@@ -21,7 +21,7 @@ from coterie.devices.cuda.driver import Driver, take_pinned
 from coterie.devices.cuda.lanes import Finish, Issue, StreamLane, Turn, fail, nothing
 from coterie.devices.cuda.memory import Memory, Tensor
 from coterie.devices.real.fetch import FetchLane
-from coterie.devices.real.lanes import LaneEvent, Lanes, own
+from coterie.devices.real.lanes import LaneEvent, Lanes, as_own_event
 
 STAGING_BLOCKS, STAGING_BYTES = 16, 8 * 2**20  # a block is one read of the disk lane; never timed
 READS = "disk->staging"
@@ -73,7 +73,7 @@ class StagedLane:
         parts: Sequence[tuple[int, int]] = (),
     ) -> LaneEvent:
         """Queue a range. Raises DeviceError if staging memory or a thread is refused, or the device is closed."""
-        awaited = tuple(own(event) for event in after)
+        awaited = tuple(as_own_event(event) for event in after)
         spans = _spans(parts or ((0, source.size_bytes),), self._block_bytes)
         with self._changed:
             if self._closed:

@@ -25,7 +25,7 @@ from coterie.core.errors import DeviceError
 from coterie.core.values import value
 from coterie.device import Event
 from coterie.devices.cuda.driver import NAME, Driver, Health, Mark, Stream
-from coterie.devices.real.lanes import LaneEvent, Lanes, own
+from coterie.devices.real.lanes import LaneEvent, Lanes, as_own_event
 
 Finish: TypeAlias = Callable[[bool], object]
 """Called once work has ended, with True on success: releases what it used, and returns its result; it may raise."""
@@ -101,7 +101,7 @@ class StreamLane:
         `here`: queueing takes microseconds, so this thread may do it if nothing has to be waited for. The lane's own
         thread would get the interpreter lock only when this one is idle, and the GPU would wait.
         """
-        awaited = tuple(own(event) for event in after)
+        awaited = tuple(as_own_event(event) for event in after)
         with self._lock:
             if self._closed:
                 raise self._lanes.closed()
@@ -278,7 +278,7 @@ class StreamLane:
                 failure = failure or _stopped_while(event, "ended")
             if failure is not None:
                 failure = self._health.failure(event.label, failure)
-            begun = [own(cause).state.end_s for cause in flight.after if cause.state.finished]
+            begun = [as_own_event(cause).state.end_s for cause in flight.after if cause.state.finished]
             start_s = max(self._free_s, perf_counter() - seconds, *begun, 0.0)
             self._free_s = self._lanes.end(event, failure, start_s)
 

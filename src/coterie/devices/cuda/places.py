@@ -53,7 +53,7 @@ class Places:
             raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
         each = None
         if binding.variants is not None:
-            each = Own(np.stack(at), own.is_shared, shared.places if shared else ())
+            each = Own(np.stack(at), own.is_shared, shared.indices if shared else ())
         return Addresses(at[0], kv, binding.block_bytes, each)
 
     def _weights(self, names: Sequence[str], extent: Buffer, shared: Buffer | None, offsets: Offsets) -> I64:

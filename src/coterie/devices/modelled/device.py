@@ -21,11 +21,11 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
-from coterie.devices.modelled.behind import Behind, Drawn, computing
 from coterie.devices.modelled.clock import BEST, Kit
-from coterie.devices.modelled.event import ModelledEvent, drawn_by, finished, not_ours, own
+from coterie.devices.modelled.event import ModelledEvent, as_own_event, drawn_by, finished, not_ours
 from coterie.devices.modelled.exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
 from coterie.devices.modelled.fluid import Phase, Usage, Work
+from coterie.devices.modelled.numerics import Drawn, Numerics, computing
 from coterie.devices.modelled.price import StepPricer, gated, gated_by
 from coterie.devices.modelled.region import Pricing
 from coterie.devices.modelled.replay import Replay
@@ -67,7 +67,7 @@ class ModelledDevice(Device):
         kit: Kit = BEST,
     ) -> None:
         self._spec = spec
-        self._behind = None if numerics is None else Behind(numerics)
+        self._numerics = None if numerics is None else Numerics(numerics)
         self._replay = None if durations is None else Replay(f"{spec.name}: replay", durations)
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
@@ -91,8 +91,8 @@ class ModelledDevice(Device):
             levers = (f"reserve less in {tier}", f"choose a machine with more {tier}")
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
         slab_id = len(self._slabs)
-        if self._behind is not None:
-            self._behind.reserve(slab_id, size_bytes, touched)
+        if self._numerics is not None:
+            self._numerics.reserve(slab_id, size_bytes, touched)
         self._used[tier] += size
         return self._slabs.setdefault(slab_id, Buffer(slab_id, tier, 0, size_bytes))
 
@@ -101,8 +101,8 @@ class ModelledDevice(Device):
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Forwarded to the numerics device, if there is one."""
-        if self._behind is not None:
-            self._behind.place(dst, tensors)
+        if self._numerics is not None:
+            self._numerics.place(dst, tensors)
 
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -113,12 +113,12 @@ class ModelledDevice(Device):
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         size_bytes = sum([size for _, size in parts]) if parts else src.size_bytes
         lane, label, phases = self._transfer(src.tier, dst.tier, size_bytes)
-        compute = None if self._behind is None else partial(self._behind.copy, dst, src, parts)
+        compute = None if self._numerics is None else partial(self._numerics.copy, dst, src, parts)
         return self._issue(lane, label, after, phases, compute)
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
         """See Device.copy_all. A single call of the clock, unless numerics, failures or a replay need each piece."""
-        if not (self._behind is None and self._fail is None and self._replay is None):
+        if not (self._numerics is None and self._fail is None and self._replay is None):
             copy_pieces(self, dst, src, pieces, issued)
             return
         self._check_buffers(dst, src)
@@ -126,7 +126,7 @@ class ModelledDevice(Device):
         end = max([offset + size_bytes for offset, size_bytes in pieces], default=0)
         dst.view(first, end - first), src.view(first, end - first)
         lane, labels, phases = self._transfers.of_pieces(src.tier, dst.tier, pieces)
-        works = self._clock.issue_chain(lane, [own(event).work for event in issued[-1:]], phases)
+        works = self._clock.issue_chain(lane, [as_own_event(event).work for event in issued[-1:]], phases)
         issued += [ModelledEvent(work.number, lane, label, work) for work, label in zip(works, labels, strict=True)]
 
     def fetch(
@@ -139,13 +139,13 @@ class ModelledDevice(Device):
         disk = self._spec.home_tier
         size_bytes = sum([size for _, size in parts]) if parts else source.size_bytes
         lane, _, phases = self._transfer(disk, dst.tier, size_bytes)
-        compute = None if self._behind is None else partial(self._behind.fetch, dst, source, parts)
+        compute = None if self._numerics is None else partial(self._numerics.fetch, dst, source, parts)
         return self._issue(lane, f"fetch {source.path}@{source.offset}", after, phases, compute)
 
     def load(self, program: Program) -> ModelledExecutable:
         """Prepare a program (one rank's shard if the machine has several units); steps are priced on first use."""
         self._check_open()
-        numerics = None if self._behind is None else self._behind.load(program)
+        numerics = None if self._numerics is None else self._numerics.load(program)
         priced = rank_program(self._spec, program)
         ways = self._pricing, gated_by(self._spec, self._pricing)
         made = {way: Prices(StepPricer(self._spec, priced, way, self._kit)) for way in ways}
@@ -161,8 +161,8 @@ class ModelledDevice(Device):
     ) -> Event:
         """Run up to `steps` steps on the compute lane, stalling at gates. Raises ValueError for arguments that do not
         fit the executable."""
-        before = [own(event).work for event in after] if after else []
-        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else NO_GATES
+        before = [as_own_event(event).work for event in after] if after else []
+        awaited = {stage: as_own_event(gate).work for stage, gate in gates.items()} if gates else NO_GATES
         rows, weights, kv = binding.rows, binding.weights, binding.kv
         sizes = rows.sizes
         self._check_buffers(*binding.extents)
@@ -170,11 +170,11 @@ class ModelledDevice(Device):
         if self._interrupted:
             steps, self._interrupted = 1, False
         failure, drawn, compute = None, Drawn(), None
-        if self._behind is not None:
-            compute = partial(self._behind.run, numerics_of(mine), binding, steps, drawn)
+        if self._numerics is not None:
+            compute = partial(self._numerics.run, numerics_of(mine), binding, steps, drawn)
         if before or awaited or compute is not None or self._fail is not None:
             failure = self._compute(mine.label, (*before, *awaited.values()), compute)
-        if self._behind is not None:
+        if self._numerics is not None:
             found = drawn.tokens
             steps, tokens = (1, None) if found is None else (len(found), lambda: found)
         else:
@@ -206,26 +206,26 @@ class ModelledDevice(Device):
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
         """Logits of the latest run, from the numerics device. Raises UnsupportedError without one."""
-        return computing(self._behind, self._spec.name, event).logits(event, self._ran, rows)
+        return computing(self._numerics, self._spec.name, event).logits(event, self._ran, rows)
 
     def vectors(self, event: Event, rows: Sequence[int]) -> F32:
         """As `logits`."""
-        return computing(self._behind, self._spec.name, event).vectors(event, self._ran, rows)
+        return computing(self._numerics, self._spec.name, event).vectors(event, self._ran, rows)
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, computed by the numerics device. Raises UnsupportedError without one."""
         self._check_buffers(*binding.extents)
         mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
-        behind, self._ran = computing(self._behind, self._spec.name), None
-        return behind.device.inspect(numerics_of(mine), behind.bind(binding))
+        real, self._ran = computing(self._numerics, self._spec.name), None
+        return real.device.inspect(numerics_of(mine), real.bind(binding))
 
     def synthetic(self) -> bool:
         """True unless a numerics device computes the tokens."""
-        return self._behind is None or self._behind.device.synthetic()
+        return self._numerics is None or self._numerics.device.synthetic()
 
     def changes_logits(self) -> bool:
         """As the numerics device; False without one."""
-        return self._behind is not None and self._behind.device.changes_logits()
+        return self._numerics is not None and self._numerics.device.changes_logits()
 
     def now(self) -> float:
         """Modelled seconds since the device was made."""
@@ -270,8 +270,8 @@ class ModelledDevice(Device):
 
     def close(self) -> None:
         """Free all memory and close the numerics device. Idempotent."""
-        if not self._closed and self._behind is not None:
-            self._behind.device.close()
+        if not self._closed and self._numerics is not None:
+            self._numerics.device.close()
         self._closed = True
         self._slabs.clear()
 
@@ -290,7 +290,7 @@ class ModelledDevice(Device):
         phases: list[Phase],
         compute: Compute | None,
     ) -> Event:
-        works = [own(event).work for event in after]
+        works = [as_own_event(event).work for event in after]
         return self._append(lane, label, works, phases, self._compute(label, works, compute))
 
     def _compute(self, label: str, causes: Iterable[Work], compute: Compute | None) -> Exception | None:

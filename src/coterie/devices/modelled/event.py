@@ -21,7 +21,7 @@ class ModelledEvent(Event):
     tokens: Callable[[], I32] | None = field(default=None, compare=False, repr=False)
 
 
-def own(event: Event) -> ModelledEvent:
+def as_own_event(event: Event) -> ModelledEvent:
     """Narrow to our event type. Raises ValueError for another device's event."""
     if not isinstance(event, ModelledEvent):
         raise not_ours(event)

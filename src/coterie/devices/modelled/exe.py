@@ -109,11 +109,11 @@ class ModelledExecutable:
         variants = binding.variants
         if variants is None:
             return 0
-        mixed, size_bytes = self._own_of(() if binding.shared is None else binding.shared.places)
+        mixed, size_bytes = self._own_of(() if binding.shared is None else binding.shared.indices)
         if not mixed:
             raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights")
-        if {len(variants.weights), *variants.of_B} - set(range(len(variants.weights) + 1)):
-            raise ValueError(f"sequences have the weights {list(variants.of_B)} of {1 + len(variants.weights)}")
+        if {len(variants.weights), *variants.expert_B} - set(range(len(variants.weights) + 1)):
+            raise ValueError(f"sequences have the weights {list(variants.expert_B)} of {1 + len(variants.weights)}")
         return size_bytes * len(variants.weights)
 
     def _own_of(self, shared: tuple[int, ...]) -> tuple[bool, int]:

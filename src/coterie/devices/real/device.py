@@ -16,7 +16,7 @@ from coterie.core.errors import CapacityError
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
 from coterie.device import F32, I32, Event, Executable, Limits, Span
-from coterie.devices.real.lanes import LaneEvent, Lanes, own
+from coterie.devices.real.lanes import LaneEvent, Lanes, as_own_event
 from coterie.devices.real.step import LoweredExecutable
 from coterie.graph.program import Program, architecture_key
 from coterie.spec.machine import MachineSpec
@@ -158,4 +158,4 @@ def waits_of(exe: LoweredExecutable, gates: Mapping[str, Event] | None) -> dict[
     unknown = gates.keys() - exe.first_rows.keys()
     if unknown:
         raise ValueError(f"gates for {', '.join(sorted(unknown))}, no stages of {exe.program.graph.name}")
-    return {exe.first_rows[stage]: own(event) for stage, event in gates.items()}
+    return {exe.first_rows[stage]: as_own_event(event) for stage, event in gates.items()}

@@ -31,7 +31,7 @@ from coterie.device import Event
 from coterie.devices.real import host_memory
 from coterie.devices.real.fetch_direct import DirectReads
 from coterie.devices.real.host_memory import Bytes, Read, SourceFile, read_piece
-from coterie.devices.real.lanes import LaneEvent, Lanes, own
+from coterie.devices.real.lanes import LaneEvent, Lanes, as_own_event
 from coterie.kernels import cpu as kernels
 
 Piece: TypeAlias = Sequence[tuple[int, int]]
@@ -101,7 +101,7 @@ class FetchLane:
         parts: Sequence[tuple[int, int]] = (),
     ) -> LaneEvent:
         """Queue a range; its event, on the lane of that name, completes after those of all ranges queued earlier."""
-        awaited = tuple(own(event) for event in after)
+        awaited = tuple(as_own_event(event) for event in after)
         with self._changed:
             if self._closed:
                 raise self._lanes.closed()

@@ -48,7 +48,7 @@ class _Work:
     event: LaneEvent
     after: tuple[LaneEvent, ...]
     body: Callable[[], object]
-    brief: bool
+    may_run_inline: bool
 
 
 @dataclass(slots=True)
@@ -61,9 +61,9 @@ class _Lane:
 class Lanes:
     """Worker threads by lane name, started on first use. One lock guards all events and queues.
 
-    `brief` work, which blocks on nothing but `after`, may be executed by the thread that waits for it: handing it to
-    another thread costs a good part of a small expert's decode step. So the lane's thread is woken for it only when its
-    event is queried in another way, or more work is queued.
+    Work submitted with `may_run_inline`, which blocks on nothing but `after`, may be executed by the thread that waits
+    for it: handing it to another thread costs a good part of a small expert's decode step. So the lane's thread is
+    woken for it only when its event is queried in another way, or more work is queued.
     """
 
     def __init__(self, device: str) -> None:
@@ -76,24 +76,24 @@ class Lanes:
         self._closed = False
 
     def submit(
-        self, lane: str, label: str, after: Iterable[Event], body: Callable[[], object], brief: bool = False
+        self, lane: str, label: str, after: Iterable[Event], body: Callable[[], object], may_run_inline: bool = False
     ) -> LaneEvent:
         """Queue work; `body` runs on the lane's thread once `after` is done, and its result is stored in the event."""
-        awaited = tuple(own(event) for event in after)
+        awaited = tuple(as_own_event(event) for event in after)
         with self._lock:
             self._check_open()
             event = LaneEvent(next(self._ids), lane, label, _State())
             if lane not in self._lanes:
                 self._lanes[lane] = self._start(lane)
             waiting = self._lanes[lane].queue
-            waiting.append(_Work(event, awaited, body, brief))
-            if not brief or len(waiting) > 1:
+            waiting.append(_Work(event, awaited, body, may_run_inline))
+            if not may_run_inline or len(waiting) > 1:
                 self._lanes[lane].ready.notify()
         return event
 
     def done(self, event: Event) -> bool:
         """Whether an event is finished; if not, makes sure that its lane's thread is awake."""
-        state = own(event).state
+        state = as_own_event(event).state
         if not state.finished:
             with self._lock:
                 self._begin(event)
@@ -101,7 +101,7 @@ class Lanes:
 
     def wait(self, event: Event) -> Exception | None:
         """Block until an event is finished; return its failure. Raises DeviceError if the device is closed first."""
-        state = own(event).state
+        state = as_own_event(event).state
         with self._changed:
             state.awaited = True
             self._begin(event)
@@ -112,8 +112,8 @@ class Lanes:
 
     def wait_any(self, events: Sequence[Event], until: float | None) -> None:
         """Block until one of the events is finished or the clock reaches `until`."""
-        states = [own(event).state for event in events]
-        if len(events) == 1 and until is None and self._help(own(events[0])):
+        states = [as_own_event(event).state for event in events]
+        if len(events) == 1 and until is None and self._help(as_own_event(events[0])):
             return
         with self._changed:
             for event, state in zip(events, states, strict=True):
@@ -125,13 +125,13 @@ class Lanes:
                     return
                 self._changed.wait(left)
 
-    def pass_on(self, event: Event, flags: I32, index: int) -> None:
+    def signal_when_done(self, event: Event, flags: I32, index: int) -> None:
         """Set the native flag `flags[index]` to passed or failed when the event is finished."""
         self.when_ended(event, lambda passed: kernels.signal(kernels.address(flags) + index * flags.itemsize, passed))
 
     def when_ended(self, event: Event, call: Callable[[bool], None]) -> None:
         """Invoke `call(passed)` when the event is finished: immediately, or from the thread that completes it."""
-        state = own(event).state
+        state = as_own_event(event).state
         with self._changed:
             if not state.finished:
                 state.watchers.append(call)
@@ -206,7 +206,7 @@ class Lanes:
 
     def finished(self, event: Event) -> LaneEvent:
         """Narrow to our event type. Raises ValueError if it is not finished."""
-        mine = own(event)
+        mine = as_own_event(event)
         if not mine.state.finished:
             raise ValueError(f"event {event.event_id} ({event.label}) is not finished; wait for it first")
         return mine
@@ -270,13 +270,13 @@ class Lanes:
             self._do(lane, work)
 
     def _help(self, event: LaneEvent) -> bool:
-        """Execute an event's work on this thread if it is brief, next in its lane and ready; whether that was so."""
+        """Execute an event's work on this thread if it may run inline and is next in its lane and ready; whether so."""
         with self._lock:
             lane = self._lanes.get(event.lane)
             if lane is None or lane.busy or not lane.queue or lane.queue[0].event is not event:
                 return False
             work = lane.queue[0]
-            if not work.brief or not all(cause.state.finished for cause in work.after):
+            if not work.may_run_inline or not all(cause.state.finished for cause in work.after):
                 return False
             lane.queue.popleft()
             lane.busy = True
@@ -311,7 +311,7 @@ class Lanes:
             return self.closed() if self._closed else None
 
 
-def own(event: Event) -> LaneEvent:
+def as_own_event(event: Event) -> LaneEvent:
     """Narrow to an event of a real device. Raises ValueError for any other."""
     if not isinstance(event, LaneEvent):
         raise ValueError(f"event {event.event_id} ({event.label}) is of another device")

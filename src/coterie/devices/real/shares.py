@@ -28,30 +28,30 @@ ROWS = ("T", "R")  # an instruction's rows are a step's tokens, or its sampled r
 
 @value
 class Shares:
-    """Share s is rows [first[s], first[s + 1]) and uses the weights of expert of[s] (numbered as in Variants.of_B).
+    """Share s is rows [first[s], first[s + 1]) and uses the weights of expert of[s] (numbered as in Variants.expert_B).
 
     Given separately for a step's tokens (`_T`) and its sampled rows (`_R`).
     """
 
     first_T: I32
-    of_T: I32
+    expert_T: I32
     first_R: I32
-    of_R: I32
+    expert_R: I32
 
     @property
     def key(self) -> tuple[bytes, ...]:
         """A hashable key, equal for equal shares."""
-        return tuple([numbers.tobytes() for numbers in (self.first_T, self.of_T, self.first_R, self.of_R)])
+        return tuple([numbers.tobytes() for numbers in (self.first_T, self.expert_T, self.first_R, self.expert_R)])
 
     @property
     def counts(self) -> tuple[int, int]:
         """Number of shares of the tokens, and of the sampled rows."""
-        return len(self.of_T), len(self.of_R)
+        return len(self.expert_T), len(self.expert_R)
 
     @staticmethod
-    def of(of_B: npt.ArrayLike, sequence_T: I32, rows_R: I32) -> Shares:
+    def of(expert_B: npt.ArrayLike, sequence_T: I32, rows_R: I32) -> Shares:
         """The shares of a step: maximal runs of consecutive rows whose sequences use the same expert."""
-        number_T = np.asarray(of_B, np.int32)[sequence_T]
+        number_T = np.asarray(expert_B, np.int32)[sequence_T]
         return Shares(*_runs(number_T), *_runs(number_T[rows_R]))
 
 
@@ -108,7 +108,7 @@ class Shareable:
         the device at address `at`, that receives the tables the rows point to.
         """
         self.take_back(rows)  # for weights that were not shared last time but now are
-        sides = (shares.first_T, shares.of_T), (shares.first_R, shares.of_R)
+        sides = (shares.first_T, shares.expert_T), (shares.first_R, shares.expert_R)
         end = 0
         for kind, (first, of_S) in zip(self._kinds_of(), sides, strict=True):
             own = ~is_shared_W[kind.weight]

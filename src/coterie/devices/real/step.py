@@ -136,13 +136,13 @@ class LoweredExecutable:
         variants, shared = binding.variants, binding.shared
         if variants is None:
             return ()
-        if not self.mixes(() if shared is None else shared.places):
+        if not self.mixes(() if shared is None else shared.indices):
             raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights on {self.device}")
         each = zip(variants.offsets, variants.weights, strict=True)
         return tuple([self._offsets_in(offsets, weights, shared) for offsets, weights in each])
 
     def _offsets_in(self, offsets: tuple[int, ...], weights: Buffer, shared: Shared | None) -> Offsets:
-        key = offsets, () if shared is None else shared.places
+        key = offsets, () if shared is None else shared.indices
         found = self._offsets.get(key)
         if found is None:
             if len(self._offsets) >= MAX_KEPT:
@@ -182,8 +182,8 @@ class StepRows:
         inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"], rows.types_T)
         if binding.variants is None:
             return step
-        of_B = _checked(binding.variants, sizes.B)
-        shares = Shares.of(of_B, inputs["sequence"], inputs["rows"])
+        expert_B = _checked(binding.variants, sizes.B)
+        shares = Shares.of(expert_B, inputs["sequence"], inputs["rows"])
         return StepRows(inputs, rows.sampling, rows.end_ids, sizes, shares, changes)
 
 
@@ -223,11 +223,11 @@ def _fixed(shape: Shape) -> tuple[int, ...]:
 
 def _checked(variants: Variants, sequences: int) -> I32:
     """Each sequence's expert number. Raises ValueError for a number out of range."""
-    of_B = np.array(variants.of_B, np.int32)
-    if of_B.shape != (sequences,) or not kernels.within(of_B, 1 + len(variants.weights)):
-        fact = f"{len(of_B)} sequences have the weights {of_B.min(initial=0)} to {of_B.max(initial=0)}"
+    expert_B = np.array(variants.expert_B, np.int32)
+    if expert_B.shape != (sequences,) or not kernels.within(expert_B, 1 + len(variants.weights)):
+        fact = f"{len(expert_B)} sequences have the weights {expert_B.min(initial=0)} to {expert_B.max(initial=0)}"
         raise ValueError(f"{fact} of {1 + len(variants.weights)}, in a run of {sequences}")
-    return of_B
+    return expert_B
 
 
 def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> None:

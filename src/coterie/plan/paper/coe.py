@@ -23,7 +23,7 @@ from coterie.plan.paper.arithmetic import (
     fitted_rules,
     nodes,
 )
-from coterie.plan.paper.published import beside, data, published
+from coterie.plan.paper.published import compare, data, published
 from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series, bars
 from coterie.plan.paper.samba import PAPERS_STACK, modelled_nodes, stack_factors
 
@@ -83,7 +83,7 @@ def figure_1() -> Exhibit:
                 ours, kind = size * node.switch_ms, account.worst(name)
             else:
                 ours, kind = node.latency_ms(size, SHORT, miss=True), account.worst(name, batch=size)
-            _added(rows, beside(FIGURE_1, value, ours, kind, account.method, account.note))
+            _added(rows, compare(FIGURE_1, value, ours, kind, account.method, account.note))
     chart = bars("One batch of Samba-CoE, 150 experts, 20 tokens", "ms", rows, log_y=True)
     fitted = (*fitted_latencies()[:2], *fitted_rules("router_batch"), *stack_factors())
     about = "Switching and total time of a batch of 8 prompts and of 1, 150 experts, 20 output tokens"
@@ -110,9 +110,9 @@ def _figure_12_row(account: Account, node: Node, batch: int, what: str, name: st
         out = first_count(lambda experts: not node.fits_hbm(experts, batch))
         # Where experts leave HBM depends on the reserved KV cache, which was chosen to match.
         kind = Kind.FITTED if account.method is Method.CLOSED_FORM else account.worst(node.name)
-        return beside(FIGURE_12, value, out, kind, account.method, account.note)
+        return compare(FIGURE_12, value, out, kind, account.method, account.note)
     ours = node.latency_ms(batch, SHORT, miss=what == "every prompt a switch")
-    return beside(FIGURE_12, value, ours, account.worst(node.name, batch=batch), account.method, account.note)
+    return compare(FIGURE_12, value, ours, account.worst(node.name, batch=batch), account.method, account.note)
 
 
 def table_5() -> Exhibit:
@@ -123,7 +123,7 @@ def table_5() -> Exhibit:
             ours = _speedup(account.nodes, value.row)
             # A DGX's capacity does not depend on the SN40L.
             kind = account.worst(_dgx(value.row)) if value.row.startswith("first count") else account.worst(*NODES)
-            _added(rows, beside(TABLE_5, value, ours, kind, account.method, account.note))
+            _added(rows, compare(TABLE_5, value, ours, kind, account.method, account.note))
     fitted = (*fitted_latencies(), *fitted_rules("router_batch"), *stack_factors())
     ratios = [row for row in rows if row.unit == "x"]
     about = "Speedup of the SN40L node over DGX A100 and DGX H100 on Samba-CoE with 150 experts"

@@ -22,7 +22,7 @@ from coterie.plan.paper.benchmarks import Benchmark, benchmarks
 from coterie.plan.paper.figure10_notes import notes
 from coterie.plan.paper.figure10_times import NODE, Shared, Times, is_possible, times
 from coterie.plan.paper.machine import spec
-from coterie.plan.paper.published import Published, beside, data
+from coterie.plan.paper.published import Published, compare, data
 from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, Row, bars
 
 NAME, TITLE = "figure-10", "Figure 10"
@@ -55,8 +55,8 @@ def _rows(benchmark: Benchmark, mode: str, value: Published, of_file: Shared, sh
     batch = best_batch(benchmark, _values(benchmark), shared)
     ours = times(benchmark, batch).speedups(shared)[mode]
     return [
-        beside(TITLE, value, predicted, Kind.PREDICTED, Method.MACHINE, _said(benchmark, 1)),
-        beside(TITLE, value, ours, Kind.FITTED, Method.MACHINE, _said(benchmark, batch)),
+        compare(TITLE, value, predicted, Kind.PREDICTED, Method.MACHINE, _said(benchmark, 1)),
+        compare(TITLE, value, ours, Kind.FITTED, Method.MACHINE, _said(benchmark, batch)),
     ]
 
 

@@ -6,7 +6,7 @@ Knows nothing about time.
 from __future__ import annotations
 
 from coterie.plan.paper.benchmarks import Benchmark, benchmarks, fused, launches, unfused
-from coterie.plan.paper.published import beside, published
+from coterie.plan.paper.published import compare, published
 from coterie.plan.paper.row import Exhibit, Kind, Method, Row, bars
 
 NAME, TITLE = "figure-11", "Figure 11"
@@ -36,4 +36,4 @@ def _row(benchmark: Benchmark) -> Row:
             f"; the published ratio means some {theirs:.0f} fused kernels, {theirs / layers:.1f} where ours has one a "
             "layer: the paper's program is cut into more sections"
         )
-    return beside(TITLE, value, many / few, Kind.PREDICTED, Method.MACHINE, note)
+    return compare(TITLE, value, many / few, Kind.PREDICTED, Method.MACHINE, note)

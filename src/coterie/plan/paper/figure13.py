@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coterie.plan.paper.arithmetic import dgx_nodes, fitted_rules, sn40l_nodes
-from coterie.plan.paper.published import beside, data, published
+from coterie.plan.paper.published import compare, data, published
 from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series
 from coterie.plan.paper.samba import modelled_nodes
 
@@ -62,7 +62,7 @@ def _row(footprint: Footprint, name: str) -> Row:
     else:
         nodes, every = int(name.split(" ")[-2]), int(data(NAME)["sampled_every"])
         ours = float(next(experts for experts in range(every, 10**6, every) if count(experts) >= nodes))
-    return beside(TITLE, value, ours, footprint.kinds[machine], footprint.method)
+    return compare(TITLE, value, ours, footprint.kinds[machine], footprint.method)
 
 
 def _chart(found: tuple[Footprint, ...]) -> Chart:

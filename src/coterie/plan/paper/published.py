@@ -50,7 +50,7 @@ def published(exhibit: str) -> dict[str, Published]:
     return found
 
 
-def beside(title: str, value: Published, ours: float | None, kind: Kind, method: Method, note: str = "") -> Row:
+def compare(title: str, value: Published, ours: float | None, kind: Kind, method: Method, note: str = "") -> Row:
     """A row that compares our value with a published one; the published value's note is appended."""
     notes = "; ".join(text for text in (note, value.note) if text)
     return Row(title, value.row, value.value, ours, kind, method, value.unit, value.source, notes)

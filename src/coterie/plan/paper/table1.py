@@ -14,7 +14,7 @@ from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost
 from coterie.graph.fuse import O0, SECTION
 from coterie.models.zoo import zoo_graph
-from coterie.plan.paper.published import beside, published
+from coterie.plan.paper.published import compare, published
 from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, Row, bars
 
 NAME, TITLE = "table-1", "Table I"
@@ -39,7 +39,7 @@ FUSION = {"no fusion": O0, "Gemm0+Mul+Transpose fused": "epilogue", "all fused":
 def table_1() -> Exhibit:
     """The three intensities."""
     rows = tuple(
-        beside(TITLE, value, FLOPS / (UNITS[name] * UNIT_BYTES), Kind.FITTED, Method.CLOSED_FORM, WHY[name])
+        compare(TITLE, value, FLOPS / (UNITS[name] * UNIT_BYTES), Kind.FITTED, Method.CLOSED_FORM, WHY[name])
         for name, value in published(NAME).items()
     )
     rows += tuple(_machine_row(name) for name in published(NAME))
@@ -56,4 +56,4 @@ def _machine_row(name: str) -> Row:
     cost = program_cost(compile_graph(zoo_graph("monarch-example"), FUSION[name]), Sizes.prefill(1, 1))
     note = "every operand counted once, Scale's too: what the table leaves out"
     ours = cost.flops / cost.total_bytes
-    return beside(TITLE, published(NAME)[name], ours, Kind.PREDICTED, Method.MACHINE, note)
+    return compare(TITLE, published(NAME)[name], ours, Kind.PREDICTED, Method.MACHINE, note)

@@ -16,7 +16,7 @@ from functools import cache
 
 from coterie.core.shapes import Sizes
 from coterie.plan.paper.machine import SECTION, Expert, spec
-from coterie.plan.paper.published import beside, published
+from coterie.plan.paper.published import compare, published
 from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, bars
 
 NAME, TITLE = "table-4", "Table IV"
@@ -94,12 +94,12 @@ def table_4() -> Exhibit:
     left = overhead_left()
     for model, value in published(NAME).items():
         note = NO_DRAFT if model in large else ""
-        rows.append(beside(TITLE, value, 1.0 / step_s(model, STEP), Kind.PREDICTED, Method.MACHINE, note))
+        rows.append(compare(TITLE, value, 1.0 / step_s(model, STEP), Kind.PREDICTED, Method.MACHINE, note))
         ours, note = 1.0 / step_s(model, STEP, left), f"{left:.0%} of launches and of exchanges' latency, fitted to it"
         if model in large:
             ours = speculative_per_s(model, accepted)
             note = f"{DRAFT} drafts {DRAFTED} tokens a step; acceptance {accepted:.3f}, fitted to both larger models"
-        rows.append(beside(TITLE, value, ours, Kind.FITTED, Method.MACHINE, note))
+        rows.append(compare(TITLE, value, ours, Kind.FITTED, Method.MACHINE, note))
     left_out = [
         abs(speculative_per_s(model, acceptance(*(m for m in large if m != model))) / published(NAME)[model].value - 1)
         for model in large

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from statistics import mean, median
 
+from coterie.core.errors import NotFoundError
 from coterie.plan.validate.rows import VALIDATION, Row
 from coterie.spec.carried import FAMILIES, PREFILL
 from coterie.spec.kernel import GEMM, GEMM_FP8, Kernel
@@ -107,8 +108,12 @@ def carried_rates(family: str, without: str = "") -> KernelRates:
 
 
 def architecture_of(device: str) -> str:
-    """The architecture of a GPU. Raises StopIteration for an unknown one."""
-    return next(name for name, devices in ARCHITECTURES.items() if device in devices)
+    """The architecture of a GPU. Raises NotFoundError for an unknown one."""
+    for name, devices in ARCHITECTURES.items():
+        if device in devices:
+            return name
+    known = ", ".join(device for devices in ARCHITECTURES.values() for device in devices)
+    raise NotFoundError(device, "has no architecture, so no rates of others can be carried over", f"use one of {known}")
 
 
 def point_of(device: str, kernel: Kernel, seconds: float) -> Point:

@@ -20,7 +20,7 @@ from coterie.dataflow.nest import nest
 from coterie.graph.ir import Graph, Op
 
 
-class Way(Enum):
+class EdgeKind(Enum):
     """How a value gets from its producer to a reader inside a section."""
 
     STREAM = "stream"
@@ -35,7 +35,7 @@ class Edge:
     value: str
     src: int
     dst: int
-    way: Way
+    kind: EdgeKind
     reason: str
     transposed: bool = False
 
@@ -55,7 +55,7 @@ class Walk:
     @property
     def barriers(self) -> tuple[Edge, ...]:
         """Edges whose two ops cannot be in one section."""
-        return tuple(edge for edge in self.edges if edge.way is Way.BARRIER)
+        return tuple(edge for edge in self.edges if edge.kind is EdgeKind.BARRIER)
 
     def readers(self, name: str) -> list[int]:
         """Ops that read a value, by phase."""
@@ -76,9 +76,9 @@ class Walk:
             return at, name, place_of(access, self.loops[at]) is not None
         source = nest.reads[0].value
         root, value, passes = self.origin(source)
-        ways = [edge.way for edge in self.edges if edge.dst == at and edge.value == source]
+        kinds = [edge.kind for edge in self.edges if edge.dst == at and edge.value == source]
         walks_on = place_of(nest.writes[0], self.loops[at]) is not None
-        return root, value, passes and walks_on and all(way is Way.STREAM for way in ways)
+        return root, value, passes and walks_on and all(kind is EdgeKind.STREAM for kind in kinds)
 
     def tiles_of(self, op: int) -> int:
         """Upper bound on the number of tiles in the op's phase; groups of rows are never split across tiles."""
@@ -102,7 +102,7 @@ def walk(graph: Graph, ops: Sequence[Op], sizes: Sizes) -> Walk:
 
     def burden(found: Walk) -> tuple[int, int, int, int]:
         sums = sum(n.loop(loop).tag is Tag.REDUCTION for n, loop in zip(found.nests, found.loops, strict=True) if loop)
-        whole = sum(e.way is Way.FULL for e in found.edges) + _unlike(found)
+        whole = sum(e.kind is EdgeKind.FULL for e in found.edges) + _unlike(found)
         return len(found.barriers), max(found.phases), whole, sums
 
     return min(walks, key=burden)
@@ -157,7 +157,7 @@ def _wait(found: Walk, at: int) -> Walk | None:
     if not outs or nest.is_view or nest.by_token or any(end.is_view or end.by_token for end in ends):
         return None
     phase = min(found.phases[edge.dst] for edge in outs)
-    if phase <= found.phases[at] or any(edge.way is not Way.FULL for edge in outs):
+    if phase <= found.phases[at] or any(edge.kind is not EdgeKind.FULL for edge in outs):
         return None
     now = [edge for edge in outs if found.phases[edge.dst] == phase]
     written = {access.value: access for access in nest.writes}
@@ -170,9 +170,9 @@ def _wait(found: Walk, at: int) -> Walk | None:
     moved = replace(found, phases=phases)
     if moved.tiles_of(at) != found.tiles_of(now[0].dst):
         return None
-    rest = {edge.value for edge in found.edges if edge.dst != at and edge.way is Way.FULL}
+    rest = {edge.value for edge in found.edges if edge.dst != at and edge.kind is EdgeKind.FULL}
     shared = {access.value for n, other in enumerate(found.nests) if n != at for access in other.reads}
-    held = {edge.value for edge in ins if edge.way is Way.STREAM} - rest
+    held = {edge.value for edge in ins if edge.kind is EdgeKind.STREAM} - rest
     made = {access.value for other in found.nests for access in other.writes}
     held |= {a.value for a in nest.reads if a.value in shared - made and place_of(a, loop) is not None}
     sizes = {access.value: nest.elements(access) for access in nest.reads}
@@ -186,7 +186,7 @@ def _wait(found: Walk, at: int) -> Walk | None:
 def _moved(found: Walk, edge: Edge, at: int, now: Sequence[Edge]) -> Edge:
     """An edge after op `at` was delayed to the phase of its readers: it reads whole values and streams to them."""
     if edge.dst == at:
-        return replace(edge, way=Way.FULL, transposed=False, reason="it is less to hold than what is made of it")
+        return replace(edge, kind=EdgeKind.FULL, transposed=False, reason="it is less to hold than what is made of it")
     if edge not in now:
         return edge
     writer, reader = found.nests[at], found.nests[edge.dst]
@@ -194,7 +194,7 @@ def _moved(found: Walk, edge: Edge, at: int, now: Sequence[Edge]) -> Edge:
     places = {
         place_of(access, loop) for access, loop in zip(ends, (found.loops[at], found.loops[edge.dst]), strict=True)
     }
-    return replace(edge, way=Way.STREAM, transposed=len(places) > 1, reason="it is made when its reader walks")
+    return replace(edge, kind=EdgeKind.STREAM, transposed=len(places) > 1, reason="it is made when its reader walks")
 
 
 def _enter(
@@ -227,15 +227,15 @@ def _enter(
     edges = []
     for i, access in enumerate(inside):
         src, written = made[access.value]
-        way = Way.STREAM if streams and i in current else Way.FULL
-        way = Way.BARRIER if access.value in numbers else way
-        turned = way is Way.STREAM and place_of(written, loops[src]) != place_of(access, chosen or "")
+        kind = EdgeKind.STREAM if streams and i in current else EdgeKind.FULL
+        kind = EdgeKind.BARRIER if access.value in numbers else kind
+        turned = kind is EdgeKind.STREAM and place_of(written, loops[src]) != place_of(access, chosen or "")
         reason = (
             reasons[i]
-            if i not in along or along[i] != chosen or way is not Way.FULL
+            if i not in along or along[i] != chosen or kind is not EdgeKind.FULL
             else "another input must be complete"
         )
-        edges.append(Edge(access.value, src, at, way, reason, turned))
+        edges.append(Edge(access.value, src, at, kind, reason, turned))
     return chosen, latest if streams or not inside else latest + 1, edges
 
 

@@ -1,7 +1,7 @@
-"""Behind: the real device that computes a modelled device's values, one operation at a time, in order of issue.
+"""Numerics: the real device that computes a modelled device's values, one operation at a time, in order of issue.
 
     modelled   slab 0, slab 1 ..           copy, fetch, run: priced
-    behind     memory for each slab        the same operations, executed synchronously before they are priced
+    numerics   memory for each slab        the same operations, executed synchronously before they are priced
 
 Knows nothing about prices or modelled time.
 """
@@ -27,7 +27,7 @@ class Drawn:
     tokens: I32 | None = None
 
 
-class Behind:
+class Numerics:
     """Executes a modelled device's operations on a real one. Copy, fetch and run return their failure, or None."""
 
     def __init__(self, device: Device) -> None:
@@ -94,10 +94,10 @@ class Behind:
         return self.device.failure(event)
 
 
-def computing(behind: Behind | None, where: str, ran: Event | None = None) -> Behind:
-    """Narrow `behind` to not None, else raise UnsupportedError; first raises the failure of the run `ran`, if given."""
+def computing(numerics: Numerics | None, where: str, ran: Event | None = None) -> Numerics:
+    """Narrow `numerics` to not None, else raise UnsupportedError; first raises the failure of the run `ran`, if any."""
     if ran is not None:
         passed(ran)
-    if behind is None:
+    if numerics is None:
         raise UnsupportedError(where, "a modelled device computes no numbers", "give it a real device")
-    return behind
+    return numerics
