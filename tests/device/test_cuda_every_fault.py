@@ -25,7 +25,7 @@ PROMPT = rows([([3, 14, 15, 9, 26], 0)])
 LATEST_S = 30.0  # far more than any of it takes
 ATTEMPTS = 3
 HOLDING = {("unpin", "error"), ("pin", "late")}  # what stays pinned then is the system's fault
-FEW, STRIDE = 5, 29  # of calls that are few each fails in turn, of the others some
+FEW, STRIDE = 3, 97  # a call made at most FEW times fails each time in turn, any other every STRIDE times
 
 
 class Life:

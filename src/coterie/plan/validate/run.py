@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from coterie.core.grouped import grouped
@@ -56,22 +58,31 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
 
     Raises UsageError for a folder without the results needed for calibration.
     """
-    public = tuple(_public())
-    rows = [item for item in public if isinstance(item, Row)]
-    dropped = tuple(item for item in public if isinstance(item, Dropped))
-    said: tuple[str, ...] = ("this CPU: no results were given, so nothing is said about it",)
-    on_gpu: tuple[str, ...] = ()
-    if results is not None:
-        found = read_results(results)
-        own = {name for name, raw in found.items() if of_checkpoint(raw)}
-        dropped += tuple(Dropped("own checkpoint", name, UNKNOWN_SHAPE) for name in sorted(own))
-        gpus = {name: raw for name, raw in found.items() if of_gpu(raw)}
-        mine, on_gpu = gpu_rows({name: raw for name, raw in gpus.items() if name not in own}, results, shapes)
-        rows += mine
-        if len(gpus) < len(found) or not found:
-            mine, said = cpu_rows(results, shapes)
-            rows += mine
-    return Outcome(tuple(rows), dropped, (*CAVEATS, by_gpu(rows), *_fitted(), *said, *on_gpu))
+    own = _Own() if results is None else _own(results, shapes)  # first: it may be refused
+    rows = [item for item in _public() if isinstance(item, Row)] + own.rows
+    dropped = (*(item for item in _public() if isinstance(item, Dropped)), *own.dropped)
+    return Outcome(tuple(rows), dropped, (*CAVEATS, by_gpu(rows), *_fitted(), *own.caveats))
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What the benches of one machine give."""
+
+    rows: list[Row] = field(default_factory=list)
+    dropped: tuple[Dropped, ...] = ()
+    caveats: tuple[str, ...] = ("this CPU: no results were given, so nothing is said about it",)
+
+
+def _own(results: Path, shapes: Shapes) -> _Own:
+    found = read_results(results)
+    unknown = {name for name, raw in found.items() if of_checkpoint(raw)}
+    dropped = tuple(Dropped("own checkpoint", name, UNKNOWN_SHAPE) for name in sorted(unknown))
+    gpus = {name: raw for name, raw in found.items() if of_gpu(raw)}
+    rows, on_gpu = gpu_rows({name: raw for name, raw in gpus.items() if name not in unknown}, results, shapes)
+    if found and len(gpus) == len(found):
+        return _Own(rows, dropped, (*_Own().caveats, *on_gpu))
+    on_cpu, caveats = cpu_rows(results, shapes)
+    return _Own([*rows, *on_cpu], dropped, (*caveats, *on_gpu))
 
 
 def by_gpu(rows: Sequence[Row]) -> str:
@@ -98,9 +109,6 @@ def _fitted() -> Iterator[str]:
             )
 
 
-def _public() -> Iterator[Row | Dropped]:
-    yield from gpu_kernel_rows()
-    yield from splitwise_rows()
-    yield from nemo_rows()
-    yield from carry_rows()
-    yield from published_rows()
+@cache
+def _public() -> tuple[Row | Dropped, ...]:
+    return (*gpu_kernel_rows(), *splitwise_rows(), *nemo_rows(), *carry_rows(), *published_rows())
