@@ -65,6 +65,6 @@ With quantised weights ours keeps 16 or 12 bits of the activations, which takes 
 long, in three noisy rounds: opening the compiled model takes 0.2 s of CPU time, and the first step after it 0.4 s more.
 
 With AVX2 only (no AVX-512, no AVX-VNNI) OpenVINO was slower in every row, by wall clock
-([tables](#amd-epyc-2-cpus-avx2)): a prompt of 512 tokens of 135m took it 1.44 (bf16), 1.47 (int8), 1.61 (int4z) and 1.66
-(int4) times as long, a token 3.0 (bf16, int8) to 4.2 times (int4), and a token of SmolLM2 (Q4_1) 4.6 times.
+([tables](#amd-epyc-2-cpus-avx2)): a prompt of 512 tokens of 135m took it 1.44 (bf16), 1.47 (int8), 1.61 (int4z)
+and 1.66 (int4) times as long, a token 3.0 (bf16, int8) to 4.2 times (int4), and a token of SmolLM2 (Q4_1) 4.6 times.
 """
