@@ -206,7 +206,7 @@ def test_texts_become_vectors_of_length_one_and_long_ones_are_cut(api: httpx.Cli
     one = api.post("/embeddings", json={"model": "plain", "prompt": "one"}).json()
     assert one["embedding"] == pytest.approx(got["embeddings"][0])
     long = "x" * 300
-    most = coterie.models["plain"].most_prompt_tokens
+    most = coterie.models["plain"].max_prompt_tokens
     assert api.post("/embed", json={"model": "plain", "input": long}).json()["prompt_eval_count"] == most
     refused = api.post("/embed", json={"model": "plain", "input": long, "truncate": False})
     assert (refused.status_code, list(refused.json())) == (400, ["error"])

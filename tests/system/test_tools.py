@@ -23,7 +23,7 @@ from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.checkpoint.unmarked import UnmarkedText
 from coterie.core.errors import RequestError
-from coterie.server.tools import Spoken
+from coterie.server.tools import MessageWriter
 from coterie.server.tools import calling as calling_of
 
 CONTENT = dict.fromkeys(SAID) | {"hermes": "Let me see.", "wrong": "".join(SAID["wrong"])}
@@ -152,7 +152,7 @@ def test_what_a_choice_asks_of_calls(choice: object, wanted: Calling) -> None:
 
 
 def test_an_answer_that_begins_with_a_call_says_first_who_speaks() -> None:
-    spoken = Spoken(CallText(FORMS["mistral"], ["add"]))
+    spoken = MessageWriter(CallText(FORMS["mistral"], ["add"]))
     first, then = spoken.deltas('[TOOL_CALLS] {"name": "add", "arguments": {}}', last=True)
     assert first == {"role": "assistant", "content": ""}
     assert then["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}

@@ -81,5 +81,5 @@ class Avoiding:
         return found
 
     def _tell(self, member: Member, why: CoterieError | None) -> None:
-        for tell in self.on_change:
-            tell(member, why)
+        for callback in self.on_change:
+            callback(member, why)

@@ -132,8 +132,8 @@ class Board:
         finally:
             self._count(flight, 1)
         query = flight.ready.query  # prepared again: its detokenizer may have consumed tokens
-        for tell in self.on_move:  # before the new one's own events
-            tell(request_id, flight, was)
+        for callback in self.on_move:  # before the new one's own events
+            callback(request_id, flight, was)
         self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
 
     def _pass_on(self, request_id: str, flight: Flight, ready: Callable[[Coterie], Ready], asked_s: float) -> None:
@@ -230,8 +230,8 @@ class Board:
             for request_id in self._with(member):
                 self._ask_again(Chunk(request_id, "", error=error))
             self._end_loads(member, error)
-            for tell in self.on_break:
-                tell(member, error, cause)
+            for callback in self.on_break:
+                callback(member, error, cause)
             self.lock.notify_all()
 
     def _watch(self, posted: Future[None], member: Member, request_id: str) -> None:
@@ -267,14 +267,14 @@ class Board:
 
     # ---- loads
 
-    def load(self, expert: str, tell: LoadCallback, member: Member) -> None:
-        """Have a member load an expert; `tell` is called by the thread that takes the news. Raises if it is refused."""
+    def load(self, expert: str, callback: LoadCallback, member: Member) -> None:
+        """Have a member load an expert; `callback` is called by the thread that takes the news. Raises if refused."""
 
         def on_loaded(error: CoterieError | None) -> None:
             with self.lock:
                 if self.loads.pop(on_loaded, None) is not None:
                     member.known.renew_soon()
-                    self._finished_loads.append((tell, error))
+                    self._finished_loads.append((callback, error))
                     self.lock.notify_all()
 
         with self.lock:
@@ -322,8 +322,8 @@ class Board:
             chunks = [chunk for chunk in self._news if wanted is None or chunk.request_id in wanted]
             self._news = [] if wanted is None else [one for one in self._news if one.request_id not in wanted]
             finished, self._finished_loads = self._finished_loads, []
-        for tell, error in finished:
-            tell(error)
+        for callback, error in finished:
+            callback(error)
         return chunks
 
     def has_more(self, request_id: str) -> bool:

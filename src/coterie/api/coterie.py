@@ -167,8 +167,8 @@ class Coterie(Serving, Controlled):
     def places(self, client: str = "") -> int | None:
         """How many more queries a client may queue now; below 1: none, None: unlimited. Raises ClosedError."""
         with self._opened():
-            most = self._options.max_waiting
-            return None if most is None else self._parts.engine.admission.places(client, most)
+            max_waiting = self._options.max_waiting
+            return None if max_waiting is None else self._parts.engine.admission.places(client, max_waiting)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
         """Take one engine step; returns the new chunks of each query. Waits at most `within_s` seconds for loads.
@@ -263,8 +263,8 @@ class Coterie(Serving, Controlled):
     def _check_room(self, query: Query, more: int) -> None:
         """Raise ClosedError, or CrowdedError if the queue is full."""
         with self._opened():
-            if (most := self._options.max_waiting) is not None:
-                self._parts.engine.check_room(query.client, most, 1 + more)
+            if (max_waiting := self._options.max_waiting) is not None:
+                self._parts.engine.check_room(query.client, max_waiting, 1 + more)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
         request = self._capped(request, pending.query)

@@ -21,8 +21,8 @@ class ExpertCommands(ABC):
         """One step's chunks of these queries."""
 
     @abstractmethod
-    def load_soon(self, expert: str, tell: LoadCallback) -> None:
-        """As load, without waiting: a later `step` calls `tell`, with None or the error."""
+    def load_soon(self, expert: str, callback: LoadCallback) -> None:
+        """As load, without waiting: a later `step` calls `callback`, with None or the error."""
 
     @abstractmethod
     def unload(self, expert: str) -> None:
@@ -45,12 +45,12 @@ class ExpertCommands(ABC):
         Other queries continue meanwhile; their chunks are kept. Raises NotFoundError, ConflictError if pinned experts
         leave no room, and the failure of the load.
         """
-        told: list[CoterieError | None] = []
-        self.load_soon(expert, told.append)
-        while not told:
+        results: list[CoterieError | None] = []
+        self.load_soon(expert, results.append)
+        while not results:
             self._advance_for(set())
-        if told[0] is not None:
-            raise fresh(told[0])
+        if results[0] is not None:
+            raise fresh(results[0])
 
 
 class Controlled(ExpertCommands):
@@ -60,10 +60,10 @@ class Controlled(ExpertCommands):
     def _control(self, expert: str) -> AbstractContextManager[tuple[ExpertControl, str]]:
         """The expert control, held between two steps, and the expert's own name. Raises NotFoundError, ClosedError."""
 
-    def load_soon(self, expert: str, tell: LoadCallback) -> None:
-        """As load, without waiting: a later `step` calls `tell`, with None or the error."""
+    def load_soon(self, expert: str, callback: LoadCallback) -> None:
+        """As load, without waiting: a later `step` calls `callback`, with None or the error."""
         with self._control(expert) as (control, name):
-            control.load(name, tell)
+            control.load(name, callback)
 
     def unload(self, expert: str) -> None:
         """Drop every copy of an expert."""

@@ -63,9 +63,9 @@ class Fleet(FleetExperts, Serving):
         self._board, self._numbers = Board(Placing(options.reuse)), itertools.count()
         names = self.names = names_of(options.devices)
         try:
-            for number, (its, made) in enumerate(zip(each, plans, strict=True)):
+            for number, (device_options, made) in enumerate(zip(each, plans, strict=True)):
                 taught = self._board.members[0].coterie.routing if number else None
-                coterie = Coterie(opened.composition, its, MemberSetup(opened, made, self._numbers, taught))
+                coterie = Coterie(opened.composition, device_options, MemberSetup(opened, made, self._numbers, taught))
                 self._board.join(Member(number, names[number], coterie, self._board))
         except BaseException:
             _stop(self._board.members)
@@ -111,13 +111,13 @@ class Fleet(FleetExperts, Serving):
             self._board.look()
             return self._board.avoiding.reasons()
 
-    def on_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
+    def on_avoid(self, callback: Callable[[str, CoterieError | None], None]) -> None:
         """Register a callback for devices that become avoided, with the reason; or, with None, no longer are."""
-        self._board.avoiding.on_change.append(lambda member, error: tell(member.name, error))
+        self._board.avoiding.on_change.append(lambda member, error: callback(member.name, error))
 
-    def on_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
+    def on_break(self, callback: Callable[[str, CoterieError, BaseException], None]) -> None:
         """Register a callback for a device that breaks. It runs in the device's thread and must return at once."""
-        self._board.on_break.append(lambda member, error, cause: tell(member.name, error, cause))
+        self._board.on_break.append(lambda member, error, cause: callback(member.name, error, cause))
 
     def route(self, query: Query) -> Route:
         """The router's decision for a query. A model that the router asks runs on the device where that costs least."""
@@ -154,9 +154,9 @@ class Fleet(FleetExperts, Serving):
     def places(self, client: str = "") -> int | None:
         """How many more queries a client may queue now, over all devices."""
         self._check_open()
-        most = self._options.max_waiting
+        max_waiting = self._options.max_waiting
         with self._board.lock:
-            return None if most is None else places_among(*self._board.waiting(client), client, most)
+            return None if max_waiting is None else places_among(*self._board.waiting(client), client, max_waiting)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
         """The new chunks of each query. The devices step themselves; waits for any of them, up to `within_s` seconds.
@@ -306,11 +306,11 @@ class Fleet(FleetExperts, Serving):
     def _check_room(self, query: Query, more: int) -> None:
         """Raise what `_check_open` does, or CrowdedError if too many wait; the first device's metrics count it."""
         self._check_open()
-        if (most := self._options.max_waiting) is None:
+        if (max_waiting := self._options.max_waiting) is None:
             return
         with self._board.lock:
             try:
-                check_room_among(*self._board.waiting(query.client), query.client, most, 1 + more)
+                check_room_among(*self._board.waiting(query.client), query.client, max_waiting, 1 + more)
             except CrowdedError:
                 self._lead.coterie.parts.engine.metrics.refused += 1 + more  # only changed here
                 raise

@@ -47,9 +47,9 @@ class FleetExperts(ExpertCommands):
     def _check_open(self) -> None:
         """Raise ClosedError, or the devices' error if none is left."""
 
-    def load_soon(self, expert: str, tell: LoadCallback) -> None:
-        """As load, on the device where it is or where it costs least, without waiting: a later `step` calls `tell`.
-        Draft experts are loaded on all devices, and `tell` is called once, with the first error of any.
+    def load_soon(self, expert: str, callback: LoadCallback) -> None:
+        """As load, on the device where it is or where it costs least, without waiting: a later `step` calls `callback`.
+        Draft experts are loaded on all devices, and `callback` is called once, with the first error of any.
         """
         self._check_open()
         name = self.composition.expert(expert).name
@@ -57,9 +57,9 @@ class FleetExperts(ExpertCommands):
         if not (able and self._guesses(name)):
             with self._board.lock:
                 able = [self._board.placing.cheapest(name, able=able)]
-        told = _once(tell, len(able))
+        new_callback = _once(callback, len(able))
         for member in able:
-            self._board.load(name, told(), member)
+            self._board.load(name, new_callback(), member)
 
     def unload(self, expert: str) -> None:
         """Drop every copy of an expert on every device. If some refuse, the others have dropped theirs."""
@@ -74,9 +74,9 @@ class FleetExperts(ExpertCommands):
         self._check_open()
         name = self.composition.expert(expert).name
         able = serving(self._board.members, self._lead.coterie, name)
-        there = able if self._guesses(name) else [member for member in able if name in member.snapshot.residents]
+        holders = able if self._guesses(name) else [member for member in able if name in member.snapshot.residents]
         with self._board.lock:
-            chosen = there or [self._board.placing.cheapest(name, able=able)]
+            chosen = holders or [self._board.placing.cheapest(name, able=able)]
         pinned = list[Member]()
         try:
             for member in chosen:
@@ -96,9 +96,9 @@ class FleetExperts(ExpertCommands):
         self._unpinned.pop(name, None)
         self._of_all(name, lambda coterie: coterie.unpin(name))
 
-    def on_repin(self, tell: RepinCallback) -> None:
+    def on_repin(self, callback: RepinCallback) -> None:
         """Register a callback for each expert that only a broken device had pinned."""
-        self._on_repin.append(tell)
+        self._on_repin.append(callback)
 
     def _keep_pins(self, member: Member, error: CoterieError, cause: BaseException) -> None:
         """Move pins that only a broken member had to another. Called on its thread, under the board's lock."""
@@ -140,8 +140,8 @@ class FleetExperts(ExpertCommands):
         now.change(pin).add_done_callback(look)
 
     def _tell_repinned(self, name: str, where: str, error: CoterieError | None) -> None:
-        for tell in self._on_repin:
-            tell(name, where, error)
+        for callback in self._on_repin:
+            callback(name, where, error)
 
     def _of_all(self, name: str, function: Callable[[Coterie], None]) -> None:
         """Run a function on all members that have an expert. Raises the first error, once all were asked."""
@@ -165,15 +165,15 @@ class FleetExperts(ExpertCommands):
         return [one for one in self._board.members if one.broken is None and name in one.coterie.composition.names]
 
 
-def _once(tell: LoadCallback, count: int) -> Callable[[], LoadCallback]:
-    """Makes `count` callbacks in all; the last one called calls `tell`, with the first error of any."""
+def _once(callback: LoadCallback, count: int) -> Callable[[], LoadCallback]:
+    """Makes `count` callbacks in all; the last one called calls `callback`, with the first error of any."""
     errors, numbers = list[CoterieError | None](), itertools.count(1)
 
     def made() -> LoadCallback:
         def told(error: CoterieError | None) -> None:
             errors.append(error)
             if next(numbers) == count:  # callbacks run in one thread
-                tell(next((one for one in errors if one is not None), None))
+                callback(next((one for one in errors if one is not None), None))
 
         return told
 

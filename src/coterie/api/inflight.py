@@ -62,8 +62,8 @@ class InFlight:
         answer = None
         if output.finish_reason is not None and output.error is None:
             answer = self._answer(output, synthetic)
-        said = output.text, output.token_ids
-        return Chunk(output.request_id, output.expert_id, *said, answer, output.error, found, scored, output.reasoning)
+        new = output.text, output.token_ids
+        return Chunk(output.request_id, output.expert_id, *new, answer, output.error, found, scored, output.reasoning)
 
     def _scored(self, output: Output) -> tuple[TokenLogprob, ...]:
         """The prompt's logprobs, once those of all its tokens are known."""

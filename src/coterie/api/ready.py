@@ -81,8 +81,8 @@ def request_for(
     tokens.
     """
     route, text, model, ids = route_that_fits(query, prompt, route, others, experts)
-    if len(ids) > model.most_prompt_tokens:
-        raise too_long(text.expert, f"{len(ids)} tokens", model.max_context, model.most_prompt_tokens)
+    if len(ids) > model.max_prompt_tokens:
+        raise too_long(text.expert, f"{len(ids)} tokens", model.max_context, model.max_prompt_tokens)
     return route, replace(_request(query, ids, text, model), client=query.client, priority=query.priority), text
 
 
@@ -102,7 +102,7 @@ def route_that_fits(
         if name != first and (why := text.unfit(query)):
             return why
         try:
-            ids = text.encode(query, prompt, limit=model.most_prompt_tokens)
+            ids = text.encode(query, prompt, limit=model.max_prompt_tokens)
         except ContextError as error:
             refusals[name] = error.with_traceback(None)  # its frames would keep this one, and the text, alive
             return f"has a context of {model.max_context} tokens, and the prompt more"
@@ -121,7 +121,7 @@ def route_that_fits(
 
 def _too_long(count: int, model: Model, holds: int) -> str:
     """Why a prompt of this length cannot run; empty: it can. The engine checks again, counting tokens to generate."""
-    if count > model.most_prompt_tokens:
+    if count > model.max_prompt_tokens:
         return f"has a context of {model.max_context} tokens, and the prompt {count}"
     return f"has room for {holds} tokens in the KV cache, and the prompt {count}" if count > holds else ""
 

@@ -88,8 +88,8 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     opened: dict[str, tuple[Model, Text]] = {}
     failed: dict[str, UsageError] = {}
     was = {}
-    own, its = router_model(found), router_model(composition)
-    for expert in (*found.experts, *([] if own is None or own != its or routing.to_teach else [own])):
+    own, previous = router_model(found), router_model(composition)
+    for expert in (*found.experts, *([] if own is None or own != previous or routing.to_teach else [own])):
         name = expert.name
         if expert in (before.get(name), own) and not _changed(models[name], texts[name]):
             continue
@@ -132,10 +132,10 @@ def _routing_now(
     Neither a router's own model nor the examples it embeds can change: they get memory, or are run, only at start.
     """
     spec, before = found.router, routing.composition.router
-    own, its = router_model(found), router_model(routing.composition)
-    if own is None and its is None:
+    own, previous = router_model(found), router_model(routing.composition)
+    if own is None and previous is None:
         return Routing(found)
-    if own == its and spec is not None and before is not None:
+    if own == previous and spec is not None and before is not None:
         if not routing.to_teach:
             return Routing(found)
         same = (spec.kind, spec.fallback, spec.examples) == (before.kind, before.fallback, before.examples)

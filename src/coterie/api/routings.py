@@ -101,10 +101,10 @@ class Routings:
         if _differ(known.get(one), made[one]):
             made |= self._pooled({key: ask for key, ask in wants.items() if key not in made})
             known, is_new = {}, True
-        there = {key: made.get(key) or known[key] for key in keys}
+        vectors = {key: made.get(key) or known[key] for key in keys}
         if is_new:
-            kept.write(there, known)
-        whole_ND = apply_layers(self._texts[model].embedding, [there[key] for key in keys])
+            kept.write(vectors, known)
+        whole_ND = apply_layers(self._texts[model].embedding, [vectors[key] for key in keys])
         self._routing = self._routing.taught([tuple(vector_D.tolist()) for vector_D in whole_ND])
         return self._routing
 
@@ -191,7 +191,7 @@ class Routings:
     def _vector(self, ask_id: str, ask: Ask) -> Request:
         """A request for a vector; a text longer than the model's context is truncated."""
         query, text = query_of(ask.text, ask.expert), self._texts[ask.expert]
-        ids = text.encode(query, prompt_of(query), self._models[ask.expert].most_prompt_tokens)
+        ids = text.encode(query, prompt_of(query), self._models[ask.expert].max_prompt_tokens)
         pooling = text.embedding.pooling
         return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", pooling=pooling)
 

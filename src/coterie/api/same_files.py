@@ -21,12 +21,14 @@ def serving(members: Iterable[Member], like: Coterie, expert: str) -> list[Membe
 
 def same_files(one: Coterie, other: Coterie, expert: str) -> bool:
     """Whether both serve an expert, from the same files: a rescan may renew it on one and find it busy on the other."""
-    text, its = one.texts.get(expert), other.texts.get(expert)
-    model, like = one.models.get(expert), other.models.get(expert)
-    if text is None or its is None or model is None or like is None:
+    text, other_text = one.texts.get(expert), other.texts.get(expert)
+    model, other_model = one.models.get(expert), other.models.get(expert)
+    if text is None or other_text is None or model is None or other_model is None:
         return False
     served = (expert in one.composition.names) == (expert in other.composition.names)
-    alike = (text is its or text.files == its.files) and (model is like or _weights(model) == _weights(like))
+    alike = (text is other_text or text.files == other_text.files) and (
+        model is other_model or _weights(model) == _weights(other_model)
+    )
     return served and alike
 
 

@@ -40,9 +40,9 @@ def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, Ch
 
 def defaults_of(model: Model) -> dict[str, float]:
     """An expert's defaults: its temperature, and each setting that has an effect."""
-    said = model.advised.sampling.explicit
-    temperature = said.get("temperature", SETTINGS["temperature"].neutral)
-    others = {name: value for name, value in said.items() if value != SETTINGS[name].neutral}
+    given = model.advised.sampling.explicit
+    temperature = given.get("temperature", SETTINGS["temperature"].neutral)
+    others = {name: value for name, value in given.items() if value != SETTINGS[name].neutral}
     if temperature == 0:  # greedy: limits on the candidates have no effect
         others = {name: value for name, value in others.items() if name in _PENALTIES}
     return {"temperature": temperature, **others}

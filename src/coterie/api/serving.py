@@ -82,7 +82,7 @@ class Serving(Measuring, ExpertCommands):
         """The devices, of several, that have stopped for good, with the errors."""
         return {}
 
-    def on_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
+    def on_break(self, callback: Callable[[str, CoterieError, BaseException], None]) -> None:
         """Register a callback for a device, of several, that breaks, with the error and its cause. It runs in any
         thread and must return at once.
         """
@@ -92,12 +92,12 @@ class Serving(Measuring, ExpertCommands):
         """Of several devices, those asked only if no other can be, as they hang or fail what others answer."""
         return {}
 
-    def on_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
+    def on_avoid(self, callback: Callable[[str, CoterieError | None], None]) -> None:
         """Register a callback for a device, of several, that becomes avoided, with the reason, or, with None, no longer
         is. It runs in any thread and must return at once.
         """
 
-    def on_repin(self, tell: Callable[[str, str, CoterieError | None], None]) -> None:
+    def on_repin(self, callback: Callable[[str, str, CoterieError | None], None]) -> None:
         """Register a callback for each expert that only a broken device had pinned: with the name of the device where
         it is pinned now, or of the broken one and the error if it is pinned nowhere. It runs in any thread and must
         return at once.

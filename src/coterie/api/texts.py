@@ -66,8 +66,8 @@ class Text:
         """Whether its vocabulary is in memory; an evicted one takes a while to be read again."""
         return self.tokenizer is None or self.tokenizer.is_read
 
-    def encode(self, query: Query, prompt: Prompt, most: int = 0, limit: int = 0) -> tuple[int, ...]:
-        """The prompt's tokens; for an embedding, at most `most` if that is not 0.
+    def encode(self, query: Query, prompt: Prompt, max_tokens: int = 0, limit: int = 0) -> tuple[int, ...]:
+        """The prompt's tokens; for an embedding, at most `max_tokens` if that is not 0.
 
         Raises RequestError if there are none or a template is lacking; ContextError if surely more than `limit`.
         """
@@ -80,7 +80,7 @@ class Text:
             return self._pair(query)[0]
         text, tokenizer = self._render(query, prompt), self.tokenizer
         text = text.lower() if query.embeds and self.embedding.lowered else text
-        within = [count for count in (self.embedding.max_tokens, most) if count and query.embeds]
+        within = [count for count in (self.embedding.max_tokens, max_tokens) if count and query.embeds]
         if tokenizer is None:
             ids = tuple(byte % self.vocab_size for byte in text.encode())
         elif within:
@@ -209,13 +209,14 @@ class Text:
         if self.tokenizer is None or self.scoring is None:
             raise RuntimeError(f"{self.expert} reads no pairs")
         asked, document = [one.content for one in query.messages]
-        before, most, chat = self.embedding.before(query.prompt_name), self.embedding.max_tokens, self.scoring.chat
+        before, chat = self.embedding.before(query.prompt_name), self.scoring.chat
+        max_tokens = self.embedding.max_tokens
         if chat is not None:
-            return tuple(chat.tokens(self.tokenizer, asked, document, before, most)), ()
+            return tuple(chat.tokens(self.tokenizer, asked, document, before, max_tokens)), ()
         first, second = before + asked, document
         if self.embedding.lowered:
             first, second = first.lower(), second.lower()
-        return _pair_of(self.tokenizer, first, second, most, self.scoring.pad_id)
+        return _pair_of(self.tokenizer, first, second, max_tokens, self.scoring.pad_id)
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
         """The parts of an answer to messages besides its text: channels, or reasoning."""
@@ -323,8 +324,8 @@ def _open(name: str, model: Model) -> Text:
     tokens = own if (own / TOKENIZER_CONFIG).exists() else base
     template = ChatTemplate.from_folder(own, tokens) or ChatTemplate.from_folder(base, tokens)
     if model.head is not None:
-        most, config, rows = model.most_prompt_tokens, model.checkpoint.config, model.config.encoder
-        how = read_scoring(own, config, model.head.pooling, model.head.read(), most, model.head.of_tokens)
+        max_tokens, config, rows = model.max_prompt_tokens, model.checkpoint.config, model.config.encoder
+        how = read_scoring(own, config, model.head.pooling, model.head.read(), max_tokens, model.head.of_tokens)
         scoring = replace(how[1], tells_apart=how[1].tells_apart and rows is not None and rows.type_rows > 1)
         return Text(name, model.config.vocab_size, tokenizer_of(model), None, files, how[0], model.draws, scoring)
     embedding = read_embedding(own if is_sentence_model(own) else base, DEFAULT_EMBEDDING)

@@ -57,10 +57,10 @@ class Message:
 
     def to_dict(self) -> dict[str, Any]:
         """In the form that chat templates and routers read."""
-        said = {"role": self.role, "content": self.content}
+        required = {"role": self.role, "content": self.content}
         more = {"tool_calls": [call.to_dict() for call in self.calls], "tool_call_id": self.call_id, "name": self.name}
         more |= {"reasoning_content": self.reasoning, "thinking": self.reasoning}  # templates use either name
-        return {**said, **{key: value for key, value in more.items() if value}}
+        return {**required, **{key: value for key, value in more.items() if value}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        said = {
+        output = {
             "text": self.text,
             "reasoning": self.reasoning,
             "token_ids": list(self.token_ids),
@@ -202,7 +202,7 @@ class Answer:
         }
         route = self.route.to_dict()
         why = {name: route[name] for name in ("confidence", "is_fallback", "reason")}
-        return {**said, **why, **{name: getattr(self, name) for name in _COUNTED}}
+        return {**output, **why, **{name: getattr(self, name) for name in _COUNTED}}
 
 
 @dataclass(frozen=True, slots=True)

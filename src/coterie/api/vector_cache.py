@@ -44,8 +44,8 @@ class VectorCache:
 
     def __init__(self, model: Model, embedding: Embedding, device: str, folder: Path) -> None:
         """Raises CheckpointError for weights that cannot be read."""
-        said = f"1 {fingerprint(model)} {model.key} {embedding.pooling} {device}"
-        self._path = folder / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.vectors"
+        key = f"1 {fingerprint(model)} {model.key} {embedding.pooling} {device}"
+        self._path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.vectors"
 
     @staticmethod
     def key_of(ids: Sequence[int]) -> bytes:

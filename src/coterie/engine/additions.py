@@ -113,8 +113,8 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
         return None
     folder = folder_of(model.base)
     for name, other in models.items():
-        its = other.base
-        if its is not None and folder_of(its) == folder and its.layout.ranges == model.base.layout.ranges:
+        base = other.base
+        if base is not None and folder_of(base) == folder and base.layout.ranges == model.base.layout.ranges:
             return parts.served[name].base
     raise ConflictError(
         model.name, f"its base {folder} is not in memory in its present version, for adapters to share", _RESTART

@@ -106,8 +106,8 @@ class Admission:
 
     def _hold(self, client: str, more: Mapping[str, Sequence], first: bool = False) -> None:
         """Hold more of a client's sequences: by priority, and within one priority last, or `first`."""
-        there = self.held.get(client, {})
-        line = {**more, **there} if first else {**there, **more}
+        held = self.held.get(client, {})
+        line = {**more, **held} if first else {**held, **more}
         self.held[client] = dict(sorted(line.items(), key=lambda item: item[1].priority))
 
     def _withdraw(self, client: str) -> None:

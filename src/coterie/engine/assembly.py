@@ -217,8 +217,8 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     if settings.pool_bytes is not None and not between:
         fact = f"{spec.name} has no memory between {spec.run_tier} and the files"
         raise UsageError("--pool", fact, "leave it out, or serve on a device that has")
-    most = made.total_bytes if settings.pool_bytes is None else min(made.total_bytes, settings.pool_bytes)
-    lower = {name: min(most, spec.tier(name).capacity_bytes - made.router_bytes) for name in between}
+    pool_bytes = made.total_bytes if settings.pool_bytes is None else min(made.total_bytes, settings.pool_bytes)
+    lower = {name: min(pool_bytes, spec.tier(name).capacity_bytes - made.router_bytes) for name in between}
     cache = ExpertCache(device, {spec.run_tier: made.near_bytes, **lower}, settings.evict)
     others: dict[Side, tuple[ExpertCache, Set[str]]] = {}
     bases, found = bases_of(models), dict[str, Base]()
@@ -270,7 +270,7 @@ def expected_steps(
         if policy.share_steps and name in base_of
     )
     mixed = [ExpectedSteps(key, limits[key], shared) for (key, _, shared), count in variants.items() if count > 1]
-    return tuple(dict.fromkeys([*(ExpectedSteps(key, most) for key, most in limits.items()), *mixed]))
+    return tuple(dict.fromkeys([*(ExpectedSteps(key, limit) for key, limit in limits.items()), *mixed]))
 
 
 def limits_of(program: Program, max_context: int, policy: Policy) -> Limits:

@@ -49,13 +49,13 @@ def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache,
     cache = ExpertCache(device, {device.spec.run_tier: size_of(bases)})
     found = {}
     for name, base in bases.items():
-        there = cache.acquire(name, base.layout, uses=0)
-        if there.ready is not None:
-            wait_for(device, there.ready)
+        residency = cache.acquire(name, base.layout, uses=0)
+        if residency.ready is not None:
+            wait_for(device, residency.ready)
         for _, failure in cache.poll():
             if failure is not None:
                 raise failure
-        found[name] = Base(base.layout, there.weights)
+        found[name] = Base(base.layout, residency.weights)
     return cache, found
 
 

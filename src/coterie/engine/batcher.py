@@ -30,22 +30,22 @@ class Batcher:
     def __init__(self, kv: KVPool, policy: Policy, device: Device) -> None:
         self._kv, self._max_step_tokens, self._max_rows = kv, policy.max_step_tokens, policy.max_batch
         self._guesser = Guesser(policy, device)
-        self._policy, self._spec, self._most_steps = policy, device.spec, dict[str, int]()
+        self._policy, self._spec, self._max_steps = policy, device.spec, dict[str, int]()
         self._gave_vectors = False
         self._decoding: dict[str, Decoding] = {}
         self._mixed: dict[tuple[str, ...], Decoding] = {}
 
     def renewed(self, expert_id: str) -> None:
         """An expert was replaced: drop everything derived from the old one."""
-        self._most_steps.pop(expert_id, None)
+        self._max_steps.pop(expert_id, None)
         self._guesser.renewed(expert_id)
         self.changed(expert_id)
 
-    def most_steps(self, expert: ServedExpert) -> int:
+    def max_steps_of(self, expert: ServedExpert) -> int:
         """How many steps of an expert the policy allows in one run."""
-        if expert.expert_id not in self._most_steps:
-            self._most_steps[expert.expert_id] = self._policy.steps_of(expert.weight_bytes, self._spec)
-        return self._most_steps[expert.expert_id]
+        if expert.expert_id not in self._max_steps:
+            self._max_steps[expert.expert_id] = self._policy.steps_of(expert.weight_bytes, self._spec)
+        return self._max_steps[expert.expert_id]
 
     def changed(self, expert_id: str) -> None:
         """An expert gained or lost a running sequence."""
@@ -103,7 +103,7 @@ class Batcher:
         """
         drawing, wants = apart([sequence for sequence in chosen if sequence.begun])
         if wants:
-            if self._turn_of_vectors(wants, drawing):
+            if self._vectors_are_next(wants, drawing):
                 return self._vectors_of_first(experts, wants) if names else self._vectors(experts[0], wants)
             max_steps = 1
         parts, mix = cut(drawing, self._max_step_tokens, self._max_rows), None
@@ -119,9 +119,9 @@ class Batcher:
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in sequences}
         return tables, self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
 
-    def _turn_of_vectors(self, wants: Seq[Sequence], drawing: Seq[Sequence]) -> bool:
+    def _vectors_are_next(self, wants: Seq[Sequence], drawing: Seq[Sequence]) -> bool:
         """Whether the next step computes vectors: the better priority decides; at equal ones the two alternate."""
-        best, other = ([sequence.priority for sequence in its] for its in (wants, drawing))
+        best, other = ([sequence.priority for sequence in sequences] for sequences in (wants, drawing))
         differs = bool(other) and min(best) != min(other)
         self._gave_vectors = min(best) < min(other) if differs else not (self._gave_vectors and bool(other))
         return self._gave_vectors
@@ -156,5 +156,5 @@ def _side_by_side(parts: Seq[Part], names: tuple[str, ...]) -> tuple[tuple[Part,
     """The parts ordered by expert, in the order of `names`, and which expert each belongs to."""
     ordered = sorted(parts, key=lambda part: names.index(part.sequence.request.expert_id))
     of_each = [part.sequence.request.expert_id for part in ordered]
-    there = tuple(dict.fromkeys(of_each))
-    return tuple(ordered), Mix(there, tuple([there.index(name) for name in of_each]))
+    experts = tuple(dict.fromkeys(of_each))
+    return tuple(ordered), Mix(experts, tuple([experts.index(name) for name in of_each]))

@@ -117,19 +117,21 @@ def masked(z_V: F32, mask: Mask) -> F32:
 
 def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
     """log softmax, in float64, of a token and of the `count` likeliest ones: best first, ties by lower id."""
-    most = float(logits_V.max())
+    max_logit = float(logits_V.max())
     z = logits_V.astype(np.float64)
-    z -= most
-    off = most + math.log(np.exp(z, out=z).sum())
+    z -= max_logit
+    log_sum = max_logit + math.log(np.exp(z, out=z).sum())
     best: Iterable[int] = ()
     if count == 1:
         best = [int(logits_V.argmax())]
     elif count:
         count = min(count, len(logits_V))
-        least = np.partition(logits_V, len(logits_V) - count)[len(logits_V) - count]
-        candidates = np.flatnonzero(logits_V >= least)
+        threshold = np.partition(logits_V, len(logits_V) - count)[len(logits_V) - count]
+        candidates = np.flatnonzero(logits_V >= threshold)
         best = candidates[np.argsort(-logits_V[candidates], kind="stable")][:count].tolist()
-    return TokenLogprobs(token, float(logits_V[token]) - off, tuple([(int(i), float(logits_V[i]) - off) for i in best]))
+    return TokenLogprobs(
+        token, float(logits_V[token]) - log_sum, tuple([(int(i), float(logits_V[i]) - log_sum) for i in best])
+    )
 
 
 def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None:
@@ -167,12 +169,12 @@ def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[in
             failed[row] = error
             continue
         by_row[row] = (
-            [first, *_choose_behind(device, event, guesses[row], first, by_row)] if row in guesses else [first]
+            [first, *_choose_after_guesses(device, event, guesses[row], first, by_row)] if row in guesses else [first]
         )
     return failed
 
 
-def _choose_behind(device: Device, event: Event, guess: Guessed, token: int, by_row: Seq[Seq[int]]) -> list[int]:
+def _choose_after_guesses(device: Device, event: Event, guess: Guessed, token: int, by_row: Seq[Seq[int]]) -> list[int]:
     """The tokens that follow correct guesses; `token` is the one that the first guess must match.
 
     Stops at the first token that cannot be chosen: the next step begins there, and reports the error.

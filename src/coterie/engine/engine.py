@@ -83,7 +83,7 @@ class Engine:
     def check(self, request: Request) -> Sequence:
         """The sequence made of a request. Raises NotFoundError, RequestError or OversizeError if it can never run."""
         self._runner.check(request, expert := served_as(request.expert_id, self._experts))
-        sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
+        sequence = Sequence(request, expert.max_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, len(sequence.tokens), expert.kv, request.request_id)
         return sequence
 
@@ -97,10 +97,10 @@ class Engine:
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
 
-    def check_room(self, client: str, most: int, count: int = 1) -> None:
+    def check_room(self, client: str, max_waiting: int, count: int = 1) -> None:
         """As Admission.check_room; also counts the requests refused for now."""
         try:
-            self.admission.check_room(client, most, count)
+            self.admission.check_room(client, max_waiting, count)
         except CrowdedError:
             self.metrics.refused += count
             raise
@@ -217,8 +217,8 @@ class Engine:
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before the whole expert is there, so no row is needed early.
-        most = self.policy.max_batch if self.policy.overlap else 0
-        rows = self.queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
+        max_sequences = self.policy.max_batch if self.policy.overlap else 0
+        rows = self.queue.next_tokens(fetch.expert_id, max_sequences, MAX_ROWS)
         try:
             residency = self._loads.start(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
@@ -244,16 +244,16 @@ class Engine:
             for sequence in admitted:
                 self._admit(sequence)
             self._loads.touch(Counter([sequence.request.expert_id for sequence in admitted]))
-        most = self._batcher.most_steps(expert)
-        its = queue.running_of((run.expert_id, *run.partners))
-        alone = not (queue.waiting or len(queue.running) > len(its) or self._loads.under_way)
+        max_steps = self._batcher.max_steps_of(expert)
+        running = queue.running_of((run.expert_id, *run.partners))
+        alone = not (queue.waiting or len(queue.running) > len(running) or self._loads.under_way)
         if not alone:
-            most = min(most, repeats) if self.policy.multi_step_while_waiting else 1
+            max_steps = min(max_steps, repeats) if self.policy.multi_step_while_waiting else 1
         if run.partners:
-            return self._batcher.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
-        self.reuse.begin(expert, its[run.expert_id])
+            return self._batcher.mixed([self._experts[name] for name in running], running, max_steps, self.reuse.begin)
+        self.reuse.begin(expert, running[run.expert_id])
         drafts = self.drafts if alone and self.drafts.ready(expert, self._start_fetch) else None
-        return self._batcher.next(expert, its[run.expert_id], most, drafts)
+        return self._batcher.next(expert, running[run.expert_id], max_steps, drafts)
 
     def _admit(self, sequence: Sequence) -> None:
         self.reuse.admit(self._experts[sequence.request.expert_id], sequence)
@@ -343,8 +343,8 @@ class Engine:
         ready_s = None if sequence.load is None else sequence.load.completion_s(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(request, reason, timings, len(sequence.tokens))
-        said = None if error is None else as_error(request.expert_id, error)
-        self._outputs.append(sequence.output(tokens, text, reason, said, timings))
+        shown_error = None if error is None else as_error(request.expert_id, error)
+        self._outputs.append(sequence.output(tokens, text, reason, shown_error, timings))
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:
             self._recording.request(request.request_id, request.expert_id, timings)

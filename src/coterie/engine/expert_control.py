@@ -129,13 +129,13 @@ class ExpertControl:
             return None
         for expert_id in self.pending_loads:
             if self._loads.residence(expert_id) is Residence.ABSENT:
-                there = [group for group in view.groups if group.residence is not Residence.ABSENT]
+                present = [group for group in view.groups if group.residence is not Residence.ABSENT]
                 # Experts that merely have requests waiting may go: they come in turns, so the load might otherwise
                 # never start.
                 stay = [
-                    g for g in there if g.residence is not READY or (g.running and g.turn_steps < policy.turn_steps)
+                    g for g in present if g.residence is not READY or (g.running and g.turn_steps < policy.turn_steps)
                 ]
-                keep, spare = ([group.expert_id for group in groups] for groups in (stay, there))
+                keep, spare = ([group.expert_id for group in groups] for groups in (stay, present))
                 return Fetch(expert_id, frozenset(keep), frozenset(spare))
         return None
 

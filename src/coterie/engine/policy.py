@@ -78,8 +78,8 @@ class Policy:
 
     def steps_of(self, expert_bytes: int, spec: MachineSpec) -> int:
         """How many steps of an expert of this size may be one run."""
-        most = self.max_run_bytes or (ACCELERATOR_RUN_BYTES if memories_below(spec) else RUN_BYTES)
-        return min(self.max_steps, max(1, most // max(expert_bytes, 1)))
+        max_bytes = self.max_run_bytes or (ACCELERATOR_RUN_BYTES if memories_below(spec) else RUN_BYTES)
+        return min(self.max_steps, max(1, max_bytes // max(expert_bytes, 1)))
 
     def guesses_of(self, expert_bytes: int, spec: MachineSpec) -> int:
         """How many tokens of a sequence may be guessed in one step of an expert of this size."""

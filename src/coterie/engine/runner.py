@@ -71,7 +71,7 @@ class Runner:
         (offsets, shared), variants = self._places_of(first), None
         if batch.mix is not None and len(experts) > 1:
             others = tuple([self._places_of(expert)[0] for expert in experts[1:]])
-            variants = Variants(tuple([there.weights for there in residencies[1:]]), others, batch.mix.expert_B)
+            variants = Variants(tuple([other.weights for other in residencies[1:]]), others, batch.mix.expert_B)
         binding = Binding(residency.weights, offsets, kv.buffer, kv.block_bytes, rows, shared, variants)
         event = self._device.run(first.exe, binding, residency.gates_of(rows.tokens_T, steps), steps)
         for expert in experts:

@@ -165,8 +165,8 @@ class Sequence:
         request, detokenizer = self.request, self.request.detokenizer
         logprobs = () if self.chooser is None else self.chooser.take_logprobs()
         reasoning = "" if detokenizer is None else detokenizer.take_reasoning()
-        said = tokens, text, reason, error, timings, logprobs, reasoning
-        return Output(request.request_id, request.expert_id, *said, () if self.pool is None else self.pool.vector)
+        fields = tokens, text, reason, error, timings, logprobs, reasoning
+        return Output(request.request_id, request.expert_id, *fields, () if self.pool is None else self.pool.vector)
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """Append drawn tokens up to one that ends it; returns their number, the text to show, the finish reason."""

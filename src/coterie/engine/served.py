@@ -74,24 +74,24 @@ class ServedExpert:
         return self.layout.size_bytes + (self.base.layout.size_bytes if self.base else 0)
 
     @property
-    def most_prompt_tokens(self) -> int:
+    def max_prompt_tokens(self) -> int:
         """The longest prompt; if tokens are drawn, one position is left for the first."""
         return self.max_context - self.exe.program.draws
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise RequestError, with numbers, for a prompt that this expert cannot take."""
-        if len(prompt_ids) > self.most_prompt_tokens:
-            raise too_long(self.expert_id, f"{len(prompt_ids)} tokens", self.max_context, self.most_prompt_tokens)
+        if len(prompt_ids) > self.max_prompt_tokens:
+            raise too_long(self.expert_id, f"{len(prompt_ids)} tokens", self.max_context, self.max_prompt_tokens)
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"
             raise RequestError(self.expert_id, fact, "leave it out, or use this expert's tokenizer")
 
 
-def too_long(expert_id: str, has: str, max_context: int, most: int) -> ContextError:
-    """The error for a prompt that `has` more than the `most` tokens that an expert of this context takes."""
+def too_long(expert_id: str, has: str, max_context: int, max_prompt_tokens: int) -> ContextError:
+    """The error for a prompt that `has` more than the `max_prompt_tokens` that fit in the context of an expert."""
     fact = f"the prompt has {has} but the context of this expert holds {max_context}"
-    return ContextError(expert_id, fact, f"shorten it to {most} tokens or fewer")
+    return ContextError(expert_id, fact, f"shorten it to {max_prompt_tokens} tokens or fewer")
 
 
 def served_as(expert_id: str, experts: Mapping[str, ServedExpert]) -> ServedExpert:

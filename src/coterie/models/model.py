@@ -96,7 +96,7 @@ class Model:
         return next((word for word in (BF16, INT8) if word in told), FLOAT32)
 
     @property
-    def most_prompt_tokens(self) -> int:
+    def max_prompt_tokens(self) -> int:
         """Maximum prompt length in tokens: if a token is to be sampled, there must be room for it too."""
         return self.max_context - self.draws
 

@@ -87,7 +87,7 @@ async def respond(request: Request, worker: Worker, asked: EndpointRequest) -> R
             return JSONResponse(asked.whole(answers))
         body = await worker.run_in_pool(lambda _: written(asked.whole(answers), RUN, within=asked.within), reads=True)
         return Response(body, media_type=JSONResponse.media_type)
-    stream, end = _asked(request, worker, asked.queries)
+    stream, end = _submit(request, worker, asked.queries)
     return await _streamed(worker, asked, stream, end)
 
 
@@ -102,7 +102,7 @@ async def answered(
 
     Raises CoterieError.
     """
-    stream, end = _asked(request, worker, queries, partly)
+    stream, end = _submit(request, worker, queries, partly)
     try:
         return await _gather(stream, observe)
     finally:
@@ -141,7 +141,7 @@ async def numbers(worker: Worker, answers: Sequence[Answer], make: Callable[[], 
     return await worker.run_in_pool(lambda _: response(), reads=True)
 
 
-def _asked(
+def _submit(
     request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False
 ) -> tuple[Stream, Callable[[], None]]:
     """The stream of the queries' chunks, and a function to call when no more of it is wanted."""

@@ -39,7 +39,7 @@ class Items:
         if tokens:
             self._tokens.put(text, tokens)
         for item in found_in(self._reader, text, last):
-            yield from self._said(item) if isinstance(item, str) else self._called(item)
+            yield from self._push_text(item) if isinstance(item, str) else self._push_call(item)
 
     def end(self, cut: bool) -> Iterator[dict[str, Any]]:
         """The last events; `cut`: a last item that is not a call is incomplete. Ensures at least one item."""
@@ -51,7 +51,7 @@ class Items:
             cut = self._reader is not None and self._reader.cut
         yield from self._close("incomplete" if cut else "completed")
 
-    def _said(self, text: str) -> Iterator[dict[str, Any]]:
+    def _push_text(self, text: str) -> Iterator[dict[str, Any]]:
         if not self.output or self.output[-1]["type"] != "message":
             yield from self._close("completed")
             yield from self._begin_message()
@@ -61,7 +61,7 @@ class Items:
         part["logprobs"] += logprobs
         yield {"type": "response.output_text.delta", **self._part(), "delta": text, "logprobs": _streamed(logprobs)}
 
-    def _called(self, item: Call | More) -> Iterator[dict[str, Any]]:
+    def _push_call(self, item: Call | More) -> Iterator[dict[str, Any]]:
         self._tokens.forget(last=1)  # that one may also belong to what follows the call
         if isinstance(item, Call):
             yield from self._close("completed")

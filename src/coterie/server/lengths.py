@@ -15,15 +15,15 @@ QUICK_CHARS = 16 * LONG_CHARS  # tokenised in milliseconds
 
 def takes_long(query: Query) -> bool:
     """Whether a grammar must be compiled, or much text tokenised."""
-    return _is_formed(query) or _chars(query) > LONG_CHARS
+    return _is_constrained(query) or _chars(query) > LONG_CHARS
 
 
 def are_quick(queries: Sequence[Query]) -> bool:
     """Whether preparing all of them takes milliseconds, not seconds."""
-    return not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
+    return not any(map(_is_constrained, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
 
 
-def _is_formed(query: Query) -> bool:
+def _is_constrained(query: Query) -> bool:
     return bool(query.form or query.tools)
 
 

@@ -100,11 +100,11 @@ def message(item: object, where: str) -> Message:
         return Message(role, _content(content, where), call_id=call_id, name=name if isinstance(name, str) else "")
     if role == "assistant":
         calls = _calls(item.get("tool_calls"), where)
-        return Message(role, _said(item, where), calls, reasoning=_thought(item, where))
+        return Message(role, _text_content(item, where), calls, reasoning=_reasoning_content(item, where))
     return Message(role, _content(content, where))
 
 
-def _said(item: Mapping[str, object], where: str) -> str:
+def _text_content(item: Mapping[str, object], where: str) -> str:
     """An assistant's text, including a refusal; empty if it only made calls, or was cut off before any text."""
     for name, remedy in _ELSEWHERE.items():
         if item.get(name) is not None:
@@ -113,7 +113,7 @@ def _said(item: Mapping[str, object], where: str) -> str:
     return ("" if content is None else _content(content, where)) + (refusal or "")
 
 
-def _thought(item: Mapping[str, object], where: str) -> str:
+def _reasoning_content(item: Mapping[str, object], where: str) -> str:
     """An assistant's reasoning; other servers' formats for it are ignored."""
     found = [item[name] for name in REASONING if isinstance(item.get(name), str)]
     return str(found[0]) if found else ""

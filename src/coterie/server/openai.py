@@ -41,7 +41,7 @@ from coterie.server.messages import (
     switches,
 )
 from coterie.server.structured import STRUCTURING, form_of
-from coterie.server.tools import TOOLS, Spoken, calling, offered
+from coterie.server.tools import TOOLS, MessageWriter, calling, offered
 
 # Features that Coterie does not implement: refused unless the value is one of these, which request nothing.
 REFUSED: Mapping[str, tuple[object, ...]] = {
@@ -196,16 +196,16 @@ class ChatAnswers(Streamed):
         self.stream, self.include_usage = body.stream, body.include_usage
         self._created, self._id, self._texts = created, "", texts
         self._choice = body.query.choice
-        self._spoken: dict[int, Spoken] = {}
+        self._writers: dict[int, MessageWriter] = {}
         self._frames: dict[int, Frame] = {}
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
         choices = []
         for index, answer in enumerate(answers):
-            spoken = self._speaks(index, answer.expert)
-            message = spoken.message(answer.text, answer.reasoning)
-            reason = spoken.reason(answer.finish_reason)
+            writer = self._writer_of(index, answer.expert)
+            message = writer.message(answer.text, answer.reasoning)
+            reason = writer.reason(answer.finish_reason)
             logprobs = logprobs_of(answer.logprobs, self._choice, whole=True)
             choice = {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
             choices.append({**choice, **own_details(answer, len(answers))})
@@ -214,9 +214,9 @@ class ChatAnswers(Streamed):
 
     def encode_text(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
         """Text in the middle of a choice, without logprobs, if no calls are parsed."""
-        spoken = self._spoken.get(index)
+        writer = self._writers.get(index)
         more = chunk.answer is not None or chunk.reasoning or self._choice.top_logprobs is not None
-        if spoken is None or not spoken.plain or more:
+        if writer is None or not writer.is_text_only or more:
             return None
         if index not in self._frames:
             self._frames[index] = Frame(self.encode(self._event(index, chunk, {"content": MARK})))
@@ -224,14 +224,14 @@ class ChatAnswers(Streamed):
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """A choice's first event has the role, its last one the finish reason."""
-        spoken, logprobs = self._speaks(index, chunk.expert), logprobs_of(chunk.logprobs, self._choice)
-        deltas = list(spoken.deltas(chunk.text, chunk.last, chunk.reasoning))
+        writer, logprobs = self._writer_of(index, chunk.expert), logprobs_of(chunk.logprobs, self._choice)
+        deltas = list(writer.deltas(chunk.text, chunk.last, chunk.reasoning))
         if chunk.logprobs and not deltas:
             deltas.append({"content": ""})  # a token whose text is still held back
         for place, delta in enumerate(deltas):
             yield self._event(index, chunk, delta, logprobs=None if place else logprobs)
         if chunk.answer is not None:
-            reason = spoken.reason(chunk.answer.finish_reason)
+            reason = writer.reason(chunk.answer.finish_reason)
             yield {**self._event(index, chunk, {}, reason), "coterie": details(chunk.answer)}
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -239,10 +239,10 @@ class ChatAnswers(Streamed):
         head = self._head(answers[0].request_id, "chat.completion.chunk", answers[0].expert)
         return {**head, "choices": [], "usage": usage(answers, len(answers))}
 
-    def _speaks(self, index: int, expert: str) -> Spoken:
-        if index not in self._spoken:
-            self._spoken[index] = Spoken(self._texts[expert].calls(self.queries[index]))
-        return self._spoken[index]
+    def _writer_of(self, index: int, expert: str) -> MessageWriter:
+        if index not in self._writers:
+            self._writers[index] = MessageWriter(self._texts[expert].calls(self.queries[index]))
+        return self._writers[index]
 
     def _event(
         self, index: int, chunk: Chunk, delta: Mapping[str, Any], reason: str | None = None, logprobs: object = None

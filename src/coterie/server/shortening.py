@@ -45,7 +45,7 @@ async def respond_within(request: Request, worker: Worker, asked: EndpointReques
 
 def as_read(query: Query, expert: str, coterie: Serving) -> Query:
     """A query as its expert reads it: shortened if it is too long and can be. Raises RequestError."""
-    if _holds(coterie.texts[expert], query, coterie.models[expert].most_prompt_tokens):
+    if _holds(coterie.texts[expert], query, coterie.models[expert].max_prompt_tokens):
         return query
     return shortened(query, expert, coterie) or query
 
@@ -68,7 +68,7 @@ def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
     cuts = [place for place in spoken[1:] if said[place].role == "user"]
     if text is None or model is None or not cuts:
         return None
-    most = model.most_prompt_tokens
+    most = model.max_prompt_tokens
     room = min(query.max_tokens or most // USUAL_SHARE, most // MAX_SHARE)
 
     def cut(place: int) -> Query:

@@ -85,7 +85,7 @@ def _check(tool: object, where: str) -> None:
     fields.flag(function, "strict", within)
 
 
-class Spoken:
+class MessageWriter:
     """One choice's text and calls, whole or in pieces. Without a `reader` everything is text."""
 
     def __init__(self, reader: CallReader | None) -> None:
@@ -94,7 +94,7 @@ class Spoken:
         self._num_calls = 0
 
     @property
-    def plain(self) -> bool:
+    def is_text_only(self) -> bool:
         """True if all that follows is plain text: the role has been sent, and no calls are parsed."""
         return self._begun and self._reader is None
 

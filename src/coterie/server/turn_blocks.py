@@ -46,15 +46,15 @@ class Blocks:
     def push(self, text: str, reasoning: str = "", last: bool = False) -> Iterator[dict[str, Any]]:
         """The events for new text and reasoning."""
         if reasoning:
-            yield from self._more("thinking", reasoning, {"thinking": "", "signature": ""})
+            yield from self._push_text("thinking", reasoning, {"thinking": "", "signature": ""})
         for item in found_in(self._reader, text, last):
             if isinstance(item, str):
-                yield from self._more("text", item, {"text": ""})
+                yield from self._push_text("text", item, {"text": ""})
                 continue
             if isinstance(item, Call):
                 yield from self._close()
                 yield from self._begin({"type": "tool_use", "id": new_call_id(), "name": item.name, "input": ""})
-            yield from self._called(item)
+            yield from self._push_call(item)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """The last events."""
@@ -70,7 +70,7 @@ class Blocks:
         """Whether it ends with a complete call."""
         return any("input" in block for block in self.content) and not (self._reader is not None and self._reader.cut)
 
-    def _more(self, kind: str, text: str, empty: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _push_text(self, kind: str, text: str, empty: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if not self._open or self.content[-1]["type"] != kind:
             yield from self._close()
             yield from self._begin({"type": kind, **empty})
@@ -78,7 +78,7 @@ class Blocks:
         self.content[-1][field] += text
         yield self._delta({"type": name, field: text})
 
-    def _called(self, item: Call | More) -> Iterator[dict[str, Any]]:
+    def _push_call(self, item: Call | More) -> Iterator[dict[str, Any]]:
         if item.arguments:
             self.content[-1]["input"] += item.arguments
             name, field = _CALLED

@@ -128,7 +128,9 @@ def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
         if role not in ("user", "assistant"):
             raise RequestError(where, "has no known role", "use user, assistant or system")
         blocks = _blocks(turn.get("content"), where)
-        said += [_spoken(blocks, where, names)] if role == "assistant" else _asked(blocks, where, names)
+        said += (
+            [_assistant_message(blocks, where, names)] if role == "assistant" else _user_messages(blocks, where, names)
+        )
     return tuple(said)
 
 
@@ -140,7 +142,7 @@ def _blocks(content: object, where: str) -> Sequence[Mapping[str, Any]]:
     return content
 
 
-def _spoken(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, str]) -> Message:
+def _assistant_message(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, str]) -> Message:
     """An assistant's text, reasoning and calls; adds its calls' tools to `names`, by call id."""
     said, thought, calls = "", "", list[ToolCall]()
     for place, block in enumerate(blocks):
@@ -158,7 +160,7 @@ def _spoken(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, st
     return Message("assistant", said, tuple(calls), reasoning=thought)
 
 
-def _asked(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str]) -> list[Message]:
+def _user_messages(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str]) -> list[Message]:
     """Results of calls, followed by the user's text."""
     came, said = list[Message](), list[str]()
     for place, block in enumerate(blocks):

@@ -64,9 +64,9 @@ class Worker:
         coterie.on_avoid(log_avoided)
         coterie.on_repin(log_repinned)
 
-    def on_end(self, tell: Callable[[], None]) -> None:
+    def on_end(self, callback: Callable[[], None]) -> None:
         """Register a callback for the end of all answers. It must return at once, and may be called twice."""
-        self._on_end.append(tell)
+        self._on_end.append(callback)
 
     def start(self) -> None:
         """Start the thread."""
@@ -205,8 +205,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[None] = loop.create_future()
 
-        def tell(error: CoterieError | None) -> None:
-            self._waiting.discard(tell)
+        def callback(error: CoterieError | None) -> None:
+            self._waiting.discard(callback)
             self._changed()
             if error is None:
                 loop.call_soon_threadsafe(_resolve, end, None)
@@ -214,13 +214,13 @@ class Worker:
                 loop.call_soon_threadsafe(_fail, end, error)
 
         def run(coterie: Serving) -> None:
-            self._waiting.add(tell)  # first, so that a concurrent _give_up finds it
+            self._waiting.add(callback)  # first, so that a concurrent _give_up finds it
             try:
                 if self.broken is not None:  # broken since it was queued
                     raise self.broken
-                begin(coterie, tell)
+                begin(coterie, callback)
             except BaseException:
-                self._waiting.discard(tell)
+                self._waiting.discard(callback)
                 raise
 
         await self.call(run)
@@ -306,8 +306,8 @@ class Worker:
         for request_id, stream in self._streams.items():
             stream.loop.call_soon_threadsafe(stream.put, Chunk(request_id, "", error=error))
         self._streams.clear()
-        for tell in tuple(self._waiting):
-            tell(error)
+        for callback in tuple(self._waiting):
+            callback(error)
         for end in self._on_end:
             end()
 

@@ -236,12 +236,14 @@ class Drafts:
 
         A draft with most of its prompt unread starts only if the answer is long enough for the reading to pay.
         """
-        most = min(MAX_DRAFTED, self._policy.max_batch // len(sequences) - 1, *[s.tokens_left - 1 for s in sequences])
+        max_count = min(
+            MAX_DRAFTED, self._policy.max_batch // len(sequences) - 1, *[s.tokens_left - 1 for s in sequences]
+        )
         if self._policy.max_guesses is not None:
-            most = min(most, self._policy.max_guesses)
-        shares = [(pair.rate.for_new_answer() if draft is None else draft.rate).value for draft in drafts]
+            max_count = min(max_count, self._policy.max_guesses)
+        rates = [(pair.rate.for_new_answer() if draft is None else draft.rate).value for draft in drafts]
         plain = pair.price.step(sequences) + BETWEEN_RUNS_BYTES / steps
-        count, gain = best_count(pair.price, pair.drafting, sequences, shares, most, plain)
+        count, gain = best_count(pair.price, pair.drafting, sequences, rates, max_count, plain)
         if not count:
             return 0
         unread = sum([self._unread(small, s, draft) for s, draft in zip(sequences, drafts, strict=True)])

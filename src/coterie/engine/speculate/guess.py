@@ -66,15 +66,17 @@ class Guesser:
         if not limits.free and not any(sequence.mask is not None for sequence in sequences):
             return None
         known = self._known(expert)
-        seen = [_propose(sequence, known.tally, limits) for sequence in sequences]
+        proposals = [_propose(sequence, known.tally, limits) for sequence in sequences]
         chances: list[tuple[float, int, int]] = []
-        for number, its in enumerate(seen):
-            chances += [(chance, -place, number) for place, chance in enumerate(its.chances)]
+        for number, proposal in enumerate(proposals):
+            chances += [(chance, -place, number) for place, chance in enumerate(proposal.chances)]
         if not chances:
             return None
         chances.sort(reverse=True)
         counts = self._counts(known.price, sequences, chances, steps)
-        return [tuple(its.tokens[:count]) for its, count in zip(seen, counts, strict=True)] if any(counts) else None
+        if not any(counts):
+            return None
+        return [tuple(proposal.tokens[:count]) for proposal, count in zip(proposals, counts, strict=True)]
 
     def renewed(self, expert_id: str) -> None:
         """An expert was replaced: forget what is known about it."""

@@ -87,8 +87,8 @@ class Lookup:
         """True if there is anything to guess."""
         return self._at >= 0
 
-    def after(self, most: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
-        """Up to `most` tokens that may come next, each with the chance that it is right if all before it are.
+    def after(self, max_tokens: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
+        """Up to `max_tokens` tokens that may come next, each with the chance that it is right if all before it are.
 
         `tail`: tokens assumed to come before them.
         """
@@ -96,8 +96,8 @@ class Lookup:
         if at < 0:
             return []
         tokens, known, found = self._tokens, len(self._tokens), list[tuple[int, float]]()
-        assumed = list(tail)  # the repeating part may be shorter than `most`
-        for place in range(at, at + most):
+        assumed = list(tail)  # the repeating part may be shorter than `max_tokens`
+        for place in range(at, at + max_tokens):
             token = tokens[place] if place < known else assumed[place - known]
             assumed.append(token)
             found.append((token, self._tally.rate(match + place - at)))

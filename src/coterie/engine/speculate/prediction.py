@@ -48,8 +48,8 @@ class Prediction:
         """True if there is anything to guess."""
         return self._at >= 0
 
-    def after(self, most: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
-        """Up to `most` tokens that may come next, each with the chance that it is right if all before it are.
+    def after(self, max_tokens: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
+        """Up to `max_tokens` tokens that may come next, each with the chance that it is right if all before it are.
 
         `tail`: tokens assumed to come before them.
         """
@@ -57,7 +57,7 @@ class Prediction:
         for token in tail:
             at, match = self._step(at, match, before, token)
             before = token
-        found = self._source[at : at + most] if at >= 0 else ()
+        found = self._source[at : at + max_tokens] if at >= 0 else ()
         return [(token, self._tally.rate(match + place)) for place, token in enumerate(found)]
 
     @property

@@ -58,17 +58,17 @@ def _sizes(rows: int, pairs: int) -> Sizes:
 
 
 def best_count(
-    price: Price, drafting: Price, sequences: Seq[Sequence], shares: Seq[float], most: int, plain: float
+    price: Price, drafting: Price, sequences: Seq[Sequence], rates: Seq[float], max_count: int, plain: float
 ) -> tuple[int, float]:
-    """How many drafted guesses per sequence, up to `most`, give the most tokens for their price; and their speed-up.
+    """How many drafted guesses per sequence, up to `max_count`, give the most tokens for their price; their speed-up.
 
     (0, 1.0) if none pay. `price`: of the target expert; `drafting`: of the draft expert, which has read all prompts.
-    `shares`: each sequence's acceptance rate; `plain`: the price of a step without guesses.
+    `rates`: each sequence's acceptance rate; `plain`: the price of a step without guesses.
     """
     best, found, tokens, chances = len(sequences) / plain, 0, float(len(sequences)), [1.0] * len(sequences)
     own, taken = drafting.step(sequences), plain + BETWEEN_RUNS_BYTES
-    for count in range(1, most + 1):
-        chances = [chance * share for chance, share in zip(chances, shares, strict=True)]
+    for count in range(1, max_count + 1):
+        chances = [chance * rate for chance, rate in zip(chances, rates, strict=True)]
         tokens += sum(chances)
         rows = len(sequences) * count
         taken += own + BETWEEN_RUNS_BYTES * (count <= 2)  # the first guess is one run, all others another

@@ -23,8 +23,8 @@ MIN_CHANCE = 0.1  # guesses below this chance hardly ever pay, so the search sto
 class Source(Protocol):
     """Predicts the next tokens."""
 
-    def after(self, most: int, tail: Sequence[int] = ()) -> Guesses:
-        """Up to `most` tokens that may follow `tail`, each with the chance that it is right if all before it are."""
+    def after(self, max_tokens: int, tail: Sequence[int] = ()) -> Guesses:
+        """Up to `max_tokens` that may follow `tail`, each with the chance that it is right if all before it are."""
 
 
 @value
@@ -36,16 +36,20 @@ class Proposal:
 
 
 def propose(
-    sources: Sequence[Source], mask: Mask | None, most: int, last_choices: LastChoices | None = None, newest: int = -1
+    sources: Sequence[Source],
+    mask: Mask | None,
+    max_tokens: int,
+    last_choices: LastChoices | None = None,
+    newest: int = -1,
 ) -> Proposal:
-    """Propose at most `most` tokens: those that the mask forces, else those of the source surest of its next token.
+    """Propose at most `max_tokens`: those that the mask forces, else those of the source surest of its next token.
 
     `last_choices`: of an answer whose newest token is `newest`; if surest, it contributes one token.
     The mask is copied, never changed.
     """
     seen, chance, ahead = Proposal([], []), 1.0, None
-    while len(seen.tokens) < most and chance >= MIN_CHANCE:
-        room, at = most - len(seen.tokens), mask if ahead is None else ahead
+    while len(seen.tokens) < max_tokens and chance >= MIN_CHANCE:
+        room, at = max_tokens - len(seen.tokens), mask if ahead is None else ahead
         forced = () if at is None else at.forced()[:room]
         run = [(token, 1.0) for token in forced]
         if not forced:

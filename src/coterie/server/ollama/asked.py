@@ -64,7 +64,7 @@ def parse_chat(body: object, composition: Composition) -> OllamaBody:
     turns = fields.get(given, "messages", list, "a list of messages") or []
     tools = fields.get(given, "tools", list, "a list of functions") or []
     functions = [{"type": "function", **tool} if isinstance(tool, dict) else tool for tool in tools]
-    return _asked(given, composition, conversation(turns) if turns else (), tools=offered({"tools": functions}))
+    return _body_of(given, composition, conversation(turns) if turns else (), tools=offered({"tools": functions}))
 
 
 def parse_generate(body: object, composition: Composition) -> OllamaBody:
@@ -82,10 +82,10 @@ def parse_generate(body: object, composition: Composition) -> OllamaBody:
     said: tuple[Message, ...] = (Message("user", prompt),) if prompt or suffix else ()
     if said and system:
         said = (Message("system", system), *said)
-    return _asked(given, composition, said, raw=as_it_is, suffix=suffix)
+    return _body_of(given, composition, said, raw=as_it_is, suffix=suffix)
 
 
-def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Message, ...], **more: Any) -> OllamaBody:
+def _body_of(given: Mapping[str, Any], composition: Composition, said: tuple[Message, ...], **more: Any) -> OllamaBody:
     """What both endpoints share; everything is validated, even if there is nothing to answer."""
     model, stream = named(given, composition), given.get("stream") is None or fields.flag(given, "stream")
     options = _options(given)

@@ -57,9 +57,9 @@ def parse_embed(body: object, coterie: Serving, endpoint: str) -> Embed:
 def _cut(query: Query, coterie: Serving) -> Query:
     """The query truncated to its expert's context; unchanged if the text has fewer bytes than that."""
     text, model = coterie.texts[query.model], coterie.models[query.model]
-    if len(query.messages[-1].content.encode()) < model.most_prompt_tokens:
+    if len(query.messages[-1].content.encode()) < model.max_prompt_tokens:
         return query
-    return replace(query, prompt_ids=text.encode(query, prompt_of(query), most=model.most_prompt_tokens))
+    return replace(query, prompt_ids=text.encode(query, prompt_of(query), max_tokens=model.max_prompt_tokens))
 
 
 def embedded(body: Embed, answers: Sequence[Answer], text: Text, seconds: float) -> dict[str, Any]:
