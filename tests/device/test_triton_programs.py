@@ -139,7 +139,7 @@ def test_rows_of_a_program_without_a_head_are_the_references(make, shape, dtypes
     assert not expert.exe.drawn
     for step in steps(expert):
         got, expected, moved = inspect(expert, step)[name], expert.expect(step)[name], expect_rounded(rounding, step)
-        assert got.shape == (len(step.rows_R), expert.program.row_numbers)
+        assert got.shape == (len(step.rows_R), expert.program.result_width)
         assert distance(got, expected) < max(bound, 2 * distance(moved[name], expected))
 
 

@@ -38,7 +38,7 @@ def test_of_two_names_that_counts_which_transformers_reads(name: str, usual: str
     """A class that has the own name reads that, after what the usual one may have set there; others read the usual."""
     made, family = MADE[name], FAMILIES[name]
     known = own if hasattr(made, own) else usual
-    more = {**dict.fromkeys(family.given, 1), **family.required, "hidden_size": 32}
+    more = {**dict.fromkeys(family.mandatory_keys, 1), **family.required, "hidden_size": 32}
     for values in (two := two_values(getattr(made, known)), two[::-1]):
         raw = {usual: values[0], own: values[1]} | ({"num_hidden_layers": 1} if usual == "layer_types" else {})
         raw |= {"num_attention_heads": 4} if usual == "hidden_size" else {}  # or heads would not fit in it
@@ -50,6 +50,6 @@ def test_of_two_names_that_counts_which_transformers_reads(name: str, usual: str
 
 def test_the_own_name_alone_counts() -> None:
     for name, usual, own in ROWS:
-        more = {**dict.fromkeys(FAMILIES[name].given, 1), **({} if usual == "hidden_size" else {"hidden_size": 7})}
+        more = dict.fromkeys(FAMILIES[name].mandatory_keys, 1) | ({} if usual == "hidden_size" else {"hidden_size": 7})
         found = _usual_keys({**more, own: 7}, "config.json", FAMILIES[name])
         assert (found.get(usual), found.names[usual]) == (7, own)

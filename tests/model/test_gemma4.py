@@ -183,7 +183,8 @@ def test_configs_as_released():
     """Of the shapes of E2B and 26B-A4B."""
     small = ModelConfig.from_hf(released(SMALL), "small")
     assert (small.attending_layers, small.layered.shared_width) == (tuple(range(15)), 12_288)
-    assert [small.layered.source(layer, small.windows) for layer in (14, 15, 18, 19, 34)] == [14, 13, 13, 14, 14]
+    sources = [small.layered.kv_source_layer(layer, small.windows) for layer in (14, 15, 18, 19, 34)]
+    assert sources == [14, 13, 13, 14, 14]
     assert (len(small.local_rope.inv_freq), len(small.rope.inv_freq)) == (128, 256)
     assert (small.rope.inv_freq[63] > 0, small.rope.inv_freq[64:]) == (True, (0.0,) * 192)
     kept = synthetic_model(released(SMALL), "small").kv

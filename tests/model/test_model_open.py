@@ -200,7 +200,7 @@ def test_an_added_token_may_lack_a_row(folder):
     model = open_model(folder)
     ids = Tokenizer.from_folder(folder).encode("<image>")
     assert ids == [257] == [model.config.vocab_size]
-    exe = SimpleNamespace(program=SimpleNamespace(draws=True))
+    exe = SimpleNamespace(program=SimpleNamespace(samples_tokens=True))
     served = ServedExpert("it", model.layout, exe, model.kv, model.max_context, model.config.vocab_size)
     with pytest.raises(RequestError, match="the prompt holds token 257 but the vocabulary has 257"):
         served.check_prompt(ids)

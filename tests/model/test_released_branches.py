@@ -78,7 +78,7 @@ def opened(name, **changes):
     [
         ("Qwen1.5-MoE-A2.7B", (60, 4, 1408, 5632, ()), Choice()),
         ("GLM-4.5-Air", (128, 8, 1408, 1408, (0,)), Choice(True, **BIASED)),
-        ("ERNIE-4.5-21B-A3B", (64, 6, 1536, 3072, (0,)), Choice(True, biased=True, least_sum=1e-12)),
+        ("ERNIE-4.5-21B-A3B", (64, 6, 1536, 3072, (0,)), Choice(True, biased=True, min_sum=1e-12)),
         ("dots.llm1", (128, 6, 1408, 2816, (0,)), Choice(True, scale=2.5, **BIASED)),
         ("Hunyuan-A13B", (64, 8, 3072, 3072, ()), Choice(True)),
         ("MiniMax-M2", (256, 8, 1536, 0, ()), Choice(True, sigmoid=True, biased=True)),

@@ -107,7 +107,8 @@ def test_what_changes_the_numbers():
 
 def test_queries_that_grow():
     c = opened("Ministral-3-8B-Base-2512")
-    assert (c.family, c.rope.kind, c.rope.scale, c.rope.growth, c.rope.every) == ("ministral3", "yarn", 1, 0.1, 16_384)
+    rope = c.rope
+    assert (c.family, rope.kind, rope.scale, rope.growth, rope.growth_step) == ("ministral3", "yarn", 1, 0.1, 16_384)
     assert (c.max_context, set(c.windows), c.tied_embeddings) == (262_144, {0}, False)
     text = RELEASED["Ministral-3-8B-Base-2512"]["text_config"]
     with pytest.raises(UnsupportedError, match=r"llama_4_scaling_beta = 0.1 means queries that grow .* for mistral"):
@@ -138,7 +139,7 @@ def test_arcee():
 
 def test_hunyuan():
     c, plain = opened("Hunyuan-7B-Instruct"), opened("Hunyuan-7B-Instruct", rope_scaling=None)
-    assert (c.normed_behind_rope, c.max_context, c.tied_embeddings) == (True, 32_768, True)
+    assert (c.qk_norm_after_rope, c.max_context, c.tied_embeddings) == (True, 32_768, True)
     last = 10_000.0 ** (-126 / 128)
     assert plain.rope.inv_freq[-1] == pytest.approx(last, rel=1e-6)
     assert c.rope.inv_freq[-1] == pytest.approx(last / 1000, rel=1e-6)  # 1000 ** (128 / 126 * 126 / 128)

@@ -170,7 +170,7 @@ def world(sizes, near_blocks, kv_blocks=64, policy=None, variants=(), recurrent=
 def expert(name, blocks, max_context=40):
     kv = KvShape(num_layers=1, num_kv_heads=1, head_dim=1 + len(name) % 3 + blocks % 2, dtype=DType.F16)
     exe = SimpleNamespace(
-        names=(name,), kv=kv, program=SimpleNamespace(weights=(), regions=(), draws=True, sees_all=False)
+        names=(name,), kv=kv, program=SimpleNamespace(weights=(), regions=(), samples_tokens=True, bidirectional=False)
     )
     return ServedExpert(name, fake_layout(name, blocks, num_stages=3), exe, kv, max_context, VOCAB)
 

@@ -90,7 +90,7 @@ VARIANTS = {
     "rotated in part": {"rotated": 4},
     "no gate": {"feed_forward": FeedForward.RELU_SQUARED},
     "interleaved": {"interleaved": True},
-    "normed behind rope": {"qk_norm": True, "normed_behind_rope": True},
+    "norm after rope": {"qk_norm": True, "qk_norm_after_rope": True},
     "interleaved in part": {"interleaved": True, "rotated": 4, "qk_norm": True},
     "not all rotated": {"layers_without_rope": (1,), "qk_norm": True},
     "everything": dict.fromkeys(("qk_norm", "qkv_bias", "o_bias", "mlp_bias", "tied_embeddings"), True),

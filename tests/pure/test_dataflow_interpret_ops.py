@@ -92,7 +92,7 @@ def test_a_model_that_sees_is_its_reference_tile_by_tile(images, how):
 
 FAMILIES = {
     "growing": {
-        **{"rope": Rope("default", (), 1.0, 512, growth=0.4, every=2), "interleaved": True},
+        **{"rope": Rope("default", (), 1.0, 512, growth=0.4, growth_step=2), "interleaved": True},
         "feed_forward": FeedForward.RELU_SQUARED,
     },
     "sinks": {"names": Names(sinks="self_attn.sinks"), "windows": (3, 0)},

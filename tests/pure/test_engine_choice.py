@@ -64,8 +64,8 @@ class ChangingDevice(NumbersDevice):
         self.rows.append(logits(context, name))
         settings, row = next(self.settings), len(self.drawn) % self.sizes.R
         if settings.changes is not None:
-            behind = (*settings.changes.behind, *self.drawn[row :: self.sizes.R])
-            settings = replace(settings, changes=replace(settings.changes, behind=behind))
+            later = (*settings.changes.later_tokens, *self.drawn[row :: self.sizes.R])
+            settings = replace(settings, changes=replace(settings.changes, later_tokens=later))
         self.drawn.append(draw(self.rows[-1], settings, len(context) - 1))
         return self.drawn[-1]
 

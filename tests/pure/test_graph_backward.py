@@ -91,7 +91,7 @@ REFUSED = {
     ),
     "offset": ({"norm_offset": 1.0}, "head/norm.* over all heads together, or with an offset, has no gradient"),
     "growth of queries": (
-        {"rope": Rope("default", (), 1.0, 512, growth=0.1, every=3)},
+        {"rope": Rope("default", (), 1.0, 512, growth=0.1, growth_step=3)},
         "layers.1/attention.* attention whose queries grow has no gradient",
     ),
     "cap of scores": ({"attention_cap": 2.0}, "layers.1/attention.* capped attention has no gradient"),

@@ -29,7 +29,7 @@ from coterie.models.choice import Choice
 
 BRANCHES = Branches(5, 2, 8, Choice(normalised=True), frozenset((1,)), BranchNames())
 CHOICES = (
-    *(Choice(), Choice(biased=True), Choice(sigmoid=True), Choice(scale=2.5), Choice(normalised=True, least_sum=1e-3)),
+    *(Choice(), Choice(biased=True), Choice(sigmoid=True), Choice(scale=2.5), Choice(normalised=True, min_sum=1e-3)),
     *(Choice(groups=5, taken_groups=taken, group_best=1) for taken in (2, 3)),
 )
 GATE_UP, DOWN, CHOSEN = "layers.1/branch_gate_up", "layers.1/branch_down", "layers.1/chosen"

@@ -69,7 +69,7 @@ def test_what_a_sequence_keeps():
     kv = kv_shape(delta_net(dtypes=(DType.BF16,)))
     assert kv == KvShape(1, 2, 6, DType.BF16, state_units=2 * (4 + 7), unit_bytes=60)
     assert kv.sequence_bytes(10) == 10 * 2 * 2 * 6 * 2 + 22 * 60
-    assert (kv.recurrent, kv.bytes_per_token, kv.least_block_bytes) == (True, 48, 60)
+    assert (kv.recurrent, kv.bytes_per_token, kv.min_block_bytes) == (True, 48, 60)
     assert [kv.state_blocks(size) for size in (60, 119, 120, 1319, 1320)] == [22, 22, 11, 2, 1]
     assert [kv.tokens_per_block(size) for size in (59, 60, 200)] == [0, 1, 4]
     assert kv.blocks_for(9, 200) == 8 + 3

@@ -48,7 +48,7 @@ GRAPHS = [
     *WHOLE,
     *(expand(graph) for graph in WHOLE),
     expand(decoder((DType.BF16,))),
-    decoder_graph(ENCODER, dict.fromkeys(weight_shapes(ENCODER), DType.F32), draws=False),
+    decoder_graph(ENCODER, dict.fromkeys(weight_shapes(ENCODER), DType.F32), samples_tokens=False),
 ]
 # The first graph in which an op is found.
 FIRST = {op.kind: (graph, op) for graph in reversed(GRAPHS) for op in reversed(graph.ops)}

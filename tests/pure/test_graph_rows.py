@@ -15,7 +15,7 @@ from coterie.engine.batch import cut_whole
 from coterie.graph.cost import pairs_of
 from coterie.graph.ir import Graph
 from coterie.graph.ops import HORIZON
-from coterie.graph.rows import more_rows, rows_of_tables, seeing_all, sees_all
+from coterie.graph.rows import is_bidirectional, more_rows, rows_of_tables, with_bidirectional_attention
 from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -28,7 +28,7 @@ CONFIG = {
 
 def encoder() -> Graph:
     config = ModelConfig.from_hf(CONFIG, "here")
-    return decoder_graph(config, dict.fromkeys(weight_shapes(config, False), DType.F32), draws=False)
+    return decoder_graph(config, dict.fromkeys(weight_shapes(config, False), DType.F32), samples_tokens=False)
 
 
 def changed(graph: Graph, name: str, **attrs: object) -> Graph:
@@ -48,7 +48,8 @@ def test_a_horizon_is_the_last_position_of_each_sequence() -> None:
     for wrong in ([0, 1], [0, 2, 0], [0, -1, 0]):
         with pytest.raises(ValueError, match="for 3 tokens, or outside 0 to 1"):
             more_rows(graph, np.arange(3), np.zeros(3, int), wrong)
-    assert (sees_all(graph), rows_of_tables(graph, "positions"), rows_of_tables(graph, "rows")) == (True, 9, None)
+    assert is_bidirectional(graph)
+    assert (rows_of_tables(graph, "positions"), rows_of_tables(graph, "rows")) == (9, None)
 
 
 def test_all_layers_keep_keys_and_values_in_one_place() -> None:
@@ -65,10 +66,10 @@ def test_what_keeps_other_state_cannot_see_all() -> None:
     llama = {**CONFIG, "model_type": "llama", "hidden_act": "silu"}
     config = ModelConfig.from_hf(llama, "here")
     graph = decoder_graph(config, dict.fromkeys(weight_shapes(config), DType.BF16))
-    assert seeing_all(graph).values["kv"].shape == (1, 2, 2, 6)
+    assert with_bidirectional_attention(graph).values["kv"].shape == (1, 2, 2, 6)
     others = [replace(op, kind="alibi_attention") if op.kind == "attention" else op for op in graph.ops]
     with pytest.raises(UnsupportedError, match="plain attention alone"):
-        seeing_all(replace(graph, ops=tuple(others)))
+        with_bidirectional_attention(replace(graph, ops=tuple(others)))
 
 
 def test_a_place_is_read_before_it_is_stored_in_again() -> None:

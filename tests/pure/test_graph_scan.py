@@ -68,7 +68,7 @@ def test_what_a_sequence_keeps():
     )
     alone = kv_shape(hybrid(replace(SPACES, layers=(0, 1, 2))))  # a number of each token, so that it has blocks
     assert alone == KvShape(1, 1, 1, DType.F32, state_units=3 * (4 + 7), unit_bytes=60, parts=1)
-    beside = kv_shape(hybrid(replace(SPACES, layers=(0, 1, 2), beside_attention=True)))
+    beside = kv_shape(hybrid(replace(SPACES, layers=(0, 1, 2), parallel_to_attention=True)))
     assert (beside.num_layers, beside.state_units) == (3, 33)
 
 
@@ -80,8 +80,8 @@ def test_the_key_is_that_of_the_spaces_too():
 
 KINDS = {
     "in place of attention": SPACES,
-    "beside it": replace(SPACES, beside_attention=True, norms=False),
-    "alone": replace(SPACES, layers=(0, 1, 2), groups=1, norm_first=True, least=0.4, most=0.8),
+    "beside it": replace(SPACES, parallel_to_attention=True, norms=False),
+    "alone": replace(SPACES, layers=(0, 1, 2), groups=1, norm_first=True, min_step=0.4, max_step=0.8),
 }
 
 

@@ -12,7 +12,7 @@ from coterie.graph.fuse import RULE_SETS
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.program import architecture_key
 from coterie.graph.shard import shard
-from coterie.graph.vectors import draws, row_values, vectors_graph
+from coterie.graph.vectors import row_values, samples_tokens, vectors_graph
 from coterie.graph.verify import verify
 from coterie.models.zoo import zoo_model
 
@@ -27,8 +27,8 @@ def whole() -> Graph:
 def test_all_before_the_head_stays_as_it_is(whole: Graph) -> None:
     bare = vectors_graph(whole)
     verify(bare)
-    assert draws(whole)
-    assert not draws(bare)
+    assert samples_tokens(whole)
+    assert not samples_tokens(bare)
     assert bare.ops == whole.ops[: len(bare.ops)]
     assert [op.kind for op in whole.ops[len(bare.ops) :]] == ["linear", "sample"]
     assert bare.values[row_values(bare)].kind is Kind.OUTPUT
@@ -41,7 +41,7 @@ def test_all_before_the_head_stays_as_it_is(whole: Graph) -> None:
 def test_programs_of_it_cost_less_by_the_head(whole: Graph, rule_set: str) -> None:
     assert rule_set in RULE_SETS
     bare, full = compile_graph(vectors_graph(whole), rule_set), compile_graph(whole, rule_set)
-    assert (bare.vocab_size, bare.row_numbers, full.row_numbers) == (32000, 4096, 32000)
+    assert (bare.vocab_size, bare.result_width, full.result_width) == (32000, 4096, 32000)
     assert bare.kv == full.kv
     head = 2 * SIZES.R * 32000 * 4096
     less = program_cost(full, SIZES).flops - program_cost(bare, SIZES).flops
@@ -51,8 +51,8 @@ def test_programs_of_it_cost_less_by_the_head(whole: Graph, rule_set: str) -> No
 @pytest.mark.parametrize("degree", [2, 8])
 def test_it_is_shared_by_units(whole: Graph, degree: int) -> None:
     program = compile_graph(shard(vectors_graph(whole), degree), "cache")
-    assert not program.draws
-    assert program.row_numbers == 4096
+    assert not program.samples_tokens
+    assert program.result_width == 4096
 
 
 def test_a_graph_without_such_rows_is_refused(whole: Graph) -> None:

@@ -25,7 +25,8 @@ def embedder(texts: Mapping[str, Text], composition: Composition, model: str) ->
     """
     if model and model != composition.name:
         return composition.expert(model).name
-    alone = [name for name, text in texts.items() if not (text.draws or text.scoring) and name in composition.names]
+    embedding = [name for name, text in texts.items() if not (text.samples_tokens or text.scoring)]
+    alone = [name for name in embedding if name in composition.names]
     found = alone or list(composition.names)
     if len(found) != 1:
         whose = "that give vectors alone" if alone else "and none that only gives vectors"

@@ -110,7 +110,7 @@ def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text]
 
 def _unfit(model: Model, small: Model, its: Tokenizer | None, own: Tokenizer | None) -> str:
     """Why one model cannot be another's draft; empty: it can."""
-    if not (model.draws and small.draws):
+    if not (model.samples_tokens and small.samples_tokens):
         return "one of them only gives embeddings"
     if model.kv.recurrent or small.kv.recurrent:
         return "one of them has recurrent state, which cannot be rolled back"

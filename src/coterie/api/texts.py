@@ -48,8 +48,8 @@ class Text:
     """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes.
 
     `files`: those beside its weights, as they were when read.
-    `embedding`: how it makes vectors of texts; `draws` False: it generates no text. `scoring`: for a model that only
-    scores pairs, how the vector of a pair becomes a score.
+    `embedding`: how it makes vectors of texts; `samples_tokens` False: it generates no text. `scoring`: for a
+    model that only scores pairs, how the vector of a pair becomes a score.
     """
 
     expert: str
@@ -58,7 +58,7 @@ class Text:
     template: ChatTemplate | None
     files: Mapping[Path, FileIdentity] = field(default_factory=dict, compare=False)
     embedding: Embedding = DEFAULT_EMBEDDING
-    draws: bool = True
+    samples_tokens: bool = True
     scoring: Scoring | None = None
 
     @property
@@ -86,7 +86,8 @@ class Text:
         elif within:
             ids = tuple(tokenizer.encode_within(text, min(within)))
         elif limit and tokenizer.has_more(text, limit):
-            raise too_long(self.expert, f"{len(text)} characters, more than {limit} tokens,", limit + self.draws, limit)
+            fact = f"{len(text)} characters, more than {limit} tokens,"
+            raise too_long(self.expert, fact, limit + self.samples_tokens, limit)
         else:
             ids = tuple(tokenizer.encode(text, query.embeds or query.raw or self.template is None))
         if not ids:
@@ -202,7 +203,7 @@ class Text:
             return "" if self.scoring else "was not made to score documents (reranking)"
         if self.scoring:
             return SCORES
-        return "" if query.embeds or self.draws else GIVES_VECTORS
+        return "" if query.embeds or self.samples_tokens else GIVES_VECTORS
 
     def _pair(self, query: Query) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens and type ids of a query and a document. Raises RequestError."""
@@ -327,9 +328,10 @@ def _open(name: str, model: Model) -> Text:
         max_tokens, config, rows = model.max_prompt_tokens, model.checkpoint.config, model.config.encoder
         how = read_scoring(own, config, model.head.pooling, model.head.read(), max_tokens, model.head.of_tokens)
         scoring = replace(how[1], tells_apart=how[1].tells_apart and rows is not None and rows.type_rows > 1)
-        return Text(name, model.config.vocab_size, tokenizer_of(model), None, files, how[0], model.draws, scoring)
+        samples_tokens, tokenizer = model.samples_tokens, tokenizer_of(model)
+        return Text(name, model.config.vocab_size, tokenizer, None, files, how[0], samples_tokens, scoring)
     embedding = read_embedding(own if is_sentence_model(own) else base, DEFAULT_EMBEDDING)
-    return Text(name, model.config.vocab_size, tokenizer_of(model), template, files, embedding, model.draws)
+    return Text(name, model.config.vocab_size, tokenizer_of(model), template, files, embedding, model.samples_tokens)
 
 
 def files_of(model: Model) -> dict[Path, FileIdentity]:

@@ -99,7 +99,7 @@ def _wanted(
 def _programs(program: Program, alone: bool) -> Iterator[Program]:
     """The programs served for an architecture: its own and, if steps are for one expert (`alone`), for embeddings."""
     yield program
-    if alone and program.draws:
+    if alone and program.samples_tokens:
         with suppress(UnsupportedError):  # without a norm before its head it cannot give embeddings
             yield without_head(program)
 

@@ -50,7 +50,7 @@ def init(
         raise NotFoundError(str(file), f"there is no folder {file.parent}", "make it first")
     found = load_composition(folder)
     found, models = open_servable(found) if found.leaves_out else (found, open_experts(found, synthetic=False))
-    answering = {name for name, model in models.items() if model.draws}
+    answering = {name for name, model in models.items() if model.samples_tokens}
     text = begun(found, answering, None if prints else file.parent)
     say_left_out(found)
     if prints:

@@ -119,7 +119,7 @@ def opened_to_answer(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[s
     """
     found, opened = opened_to_price(ref)
     models = {name: with_kv_type(model, kv_type) for name, model in opened.items()}
-    silent = [name for name in found.names if not models[name].draws]
+    silent = [name for name in found.names if not models[name].samples_tokens]
     if silent:
         fact = f"has experts that only give vectors (embeddings) or scores, and generate no text: {', '.join(silent)}"
         raise UnsupportedError(found.name, fact, "leave them out of the composition")

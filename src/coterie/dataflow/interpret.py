@@ -26,7 +26,7 @@ from coterie.dataflow.traffic import border
 from coterie.dataflow.walk import EdgeKind, place_of
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.ops import COLLECTIVES
-from coterie.graph.reference import KvState, exchanged
+from coterie.graph.reference import KvState, collective_results
 from coterie.graph.sampling import Settings
 
 
@@ -114,7 +114,7 @@ def run_sockets(
             raise AssertionError("sockets of one section wait for different exchanges")
         parts = [socket.take(at) for socket in running]
         op = running[0].owner.ops[at]
-        joined = exchanged(op, [operands[op.inputs[0]] for operands in parts])
+        joined = collective_results(op, [operands[op.inputs[0]] for operands in parts])
         for socket, operands, tile in zip(running, parts, joined, strict=True):
             own = socket.owner.ops[at].outputs[0]
             socket.ran.exchanged[op.kind] += int(tile.size) * socket.owner.graph.values[own].dtype.size_bytes

@@ -166,7 +166,7 @@ def _work_bytes(programs: Mapping[str, Program], models: Mapping[str, Model], po
     """Bytes of the stored values of the largest step, on a device that grows its buffer by doubling."""
     needed = 0
     for key, limits in _limits(models, programs, policy).items():
-        tokens, rows = limits.tokens, limits.tokens if programs[key].sees_all else limits.sequences
+        tokens, rows = limits.tokens, limits.tokens if programs[key].bidirectional else limits.sequences
         largest = Sizes(T=tokens, B=limits.sequences, R=rows, context_tokens=0, pairs=0)
         needed = max(needed, programs[key].buffers.offsets(largest)[1])
     return 1 << max(needed - 1, 0).bit_length()
@@ -275,7 +275,7 @@ def expected_steps(
 
 def limits_of(program: Program, max_context: int, policy: Policy) -> Limits:
     """The limits of one step; if a step must hold a whole text, it may have more tokens than the policy says."""
-    tokens = max(policy.max_step_tokens, max_context) if program.sees_all else policy.max_step_tokens
+    tokens = max(policy.max_step_tokens, max_context) if program.bidirectional else policy.max_step_tokens
     return Limits(policy.max_batch, tokens, max_context)
 
 

@@ -135,7 +135,7 @@ class Batcher:
 
     def _vectors(self, expert: ServedExpert, wants: Seq[Sequence]) -> Batch:
         """The next step of sequences that want vectors; whole texts where attention is bidirectional."""
-        if expert.exe.program.sees_all:
+        if expert.exe.program.bidirectional:
             parts = cut_whole(wants, self._max_step_tokens)
         else:
             parts = cut(wants, self._max_step_tokens, self._max_step_tokens + len(wants))

@@ -96,7 +96,7 @@ class KVPool:
         """
         per_block = self.tokens_per_block(kv)
         if per_block == 0:
-            least = kv.least_block_bytes
+            least = kv.min_block_bytes
             levers = (f"raise the KV block size to at least {least} bytes",)
             what = "the KV state of one token" if least == kv.bytes_per_token else "one unit of recurrent state"
             raise CapacityError("kv", what, least, self.block_bytes, levers)

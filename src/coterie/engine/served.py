@@ -66,7 +66,7 @@ class ServedExpert:
     @property
     def keeps_state(self) -> bool:
         """Whether a sequence's KV state is valid for other sequences with the same prefix."""
-        return not (self.kv.recurrent or self.exe.program.sees_all)
+        return not (self.kv.recurrent or self.exe.program.bidirectional)
 
     @property
     def weight_bytes(self) -> int:
@@ -76,7 +76,7 @@ class ServedExpert:
     @property
     def max_prompt_tokens(self) -> int:
         """The longest prompt; if tokens are drawn, one position is left for the first."""
-        return self.max_context - self.exe.program.draws
+        return self.max_context - self.exe.program.samples_tokens
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise RequestError, with numbers, for a prompt that this expert cannot take."""

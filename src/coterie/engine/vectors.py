@@ -70,7 +70,7 @@ class Headless:
     def of(self, expert: ServedExpert) -> ServedExpert:
         """The expert with the program that gives vectors. Raises UnsupportedError."""
         exe = expert.exe
-        if not exe.program.draws:
+        if not exe.program.samples_tokens:
             return expert
         if id(exe) not in self._made:
             self._made[id(exe)] = exe, self._device.load(without_head(exe.program))
@@ -79,7 +79,7 @@ class Headless:
     def check(self, request: Request, expert: ServedExpert) -> None:
         """Raise RequestError for tokens from an expert without a head, UnsupportedError for unavailable vectors."""
         if request.pooling is None:
-            if not expert.exe.program.draws:
+            if not expert.exe.program.samples_tokens:
                 fact = "this expert only gives vectors (embeddings), and generates no text"
                 raise RequestError(expert.expert_id, fact, "ask it for embeddings, or another expert")
             return

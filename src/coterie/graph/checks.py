@@ -15,7 +15,7 @@ from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
 from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.latent.ops import APPEND, ATTEND
-from coterie.graph.ops import ATTENTION, BF16, CAP, EVERY, GROWTH, HORIZON, OPS, ROUNDING, SCALE, TYPES
+from coterie.graph.ops import ATTENTION, BF16, CAP, GROWTH, GROWTH_STEP, HORIZON, OPS, ROUNDING, SCALE, TYPES
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
@@ -40,7 +40,7 @@ class Row:
     graph: Graph
     op: Op
 
-    def wrong(self, fact: str, remedy: str) -> UsageError:
+    def error(self, fact: str, remedy: str) -> UsageError:
         """The error to raise, which names the graph and the op."""
         return UsageError(f"{self.graph.name}: {self.op.name}", f"{self.op.kind}: {fact}", remedy)
 
@@ -48,23 +48,23 @@ class Row:
         """The op is in the table, and has the operands and attributes that the table says."""
         spec = OPS.get(self.op.kind)
         if spec is None:
-            raise self.wrong("this op is not in the table", f"use one of {', '.join(OPS)}")
+            raise self.error("this op is not in the table", f"use one of {', '.join(OPS)}")
         inputs = spec.operands(len(self.op.inputs))
         sides = (("inputs", inputs, self.op.inputs), ("outputs", spec.outputs, self.op.outputs))
         for what, wanted, given in sides:
             if len(wanted) != len(given):
-                raise self.wrong(f"it has {len(given)} {what} but takes {len(wanted)}", f"give {', '.join(wanted)}")
+                raise self.error(f"it has {len(given)} {what} but takes {len(wanted)}", f"give {', '.join(wanted)}")
         for operand, name in zip((*inputs, *spec.outputs), (*self.op.inputs, *self.op.outputs), strict=True):
             label, _, _ = operand.partition(":")
             if not name and not label.endswith("?"):
-                raise self.wrong(f"operand {label} is missing", "only operands marked ? may be left out")
+                raise self.error(f"operand {label} is missing", "only operands marked ? may be left out")
             if name and name not in self.graph.values:
-                raise self.wrong(f"operand {label} names {name}, which is not declared", "declare the value")
+                raise self.error(f"operand {label} names {name}, which is not declared", "declare the value")
         allowed = {name.removesuffix("?") for name in spec.attrs}
         needed = {name for name in spec.attrs if not name.endswith("?")}
         if not needed <= set(self.op.attrs) <= allowed:
             found = ", ".join(sorted(self.op.attrs)) or "none"
-            raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
+            raise self.error(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
 
     def check_layer_order(self, appended: set[tuple[str, int, int]]) -> None:
         """The state is threaded through: a layer's k and v are appended once, and read only after that.
@@ -75,7 +75,7 @@ class Row:
             changed = self.op.inputs[-1], self.op.integer("layer"), 0
             if changed in appended:
                 fact = f"layer {changed[1]} of {changed[0]} is changed twice in one step"
-                raise self.wrong(fact, "give each layer of the state one op")
+                raise self.error(fact, "give each layer of the state one op")
             appended.add(changed)
         if self.op.kind not in ("kv_append", "kv_cat", *ATTENTION, APPEND, ATTEND):
             return
@@ -84,41 +84,41 @@ class Row:
         parts = {(state, layer, one) for one in which}
         if self.op.kind in ("kv_append", "kv_cat", APPEND):
             if parts & appended:
-                raise self.wrong(
+                raise self.error(
                     f"layer {layer} of {state} is appended to twice in one step", "give each layer of the state one op"
                 )
             appended |= parts
         elif not parts <= appended:
             fact = f"layer {layer} of {state} is read before this step's tokens are in it"
-            raise self.wrong(fact, "store them first")
+            raise self.error(fact, "store them first")
         elif HORIZON in self.op.inputs:
             appended -= parts  # never read again, so the next layer may overwrite them
 
     def gelu_form(self) -> None:
         """The form of a gelu is one of GELU_FORMS."""
         if (form := self.op.attrs["form"]) not in GELU_FORMS:
-            raise self.wrong(f"its form is {form!r}", f"give one of {', '.join(GELU_FORMS)}")
+            raise self.error(f"its form is {form!r}", f"give one of {', '.join(GELU_FORMS)}")
 
     def eps(self) -> None:
         """A norm's eps is not negative."""
         if self.op.number("eps") < 0:
-            raise self.wrong(f"eps is {self.op.number('eps')}", "it must not be negative")
+            raise self.error(f"eps is {self.op.number('eps')}", "it must not be negative")
 
     def cap(self) -> None:
         """The cap, if there is one, is a number above 0."""
         cap = self.op.attrs.get(CAP, 1.0)
         if not isinstance(cap, int | float) or not 0 < cap < math.inf:
-            raise self.wrong(f"its cap is {cap!r}", "give a number above 0")
+            raise self.error(f"its cap is {cap!r}", "give a number above 0")
 
     def growth(self) -> None:
         """The growth of queries, if there is one, is a number above 0, in steps of a whole number of tokens."""
-        if {GROWTH, EVERY}.isdisjoint(self.op.attrs):
+        if {GROWTH, GROWTH_STEP}.isdisjoint(self.op.attrs):
             return
-        growth, every = self.op.attrs.get(GROWTH), self.op.attrs.get(EVERY)
+        growth, every = self.op.attrs.get(GROWTH), self.op.attrs.get(GROWTH_STEP)
         grows = isinstance(growth, int | float) and 0 < growth < math.inf
         if not grows or type(every) is not int or every < 1:
             fact = f"its growth is {growth!r} every {every!r}"
-            raise self.wrong(fact, "give a number above 0 and a number of tokens, or neither")
+            raise self.error(fact, "give a number above 0 and a number of tokens, or neither")
 
     def input(self, position: int) -> Value:
         """The operand at this position."""
@@ -135,7 +135,7 @@ class Row:
         for value in values:
             if value.dtype is not first.dtype or not value.dtype.is_float:
                 fact = f"{value.name} is {value.dtype.value} and {first.name} {first.dtype.value}"
-                raise self.wrong(fact, "give the activations of an op one type, F32, F16 or BF16")
+                raise self.error(fact, "give the activations of an op one type, F32, F16 or BF16")
 
     def rows(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
         """The first dimension is one of `first` (by default also rows per sequence), the others are numbers."""
@@ -143,7 +143,7 @@ class Row:
             free = first is ROWS and value.shape and isinstance(value.shape[0], Times)
             if not value.shape or not (free or value.shape[0] in first):
                 letters = " or ".join(map(repr, first))
-                raise self.wrong(f"{value.name} has shape {value.shape}", f"its first dimension must be {letters}")
+                raise self.error(f"{value.name} has shape {value.shape}", f"its first dimension must be {letters}")
             self.fixed(value.shape[1:], value)
 
     def float_rows(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
@@ -162,31 +162,31 @@ class Row:
         rows = value.shape[0].rows if isinstance(value.shape[0], Times) else 0
         if group < 1 or not rows or rows % group:
             fact = f"{value.name} has shape {value.shape}, which is not in groups of {group} rows"
-            raise self.wrong(fact, "give each sequence a multiple of them")
+            raise self.error(fact, "give each sequence a multiple of them")
         return rows // group
 
     def heads(self, *values: Value) -> tuple[int, int]:
         """All values are [rows, heads, channels]; returns heads and channels of the last one."""
         for value in values:
             if len(value.shape) != 3:
-                raise self.wrong(f"{value.name} has shape {value.shape}", "give rows, heads and channels")
+                raise self.error(f"{value.name} has shape {value.shape}", "give rows, heads and channels")
         return int_dims(values[-1].shape)
 
     def fixed(self, dims: Shape, value: Value) -> None:
         """All `dims` are positive numbers."""
         if not all(isinstance(dim, int) and dim > 0 for dim in dims):
-            raise self.wrong(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
+            raise self.error(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
 
     def weight(self, position: int, shape: Shape, matrix: bool = False, sparse: bool = False) -> None:
         """The operand is a weight of this shape, of a type that kernels read; only a matrix may be packed or sparse."""
         value = self.input(position)
         if value.density != 1.0 and not (sparse and value.dtype.is_float and 0 < value.density < 1):
             fact = f"{value.name}, {value.dtype.value}, has a density of {value.density:g}"
-            raise self.wrong(fact, "give 1, or in a linear's weight of a float type a share between 0 and 1")
+            raise self.error(fact, "give 1, or in a linear's weight of a float type a share between 0 and 1")
         fits = value.dtype.is_float or (matrix and (value.dtype.is_packed or value.dtype is DType.F8_E4M3))
         if value.kind is not Kind.WEIGHT or not fits:
             types = "F32, F16, BF16, F8_E4M3, Q8, Q6, Q4, Q4Z, Q2 or MX4" if matrix else "F32, F16 or BF16"
-            raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
+            raise self.error(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
         self.fixed(value.shape, value)
         self.same(value.shape, shape, value.name)
 
@@ -207,21 +207,21 @@ class Row:
         value = self.input(position)
         label, _, _ = OPS[self.op.kind].inputs[position].partition(":")
         if value.name not in (label, *INSTEAD.get((self.op.kind, label), ())):
-            raise self.wrong(f"operand {label} is {value.name}", f"give the row input {label}")
+            raise self.error(f"operand {label} is {value.name}", f"give the row input {label}")
         if value.kind is not Kind.INPUT or value.dtype is not dtype:
-            raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give an input {dtype.value}")
+            raise self.error(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give an input {dtype.value}")
         self.same(value.shape[:1], (symbol,), value.name)
 
     def same(self, found: tuple[Dim, ...], wanted: tuple[Dim, ...], name: str) -> None:
         """The value `name` has the wanted shape."""
         if found != wanted:
-            raise self.wrong(f"{name} has shape {found}, wanted is {wanted}", "make them agree")
+            raise self.error(f"{name} has shape {found}, wanted is {wanted}", "make them agree")
 
     def scale(self) -> None:
         """The scale, if there is one, is a finite number other than 0."""
         scale = self.op.attrs.get(SCALE, 1.0)
         if not isinstance(scale, int | float) or not math.isfinite(scale) or not scale:
-            raise self.wrong(f"its scale is {scale!r}", "give a number other than 0, or leave it out")
+            raise self.error(f"its scale is {scale!r}", "give a number other than 0, or leave it out")
 
     def rounding(self, weight: Value, *packed: str) -> None:
         """The rounding, if there is one, is one of `packed` for a packed weight, and BF16 for a bfloat16 one.
@@ -234,19 +234,19 @@ class Row:
             fact = f"{ROUNDING} is {said!r} for {weight.name} of type {weight.dtype.value}"
             ways = f"{', '.join(map(repr, packed[:-1]))} or {packed[-1]!r}" if packed else ""
             beside = f"{ways}, where the weight is packed, or " if packed else ""
-            raise self.wrong(fact, f"give {beside}{BF16!r}, where it is BF16")
+            raise self.error(fact, f"give {beside}{BF16!r}, where it is BF16")
 
     def constant(self, position: int, count: int) -> None:
         """The operand is a constant of `count` numbers."""
         value = self.input(position)
         if value.kind is not Kind.CONSTANT or len(value.data) != count:
-            raise self.wrong(f"{value.name} has {len(value.data)} numbers", f"give a constant of {count}")
+            raise self.error(f"{value.name} has {len(value.data)} numbers", f"give a constant of {count}")
 
     def state(self, position: int) -> tuple[int, int]:
         """The operand is a KV state [L, 2, K, C] that has the op's layer; returns its heads and channels."""
         value = self.input(position)
         if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_kept:
-            raise self.wrong(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
+            raise self.error(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
         _, heads, channels = self.layer_shape(value)
         return heads, channels
 
@@ -256,14 +256,14 @@ class Row:
         layers, *rest = fixed(state.shape)
         if not 0 <= self.op.integer("layer") < layers:
             fact = f"layer {self.op.integer('layer')} is not among the {layers} of {state.name}"
-            raise self.wrong(fact, "give a layer of the state")
+            raise self.error(fact, "give a layer of the state")
         return tuple(rest)
 
     def appends(self, position: int) -> None:
         """The op's last output is the state that it changes, this operand."""
         if self.op.outputs[-1] != self.op.inputs[position]:
             fact = f"it puts out {self.op.outputs[-1]} but appends to {self.op.inputs[position]}"
-            raise self.wrong(fact, "thread it through")
+            raise self.error(fact, "thread it through")
 
 
 def unary(row: Row) -> None:

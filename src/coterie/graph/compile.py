@@ -45,8 +45,8 @@ def kv_shape(graph: Graph) -> KvShape:
         raise UsageError(graph.name, fact, "declare KV states of one type")
     (layers, parts, heads, channels), *others = (fixed(state.shape) for state in states)
     units, unit_bytes = _recurrent_units(graph)
-    behind = tuple(KvLayers(*other) for other in others)
-    return KvShape(layers, heads, channels, states[0].dtype, units, unit_bytes, parts, behind)
+    other_layers = tuple(KvLayers(*other) for other in others)
+    return KvShape(layers, heads, channels, states[0].dtype, units, unit_bytes, parts, other_layers)
 
 
 def _recurrent_units(graph: Graph) -> tuple[int, int]:

@@ -99,7 +99,7 @@ class Op:
         return float(self.attrs.get("growth", 0.0))
 
     @property
-    def every(self) -> int:
+    def growth_step(self) -> int:
         """Length, in tokens, of the steps in which queries grow; 1 if the attribute is absent."""
         return int(self.attrs.get("every", 1))
 

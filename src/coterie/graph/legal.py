@@ -23,7 +23,7 @@ def _embed(row: Row) -> None:
     table = row.input(1)
     row.fixed(table.shape, table)
     if len(table.shape) != 2:
-        raise row.wrong(f"{table.name} has shape {table.shape}", "a table has rows and columns")
+        raise row.error(f"{table.name} has shape {table.shape}", "a table has rows and columns")
     row.weight(1, (table.shape[0], trailing(row.output.shape)), matrix=True)
     row.activations(row.output)
     row.scale()
@@ -33,7 +33,7 @@ def _rms_norm(row: Row) -> None:
     _norm(row, norm_weight(row))
     offset = row.op.attrs.get(OFFSET, 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
-        raise row.wrong(f"its offset is {offset!r}", "give a number, or leave it out")
+        raise row.error(f"its offset is {offset!r}", "give a number, or leave it out")
 
 
 def norm_weight(row: Row) -> Shape:
@@ -71,18 +71,18 @@ def check_rope(row: Row, x: Value, frequencies: Value) -> None:
     """Check for an even number of channels per head, and a constant with a frequency for each pair or the first few."""
     channels = x.shape[-1]
     if len(x.shape) != 3 or not isinstance(channels, int) or channels % 2:
-        raise row.wrong(f"{x.name} has shape {x.shape}", "give [T, heads, channels] with an even number of channels")
+        raise row.error(f"{x.name} has shape {x.shape}", "give [T, heads, channels] with an even number of channels")
     count = len(frequencies.data)
     if frequencies.kind is not Kind.CONSTANT or not 0 < count <= channels // 2:
         fact = f"{frequencies.name} has {count} numbers for {channels} channels"
-        raise row.wrong(fact, f"give {channels // 2}, or fewer where the last channels pass")
+        raise row.error(fact, f"give {channels // 2}, or fewer where the last channels pass")
     interleaved(row)
 
 
 def interleaved(row: Row) -> None:
     """Check that the attribute `interleaved` is 0, 1 or absent."""
     if (said := row.op.attrs.get(INTERLEAVED, 0)) not in (0, 1) or type(said) is not int:
-        raise row.wrong(f"{INTERLEAVED} is {said!r}", "give 0 or 1, or leave it out")
+        raise row.error(f"{INTERLEAVED} is {said!r}", "give 0 or 1, or leave it out")
 
 
 def _kv_append(row: Row) -> None:
@@ -98,9 +98,9 @@ def _kv_append(row: Row) -> None:
 def _attention(row: Row) -> None:
     queries = _query_heads(row, 4)
     if row.op.integer("window") < 0:
-        raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
+        raise row.error(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
     if HORIZON in row.op.inputs and row.op.growth:
-        raise row.wrong("it sees all of a sequence, but its queries grow with their position", "let them not grow")
+        raise row.error("it sees all of a sequence, but its queries grow with their position", "let them not grow")
     row.cap()
     row.growth()
     row.rounding(row.input(4))
@@ -145,12 +145,12 @@ def _sample(row: Row) -> None:
     row.row_input(1, R, DType.F32)
     row.same(row.output.shape, (R,), row.output.name)
     if len(logits.shape) != 2 or row.output.kind is not Kind.OUTPUT or row.output.dtype is not DType.I32:
-        raise row.wrong(f"it draws {row.output.dtype.value} from {logits.shape}", "give [R, V] and an I32 output [R]")
+        raise row.error(f"it draws {row.output.dtype.value} from {logits.shape}", "give [R, V] and an I32 output [R]")
     tables = [row.graph.values[op.inputs[1]] for op in row.graph.ops if op.kind == "embed"]
     for table in tables:  # a drawn token is the next one to embed
         rows, vocab = trailing((T, table.shape[0])), trailing(logits.shape)
         if rows < vocab:
-            raise row.wrong(f"{vocab} tokens may be drawn but {table.name} has {rows} rows", "give each token a row")
+            raise row.error(f"{vocab} tokens may be drawn but {table.name} has {rows} rows", "give each token a row")
 
 
 def _layer_norm(row: Row) -> None:
@@ -170,9 +170,9 @@ def _relative_attention(row: Row) -> None:
     row.weight_or_constant(4, (rows, queries))
     buckets = row.input(5).data if row.op.inputs[5] else ()
     if row.op.inputs[5] and (row.input(5).kind is not Kind.CONSTANT or len(buckets) % 2 == 0):
-        raise row.wrong(f"{row.input(5).name} has {len(buckets)} numbers", "give a constant of one for each distance")
+        raise row.error(f"{row.input(5).name} has {len(buckets)} numbers", "give a constant of one for each distance")
     if not all(number in range(rows) for number in buckets) or (rows != 1 and not buckets):
-        raise row.wrong(f"{table.name} has {rows} rows", "give one for each bucket, or without buckets one")
+        raise row.error(f"{table.name} has {rows} rows", "give one for each bucket, or without buckets one")
 
 
 def _query_heads(row: Row, state: int) -> int:
@@ -183,7 +183,7 @@ def _query_heads(row: Row, state: int) -> int:
     row.like(q, first=(T,))
     row.same(q.shape[2:], (channels,), q.name)
     if queries % heads:
-        raise row.wrong(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
+        raise row.error(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
     pages(row, 1)
     return queries
 
@@ -204,7 +204,7 @@ def _take_heads(row: Row) -> None:
     heads, channels = row.heads(y, x)
     of, first, count = (row.op.integer(key) for key in ("of", "first", "count"))
     if of < 1 or heads % of or not 0 <= first < first + count <= of:
-        raise row.wrong(f"{count} from {first} on of each {of} of {heads} heads", "stay within the heads")
+        raise row.error(f"{count} from {first} on of each {of} of {heads} heads", "stay within the heads")
     row.same(y.shape, (x.shape[0], heads // of * count, channels), y.name)
 
 
@@ -221,7 +221,7 @@ def _add_positions(row: Row) -> None:
     row.weight(2, (*table.shape[:1], *row.output.shape[1:]), matrix=True)
     rows = _table_rows(table)
     if not 0 <= offset < rows:
-        raise row.wrong(f"offset {offset} in {table.name} of {rows} rows", "begin within the table")
+        raise row.error(f"offset {offset} in {table.name} of {rows} rows", "begin within the table")
 
 
 def _table(row: Row) -> None:
@@ -270,13 +270,13 @@ def _swap(row: Row) -> None:
 def _embed_part(row: Row) -> None:
     _embed(row)
     if row.op.integer("first_row") < 0:
-        raise row.wrong(f"first_row is {row.op.integer('first_row')}", "give the first token of this rank")
+        raise row.error(f"first_row is {row.op.integer('first_row')}", "give the first token of this rank")
 
 
 def _ranks(row: Row) -> int:
     ranks = row.op.integer("ranks")
     if ranks < 2:
-        raise row.wrong(f"{ranks} ranks exchange nothing", "give two or more")
+        raise row.error(f"{ranks} ranks exchange nothing", "give two or more")
     return ranks
 
 

@@ -17,9 +17,9 @@ CACHE = "cache"
 NO_STEP = Sizes(0, 0, 0, 0, 0)  # a weight's bytes are the same in every step
 
 
-def mixes(program: Program, shared: Collection[int]) -> bool:
-    """Whether all weights other than `shared` (places in program.weights) may differ; False if there are none."""
-    own = {name for place, name in enumerate(program.weights) if place not in set(shared)}
+def mixes(program: Program, shared_places: Collection[int]) -> bool:
+    """Whether all weights except `shared_places` (places in program.weights) may differ; False if none are left."""
+    own = {name for place, name in enumerate(program.weights) if place not in set(shared_places)}
     # No real device has kernels for whole sections: it would fuse by its own rules.
     regions = program.regions if program.rule_set in KERNEL_SETS else fuse(program.graph, CACHE)
     for region in regions:
@@ -30,7 +30,7 @@ def mixes(program: Program, shared: Collection[int]) -> bool:
     return bool(own)
 
 
-def own_bytes(program: Program, shared: Collection[int]) -> int:
-    """Bytes of all weights other than `shared` (places in program.weights)."""
-    values, kept = [program.graph.values[name] for name in program.weights], set(shared)
+def own_bytes(program: Program, shared_places: Collection[int]) -> int:
+    """Bytes of all weights other than `shared_places` (places in program.weights)."""
+    values, kept = [program.graph.values[name] for name in program.weights], set(shared_places)
     return sum(value_bytes(value, NO_STEP) for place, value in enumerate(values) if place not in kept)

@@ -25,8 +25,8 @@ __all__ = [
     "BF16",
     "CAP",
     "COLLECTIVES",
-    "EVERY",
     "GROWTH",
+    "GROWTH_STEP",
     "HORIZON",
     "INT8",
     "INT8_OR_FINER",
@@ -183,7 +183,7 @@ ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # of linear with packed wei
 BF16 = "bf16"  # of ROUNDING: to bfloat16, beside bfloat16 weights or cached keys; without it a CPU keeps float32
 INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits; a device that never rounds may run it
 OFFSET, CAP = "offset", "cap"  # optional attributes; absent means none
-GROWTH, EVERY = "growth", "every"  # of attention: both or neither
+GROWTH, GROWTH_STEP = "growth", "every"  # of attention: both or neither
 INTERLEAVED = "interleaved"  # of rope; absent means pairs of halves, not adjacent channels
 SCALE = "scale"  # of many ops; where it is optional, absent means 1
 

@@ -13,8 +13,8 @@ from coterie.core.shapes import trailing
 from coterie.graph.buffers import BufferPlan
 from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
-from coterie.graph.rows import sees_all
-from coterie.graph.vectors import draws, row_values
+from coterie.graph.rows import is_bidirectional
+from coterie.graph.vectors import row_values, samples_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class KvShape:
 
         block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
 
-    `others`: groups of layers with other head shapes. They follow the first group, and each group starts at a multiple
-    of its layer size, so that its offset is a whole number of such layers.
+    `other_layers`: groups of layers with other head shapes. They follow the first group, and each group starts at a
+    multiple of its layer size, so that its offset is a whole number of such layers.
     """
 
     num_layers: int
@@ -68,7 +68,7 @@ class KvShape:
     state_units: int = 0
     unit_bytes: int = 0
     parts: int = 2
-    others: tuple[KvLayers, ...] = ()
+    other_layers: tuple[KvLayers, ...] = ()
     bytes_per_token: int = field(init=False, compare=False, repr=False)  # K and V of all layers
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class KvShape:
     @property
     def layers(self) -> tuple[KvLayers, ...]:
         """All layers, grouped by shape, in memory order."""
-        return (KvLayers(self.num_layers, self.parts, self.num_kv_heads, self.head_dim), *self.others)
+        return (KvLayers(self.num_layers, self.parts, self.num_kv_heads, self.head_dim), *self.other_layers)
 
     @property
     def first_layers(self) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ class KvShape:
         return self.state_units * self.unit_bytes
 
     @property
-    def least_block_bytes(self) -> int:
+    def min_block_bytes(self) -> int:
         """The smallest usable block size: room for one token, and for one unit of state."""
         return max(self.bytes_per_token, self.unit_bytes)
 
@@ -113,7 +113,7 @@ class KvShape:
 
     def tokens_per_block(self, block_bytes: int) -> int:
         """Tokens per block of `block_bytes` for this architecture (page size Z); 0 if the block is too small."""
-        return block_bytes // self.bytes_per_token if block_bytes >= self.least_block_bytes else 0
+        return block_bytes // self.bytes_per_token if block_bytes >= self.min_block_bytes else 0
 
     def state_blocks(self, block_bytes: int) -> int:
         """Number of blocks that hold a sequence's recurrent state, at the start of its block table."""
@@ -137,17 +137,17 @@ class Program:
     vocab_size: int
 
     @property
-    def draws(self) -> bool:
+    def samples_tokens(self) -> bool:
         """Whether its steps sample tokens; otherwise they return vectors."""
-        return draws(self.graph)
+        return samples_tokens(self.graph)
 
     @property
-    def sees_all(self) -> bool:
+    def bidirectional(self) -> bool:
         """Whether attention is bidirectional, so that a step must hold all tokens of a sequence or none."""
-        return sees_all(self.graph)
+        return is_bidirectional(self.graph)
 
     @property
-    def row_numbers(self) -> int:
+    def result_width(self) -> int:
         """Length of a step's result per row: the vocabulary size, or the length of a vector."""
         name = row_values(self.graph)
         return trailing(self.graph.values[name].shape) if name else 0

@@ -29,7 +29,7 @@ from coterie.graph.sampling import Settings, draw
 from coterie.graph.scan.reference import SCAN_RUN
 from coterie.graph.step import F32, Array, KvState, Run, Step
 
-__all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
+__all__ = ["KvState", "Reference", "Step", "collective_results", "run_op", "run_ranks"]
 
 
 class Reference:
@@ -96,12 +96,12 @@ def run_ranks(
                 run_op(step, op)
             continue
         parts = [step.values[op.inputs[0]] for step, op in zip(steps, ops, strict=True)]
-        for step, op, joined in zip(steps, ops, exchanged(ops[0], parts), strict=True):
+        for step, op, joined in zip(steps, ops, collective_results(ops[0], parts), strict=True):
             step.values[op.outputs[0]] = joined
     return [step.values for step in steps]
 
 
-def exchanged(op: Op, parts: Sequence[Array]) -> list[Array]:
+def collective_results(op: Op, parts: Sequence[Array]) -> list[Array]:
     """Each rank's result of a collective, given all ranks' inputs; every `ranks` neighbouring ranks form a group."""
     found: list[Array] = []
     for first in range(0, len(parts), op.integer("ranks")):

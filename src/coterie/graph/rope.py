@@ -28,7 +28,7 @@ def grown(op: Op, q: Array, positions: Array) -> Array:
     """Queries [T, H, C] of an attention, scaled up with their position; unchanged without growth."""
     if not op.growth:
         return q
-    factors = 1.0 + op.growth * np.log(1.0 + positions // op.every)
+    factors = 1.0 + op.growth * np.log(1.0 + positions // op.growth_step)
     return np.asarray(q * factors.astype(np.float32)[:, None, None], np.float32)
 
 

@@ -17,7 +17,7 @@ from coterie.graph.branch.ops import MATRICES_FROM, MATRIX_READERS
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import BF16, INT16, ROUNDING
 from coterie.graph.program import kv_states
-from coterie.graph.rows import sees_all
+from coterie.graph.rows import is_bidirectional
 
 _WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # operand of a weight (the first)
 _KEPT = {"attention": 4}  # operand of the cached keys and values
@@ -50,7 +50,7 @@ def with_kept_kv(graph: Graph, dtype: DType) -> Graph:
 
     Unchanged if no step reads what another one stored: no layer attends, or attention is bidirectional.
     """
-    if sees_all(graph) or not any(op.kind == "kv_append" for op in graph.ops):
+    if is_bidirectional(graph) or not any(op.kind == "kv_append" for op in graph.ops):
         return graph
     kept = {state.name: replace(state, dtype=dtype) for state in kv_states(graph)}
     ops = graph.ops if dtype is DType.BF16 else tuple(_exact(op) if op.kind in _KEPT else op for op in graph.ops)

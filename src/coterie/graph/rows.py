@@ -4,7 +4,7 @@
     horizon     3 3 3 3   1 1       the last position that a token sees
     types       0 0 1 1   0 0       which text of a pair it belongs to, if the engine says so; else 0
 
-`seeing_all` turns a graph with causal attention into one with bidirectional attention.
+`with_bidirectional_attention` turns a graph with causal attention into one with bidirectional attention.
 Knows nothing about devices.
 """
 
@@ -29,32 +29,33 @@ _KV = "kv"
 I32: TypeAlias = npt.NDArray[np.int32]
 
 
-def sees_all(graph: Graph) -> bool:
+def is_bidirectional(graph: Graph) -> bool:
     """Whether attention is bidirectional: then a step must hold all of a sequence."""
     return HORIZON in graph.values
 
 
-def seeing_all(graph: Graph) -> Graph:
+def with_bidirectional_attention(graph: Graph) -> Graph:
     """The graph with bidirectional attention; windows reach equally far in both directions.
 
     Keys and values are read only in the step that stores them, so all layers store them in the same place, and in
     float32. Raises UnsupportedError for a graph with any other state or kind of attention.
     """
     states = [value for value in graph.values.values() if value.kind is Kind.STATE]
-    if [state.name for state in states] != [_KV] or not all(_may_see_all(op) for op in graph.ops if _KV in op.inputs):
+    can_be = all(_can_be_bidirectional(op) for op in graph.ops if _KV in op.inputs)
+    if not can_be or [state.name for state in states] != [_KV]:
         fact = "its tokens see all of their text, which is run for plain attention alone"
         raise UnsupportedError(graph.name, fact, "use a model of another architecture")
     kv = replace(states[0], shape=(1, *states[0].shape[1:]), dtype=DType.F32)
     horizon = Value(HORIZON, (Symbol.T,), DType.I32, Kind.INPUT)
     values = MappingProxyType({**graph.values, _KV: kv, HORIZON: horizon})
-    return Graph(graph.name, values, tuple([_seeing_all(op) if _KV in op.inputs else op for op in graph.ops]))
+    return Graph(graph.name, values, tuple([_bidirectional_op(op) if _KV in op.inputs else op for op in graph.ops]))
 
 
-def _may_see_all(op: Op) -> bool:
+def _can_be_bidirectional(op: Op) -> bool:
     return op.kind in ("kv_append", "relative_attention") or (op.kind == "attention" and not op.growth)
 
 
-def _seeing_all(op: Op) -> Op:
+def _bidirectional_op(op: Op) -> Op:
     q, positions, *others = op.inputs
     inputs = (q, positions if op.kind == "kv_append" else HORIZON, *others)
     return replace(op, inputs=inputs, attrs=MappingProxyType({**op.attrs, "layer": 0}))

@@ -29,7 +29,7 @@ class Changes:
     """Penalties and biases that change a row's logits before its token is drawn.
 
     For N distinct tokens: `ids_N`; `times_N`, how often each occurs in the answer (0: only in the prompt; BIAS_ONLY:
-    nowhere); `bias_N`, what is added to its logit. `behind`: later tokens of the answer, in order, not yet counted.
+    nowhere); `bias_N`, what is added to its logit. `later_tokens`: tokens of the answer, in order, not yet counted.
     `repetition` divides positive logits of tokens that occurred and multiplies negative ones (1: none). `presence`, and
     `frequency` once per occurrence, are subtracted from the logits of tokens in the answer (0: none).
     """
@@ -40,7 +40,7 @@ class Changes:
     ids_N: Ids
     times_N: Ids
     bias_N: npt.NDArray[np.float32]
-    behind: tuple[int, ...] = ()
+    later_tokens: tuple[int, ...] = ()
 
 
 class Settings(Protocol):
@@ -85,7 +85,7 @@ def uniform(seed: int, position: int) -> float:
 def changed(logits_V: npt.NDArray[np.float32], changes: Changes) -> npt.NDArray[np.float32]:
     """A copy of a row of logits, changed: repetition, then presence and frequency (summed in float64), then bias."""
     z, known = logits_V.copy(), dict(zip(changes.ids_N.tolist(), changes.times_N.tolist(), strict=True))
-    for token in changes.behind:
+    for token in changes.later_tokens:
         known[token] = max(known.get(token, 0), 0) + 1
     ids, times = np.array(list(known), np.intp), np.array(list(known.values()), np.int64)
     if changes.repetition != 1:

@@ -16,7 +16,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.graph.ir import Graph, Kind, Op
 
 
-def draws(graph: Graph) -> bool:
+def samples_tokens(graph: Graph) -> bool:
     """Whether a step samples tokens."""
     return any(op.kind == "sample" for op in reversed(graph.ops))  # it is near the end, if there is one
 
@@ -33,10 +33,10 @@ def vectors_graph(graph: Graph) -> Graph:
 
     Raises UnsupportedError if there is no norm of the rows before the head.
     """
-    if not draws(graph):
+    if not samples_tokens(graph):
         return graph
     place = next((at for at, op in enumerate(graph.ops) if op.kind == "take_rows"), None)
-    norm = None if place is None else _norm_behind(graph, place)
+    norm = None if place is None else _norm_of(graph, place)
     if norm is None:
         fact = "there is no norm of a step's rows before its head"
         raise UnsupportedError(graph.name, fact, "ask a model that has one for vectors")
@@ -49,7 +49,7 @@ def vectors_graph(graph: Graph) -> Graph:
     return Graph(graph.name, MappingProxyType(values), ops)
 
 
-def _norm_behind(graph: Graph, place: int) -> int | None:
+def _norm_of(graph: Graph, place: int) -> int | None:
     """Index of the norm that reads the result of the op at `place`; None if there is none."""
     (taken,) = graph.ops[place].outputs
     return next((at for at, op in enumerate(graph.ops) if _norms(op, taken)), None)

@@ -28,16 +28,16 @@ def verify(graph: Graph) -> None:
     for op in graph.ops:
         row = Row(graph, op)
         if op.name in names:
-            raise row.wrong("the name is used by an op above", "give each op its own name")
+            raise row.error("the name is used by an op above", "give each op its own name")
         names.add(op.name)
         row.check_signature()
         for name in op.inputs:
             if name and name not in made:
-                raise row.wrong(f"input {name} is read before it is made", "put the op that makes it first")
+                raise row.error(f"input {name} is read before it is made", "put the op that makes it first")
         LEGAL[op.kind](row)
         row.check_layer_order(appended)
         for name in op.outputs:
             state = graph.values[name].kind is Kind.STATE
             if name in made and not state:
-                raise row.wrong(f"output {name} is made twice", "give each result its own value")
+                raise row.error(f"output {name} is made twice", "give each result its own value")
             made.add(name)

@@ -13,7 +13,7 @@ from coterie.core.shapes import Shape, Symbol
 from coterie.graph.branch.ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, GELU_UP, LIMIT, TOP_K
 from coterie.graph.ir import Attr, Graph, Kind
 from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES
-from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, KV_ROWS
+from coterie.graph.ops import CAP, GROWTH, GROWTH_STEP, INTERLEAVED, KV_ROWS
 from coterie.models.appending import scaled
 from coterie.models.branches import Branches
 from coterie.models.distance import alibi_slopes
@@ -99,7 +99,7 @@ class Decoder(RecurrentBlocks):
             o = self._attention(h, layer, prefix)
             both = self._op("add", "both", (o, self._feed_forward(beside, prefix)))
             return self._op("add", "out", (x, both))
-        o = self._mixed(h, layer, prefix)
+        o = self._token_mixer(h, layer, prefix)
         if names.attention_out_norm:
             o = self._norm("attention_out_norm", o, prefix + names.attention_out_norm)
         x = self._op("add", "attention_out", (x, o))
@@ -109,7 +109,7 @@ class Decoder(RecurrentBlocks):
         if with_branches and with_branches.shared:
             shared = self._shared(h, prefix, with_branches)
             x = x if names.feed_forward_out_norm else self._op("add", "shared_out", (x, shared))
-        wide = self._wide(x, h, layer, prefix)
+        wide = self._feed_forward_or_branches(x, h, layer, prefix)
         if with_branches and with_branches.shared and names.feed_forward_out_norm:  # of the sum of both
             wide = self._op("add", "both", (shared, wide))
         if names.feed_forward_out_norm:
@@ -117,16 +117,16 @@ class Decoder(RecurrentBlocks):
         out = self._op("add", "out", (x, wide))
         return self._biased(out, prefix, with_branches) if with_branches and with_branches.clipped else out
 
-    def _mixed(self, h: str, layer: int, prefix: str) -> str:
+    def _token_mixer(self, h: str, layer: int, prefix: str) -> str:
         """The token mixer: attention, a recurrent block in its place, or the sum of both."""
         spaces = self.config.state_spaces
         made = self._recurrent(h, layer, prefix)
-        if made and not (spaces and spaces.beside_attention):
+        if made and not (spaces and spaces.parallel_to_attention):
             return made
         o = self._attention(h, layer, prefix)
         return self._op("add", "mixed", (made, o)) if made else o
 
-    def _wide(self, x: str, h: str, layer: int, prefix: str) -> str:
+    def _feed_forward_or_branches(self, x: str, h: str, layer: int, prefix: str) -> str:
         """The output of the branches or the plain block; `x` is the residual, `h` its norm."""
         branches = self.config.branches
         has = branches is not None and layer in branches.layers
@@ -141,7 +141,7 @@ class Decoder(RecurrentBlocks):
         turns = not (c.alibi or c.names.positions or layer in c.layers_without_rope)
         q = self._rope("q", part("q"), layer) if turns else ""
         k = self._rope("k", part("k"), layer) if turns else part("k")
-        if c.qk_norm and c.normed_behind_rope:
+        if c.qk_norm and c.qk_norm_after_rope:
             q, k = (self._head_norm(name, x, prefix) for name, x in (("q", q or part("q")), ("k", k)))
         kept = c.attending_layers.index(layer)
         self.builder.op("kv_append", "kv_append", (k, part("v"), *KV_ROWS, "kv"), ("kv",), layer=kept)
@@ -156,7 +156,7 @@ class Decoder(RecurrentBlocks):
         else:
             attrs["window"] = c.windows[layer]
             attrs |= {CAP: c.attention_cap} if c.attention_cap else {}
-            attrs |= {GROWTH: c.rope.growth, EVERY: c.rope.every} if c.rope.growth else {}
+            attrs |= {GROWTH: c.rope.growth, GROWTH_STEP: c.rope.growth_step} if c.rope.growth else {}
             sinks = (self._weight(prefix + c.names.sinks, (c.num_heads,)),) if c.names.sinks else ()
             y = self._op("attention", "attention", (q or part("q"), *KV_ROWS, "kv", *sinks), shape, **attrs)
         if c.names.attention_gate:
@@ -183,7 +183,7 @@ class Decoder(RecurrentBlocks):
         }
         if c.gated_attention:
             parts["q"] = self._half("queries", 0)
-        if c.qk_norm and not c.normed_behind_rope:
+        if c.qk_norm and not c.qk_norm_after_rope:
             parts |= {name: self._head_norm(name, parts[name], prefix) for name in "qk"}
         return parts.__getitem__
 

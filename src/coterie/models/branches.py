@@ -174,7 +174,7 @@ def _layers(config: Fields, keys: BranchKeys, num_layers: int) -> frozenset[int]
     """The layers with branches. Raises UnsupportedError if there are none."""
     which = {
         Plain.BY_STEP: _by_step,
-        Plain.FIRST: _behind_first,
+        Plain.FIRST: _after_first,
         Plain.BY_TYPES: _by_types,
         Plain.OUTSIDE: _within,
     }.get(keys.plain)
@@ -191,13 +191,13 @@ def _by_step(config: Fields, keys: BranchKeys, num_layers: int) -> list[int]:
     return [layer for layer in range(num_layers) if (layer + 1) % step == 0 and layer not in plain]
 
 
-def _behind_first(config: Fields, keys: BranchKeys, num_layers: int) -> range:
+def _after_first(config: Fields, keys: BranchKeys, num_layers: int) -> range:
     return range(config.whole("first_k_dense_replace", keys.first), num_layers)
 
 
 def _by_types(config: Fields, keys: BranchKeys, num_layers: int) -> Iterable[int]:
     if config.get("mlp_layer_types") is None:
-        return _behind_first(config, keys, num_layers)
+        return _after_first(config, keys, num_layers)
     types = config.layer_kinds("mlp_layer_types", num_layers, ("dense", "sparse"))
     return [layer for layer, one in enumerate(types) if one == "sparse"]
 

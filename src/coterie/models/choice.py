@@ -24,8 +24,8 @@ class ChoiceKeys:
 
     `normalises` None: as `norm_topk_prob` says, by default `normalises_unsaid`. `scales`: weights are multiplied by
     `routed_scaling_factor`, by default `scale_unsaid`. `group_best`: there are `n_group` groups, each ranked by the sum
-    of this many best scores; with `groups_by_method` only if `topk_method` says so. `least_key`: config key for
-    `least_sum`. `by_width`: logits are divided by sqrt(hidden_size). `factors`: each branch's weight is multiplied by a
+    of this many best scores; with `groups_by_method` only if `topk_method` says so. `min_sum_key`: config key for
+    `min_sum`. `by_width`: logits are divided by sqrt(hidden_size). `factors`: each branch's weight is multiplied by a
     learned number.
     """
 
@@ -37,8 +37,8 @@ class ChoiceKeys:
     scale_unsaid: float = 1.0
     group_best: int = 0
     groups_by_method: bool = False
-    least_sum: float = 0.0
-    least_key: str = ""
+    min_sum: float = 0.0
+    min_sum_key: str = ""
     by_width: bool = False
     factors: bool = False
     added_sum: float = 0.0
@@ -56,7 +56,7 @@ class Choice:
     sigmoid: bool = False
     biased: bool = False
     scale: float = 1.0
-    least_sum: float = 0.0
+    min_sum: float = 0.0
     groups: int = 0
     taken_groups: int = 0
     group_best: int = 0
@@ -68,7 +68,7 @@ class Choice:
         """Attributes of the op, without its scale and without those that would have no effect."""
         attrs: dict[str, Attr] = {"normalise": int(self.normalised)}
         attrs |= {SCORES: SIGMOID} if self.sigmoid else {}
-        attrs |= {MIN_SUM: self.least_sum} if self.least_sum else {}
+        attrs |= {MIN_SUM: self.min_sum} if self.min_sum else {}
         attrs |= {ADDED_SUM: self.added_sum} if self.added_sum and self.normalised else {}
         if self.groups:
             attrs |= {GROUPS: self.groups, TAKEN_GROUPS: self.taken_groups, GROUP_BEST: self.group_best}
@@ -86,7 +86,7 @@ def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choic
         sigmoid=keys.sigmoid,
         biased=keys.biased,
         scale=config.number(FACTOR, keys.scale_unsaid) if keys.scales else 1.0,
-        least_sum=config.number(keys.least_key, keys.least_sum) if keys.least_key else keys.least_sum,
+        min_sum=config.number(keys.min_sum_key, keys.min_sum) if keys.min_sum_key else keys.min_sum,
         added_sum=keys.added_sum,
         groups=groups,
         taken_groups=taken_groups,

@@ -12,7 +12,7 @@ from typing import Any
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import RUN_KEYS, Branches, branches_of
 from coterie.models.delta_net import DeltaNets, delta_nets_of
-from coterie.models.encoder import Encoder, encoder_of, sees_all
+from coterie.models.encoder import Encoder, encoder_of, is_bidirectional
 from coterie.models.factors import factors_of
 from coterie.models.families import family_of
 from coterie.models.family import NAMES, Bias, Family, FeedForward, Names, Norm
@@ -40,7 +40,7 @@ class ModelConfig:
     `attention_scale` None means head_dim ** -0.5. The output of a block is multiplied by `residual_scale` before it is
     added. `local_rope`: the rope of layers with a window, if it differs. Caps are 0 for none. `rounds_embed_scale`: the
     scale is rounded to the embedding's type. `branches` replace the plain feed-forward block in their layers.
-    `layers_behind`: number of additional layers that a file may hold after these; they are never run. If `plain_layers`
+    `extra_layers`: number of additional layers that a file may hold after these; they are never run. If `plain_layers`
     is a tuple, each layer is a single block, and those listed are feed-forward blocks. `factors`: op name of a product
     -> factor.
     """
@@ -63,7 +63,7 @@ class ModelConfig:
     tied_embeddings: bool
     head_bias: bool = False
     heads_normed_together: bool = False
-    normed_behind_rope: bool = False
+    qk_norm_after_rope: bool = False
     norm: Norm = Norm.RMS
     norm_bias: bool = True
     norm_offset: float = 0.0
@@ -90,16 +90,16 @@ class ModelConfig:
     factors: Mapping[str, float] = field(default_factory=dict, hash=False)
     latent: Latent | None = None
     gated_attention: bool = False
-    layers_behind: int = 0
+    extra_layers: int = 0
     encoder: Encoder | None = None
     down_bias: bool = False
-    sees_all: bool = False
+    bidirectional: bool = False
     names: Names = NAMES
 
     @property
     def attending_layers(self) -> tuple[int, ...]:
         """The layers with keys and values of their own, in the order of the KV state."""
-        spaces = None if self.state_spaces and self.state_spaces.beside_attention else self.state_spaces
+        spaces = None if self.state_spaces and self.state_spaces.parallel_to_attention else self.state_spaces
         recurrent = self.delta_nets or self.short_convs or spaces
         others = (*(recurrent.layers if recurrent else ()), *(self.plain_layers or ()))
         end = self.layered.first_shared if self.layered else self.num_layers
@@ -111,7 +111,7 @@ class ModelConfig:
         if self.encoder is None:
             return self.rope.max_context
         within = self.rope.max_context - self.encoder.first_position
-        return min(within, self.encoder.most_tokens or within)
+        return min(within, self.encoder.max_tokens or within)
 
     @staticmethod
     def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
@@ -123,7 +123,7 @@ class ModelConfig:
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
         config = with_types(config) if family.single_blocks else config
-        own = (*family.runs, family.qk_norm_key, family.layers_behind_key, family.sees_all_key)
+        own = (*family.supported_keys, family.qk_norm_key, family.extra_layers_key, family.bidirectional_key)
         refuse_features(config, (*own, *(RUN_KEYS if family.branches else ())))
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
         if num_layers > MAX_LAYERS:
@@ -131,7 +131,7 @@ class ModelConfig:
         hidden_size = config.count("hidden_size")
         head_dim = _head_dim(config, family, hidden_size, num_heads)
         windows = windows_of(config, family, num_layers)
-        layered = layered_of(config, windows, family.layer_inputs) if family.layered else None
+        layered = layered_of(config, windows, family.layer_inputs) if family.per_layer_heads else None
         return ModelConfig(
             family=family.model_type,
             vocab_size=config.count("vocab_size"),
@@ -152,7 +152,7 @@ class ModelConfig:
             qk_norm=config.flag(family.qk_norm_key) if family.qk_norm_key else family.qk_norm,
             head_bias=_bias(config, family.head_bias, "head_bias"),
             heads_normed_together=family.heads_normed_together,
-            normed_behind_rope=family.normed_behind_rope,
+            qk_norm_after_rope=family.qk_norm_after_rope,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
             norm_bias=family.norm_bias,
@@ -171,12 +171,12 @@ class ModelConfig:
             short_convs=short_convs_of(config, num_layers) if family.short_convs else None,
             state_spaces=state_spaces_of(config, family.state_spaces, num_layers) if family.state_spaces else None,
             plain_layers=plain_layers_of(config) if family.single_blocks else None,
-            factors=factors_of(config) if family.factors else {},
+            factors=factors_of(config) if family.has_factors else {},
             latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
             encoder=encoder_of(config, family),
-            sees_all=sees_all(config, family),
-            layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
+            bidirectional=is_bidirectional(config, family),
+            extra_layers=config.whole(family.extra_layers_key, 0) if family.extra_layers_key else 0,
             **scales_of(config, family),
         )
 
@@ -193,7 +193,7 @@ def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
         if config.flag(key, wanted) is not wanted:
             fact = f"{key} = {config.flag(key)} is not supported for {family.model_type}"
             raise UnsupportedError(where, fact, f"use a model where it is {wanted}")
-    for key in family.given:
+    for key in family.mandatory_keys:
         if config.get(key) is None:
             fact = f"{key} is missing, and its default is not supported for {family.model_type}"
             raise UnsupportedError(where, fact, "use a config that says it")

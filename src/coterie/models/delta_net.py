@@ -57,7 +57,7 @@ class DeltaNets:
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
-def layers_beside_attention(config: Fields, kind: str, usual: Sequence[str]) -> tuple[int, ...]:
+def layers_of_kind(config: Fields, kind: str, usual: Sequence[str]) -> tuple[int, ...]:
     """The layers of type `kind` in a model whose others are attention; `usual`: default of `layer_types`.
 
     Raises CheckpointError, and UnsupportedError if all layers are alike.
@@ -74,7 +74,7 @@ def delta_nets_of(config: Fields, num_layers: int, by_key_heads: bool = False) -
     every = 1 if config.get("layer_types") else config.count("full_attention_interval", INTERVAL)
     usual = [FULL if (layer + 1) % every == 0 else LINEAR for layer in range(num_layers)]
     found = DeltaNets(
-        layers_beside_attention(config, LINEAR, usual),
+        layers_of_kind(config, LINEAR, usual),
         config.count("linear_num_key_heads", 16),
         config.count("linear_num_value_heads", 32),
         config.count("linear_key_head_dim", 128),

@@ -48,7 +48,7 @@ class EncoderKeys:
     `older`: prefix in files from before transformers supported the family.
 
     `types`: name of the table of token types (which text of a pair). `first_position`: rows of the table of positions
-    before that of the first token. `required`: config keys that must have this value or be absent. `norms_behind`:
+    before that of the first token. `required`: config keys that must have this value or be absent. `post_norm`:
     norms follow the residual sums instead of preceding the blocks. `first_norm`: with norms before the blocks, whether
     the first layer has one before attention. `scaled_rope`: (config key for angles that change in long texts, config
     key for the length from which they do, its default). `buckets`: number of distance buckets of attention biases
@@ -62,7 +62,7 @@ class EncoderKeys:
     first_position: int = 0
     unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids")
     required: Mapping[str, Any] | None = None
-    norms_behind: bool = True
+    post_norm: bool = True
     first_norm: bool = True
     scaled_rope: tuple[str, str, int] | None = None
     buckets: int = 0
@@ -73,15 +73,15 @@ class EncoderKeys:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """What is specific to one encoder. `type_rows`: rows of the table of token types, 0 for none. `most_tokens`: limit
+    """What is specific to one encoder. `type_rows`: rows of the table of token types, 0 for none. `max_tokens`: limit
     of a text's length, 0 if its positions imply it. The other fields are as in EncoderKeys.
     """
 
     type_rows: int
     first_position: int
-    norms_behind: bool
+    post_norm: bool
     first_norm: bool
-    most_tokens: int = 0
+    max_tokens: int = 0
     buckets: int = 0
 
 
@@ -95,16 +95,16 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
             fact = f"{key} = {config.get(key)!r} is not supported for {family.model_type}"
             raise UnsupportedError(config.where, fact, f"use a model where it is {wanted!r}")
     type_rows = config.whole("type_vocab_size", 2) if keys.types else 0
-    most_tokens = 0
+    max_tokens = 0
     if keys.scaled_rope is not None and config.get(keys.scaled_rope[0]):
         config.number(keys.scaled_rope[0])
-        most_tokens = config.count(*keys.scaled_rope[1:])
-    return Encoder(type_rows, keys.first_position, keys.norms_behind, keys.first_norm, most_tokens, keys.buckets)
+        max_tokens = config.count(*keys.scaled_rope[1:])
+    return Encoder(type_rows, keys.first_position, keys.post_norm, keys.first_norm, max_tokens, keys.buckets)
 
 
-def sees_all(config: Fields, family: Family) -> bool:
+def is_bidirectional(config: Fields, family: Family) -> bool:
     """Whether attention is bidirectional: in encoders, and in decoders whose config says so."""
-    return family.encoder is not None or bool(family.sees_all_key and config.flag(family.sees_all_key))
+    return family.encoder is not None or bool(family.bidirectional_key and config.flag(family.bidirectional_key))
 
 
 def bare_name(name: str, keys: EncoderKeys | None) -> str:
@@ -137,13 +137,13 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scor
             tensors[bare] = replace(info, name=bare)
     table = tensors.get(family.names.positions)
     if keys.first_position and table is not None and table.shape[0] == config.get("max_position_embeddings"):
-        tensors[table.name] = _behind(table, keys.first_position, where)
+        tensors[table.name] = _rows_from(table, keys.first_position, where)
     if config.get("layer_norm_eps") is not None:  # transformers' key, which wins over older ones
         config.setdefault("rms_norm_eps", config["layer_norm_eps"])
     return replace(checkpoint, config={**config, "architectures": [own]}, tensors=tensors)
 
 
-def _behind(table: TensorInfo, first: int, where: str) -> TensorInfo:
+def _rows_from(table: TensorInfo, first: int, where: str) -> TensorInfo:
     """The rows of a table from `first` on, in place."""
     rows, *rest = table.shape
     if rows <= first:

@@ -133,7 +133,7 @@ class Family:
     head_bias: Bias = Bias.NEVER  # of the logits; config key `head_bias`
     qk_norm: bool = False  # queries and keys are normed
     qk_norm_key: str = ""  # config key that decides it
-    normed_behind_rope: bool = False  # that norm comes after rope, not before
+    qk_norm_after_rope: bool = False  # that norm comes after rope, not before
     heads_normed_together: bool = False  # that norm is over all heads of q, and of k, not over each head
     window: Window = Window.NEVER
     window_tokens: int | None = 4096  # default of `sliding_window`; None for no window
@@ -160,7 +160,7 @@ class Family:
     attention_cap: float = 0.0  # default of `attn_logit_softcapping`; 0: none
     logits_factor: float = 0.0  # default of `logit_scale`; 0: none
     logits_cap: float = 0.0  # default of `final_logit_softcapping`
-    runs: tuple[str, ...] = ()  # keys that this family supports and that are refused for others
+    supported_keys: tuple[str, ...] = ()  # keys that this family supports and that are refused for others
     position_offset: int = 0  # rows of the table of learned positions that precede position 0
     alibi: bool = False
     parallel_norms: int = 0  # attention and feed-forward in parallel, after one norm or two; 0: one after the other
@@ -182,22 +182,22 @@ class Family:
     no_rope_interval: int = 0  # default of `no_rope_layer_interval`: every n-th layer has no rope; 0: all have
     branches: BranchKeys | None = None
     latent: LatentKeys | None = None  # attention is latent
-    layered: bool = False  # head shapes differ between layers, which also have inputs and a scalar of their own
+    per_layer_heads: bool = False  # head shapes differ between layers, which also have inputs and a scalar of their own
     layer_inputs: int = 0  # default of `hidden_size_per_layer_input`, the channels of such an input
     delta_nets: bool = False  # some layers are delta nets instead of attention
     nets_by_key_heads: bool = False  # a delta net has two input projections, grouped by key head
     short_convs: bool = False  # some layers are short convolutions instead of attention
     state_spaces: ScanKeys | None = None  # layers have a state space, instead of attention or beside it
     single_blocks: bool = False  # each layer is a single block: a token mixer or a feed-forward block
-    factors: bool = False  # some products have factors of their own (factors.py)
+    has_factors: bool = False  # some products have factors of their own (factors.py)
     gated_attention: bool = False  # attention output times sigmoid(gate); each head's gate follows its query
-    layers_behind_key: str = ""  # config key for the number of extra layers at the end of a file, which are never run
-    sees_all_key: str = ""  # config flag for bidirectional attention, for vectors only
+    extra_layers_key: str = ""  # config key for the number of extra layers at the end of a file, which are never run
+    bidirectional_key: str = ""  # config flag for bidirectional attention, for vectors only
     encoder: EncoderKeys | None = None  # an encoder: bidirectional attention, no sampling
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's
     usual_first: tuple[str, ...] = ()  # usual keys that win over the family's own if a config has both
-    given: tuple[str, ...] = ()  # keys that must be present, since their default is not supported
+    mandatory_keys: tuple[str, ...] = ()  # keys that must be present, since their default is not supported
     required: Mapping[str, bool] = field(default_factory=dict)  # flags of which only this value is supported
     same_as_hidden: tuple[str, ...] = ()  # sizes that must equal hidden_size

@@ -25,7 +25,7 @@ PREFIX = "model."
 _OTHER = "use a model whose tokens see those before them alone"
 
 
-def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Checkpoint, bool]:
+def with_model_prefix(checkpoint: Checkpoint, scores: bool = False) -> tuple[Checkpoint, bool]:
     """The checkpoint under the names of a whole model, and whether it samples tokens.
 
     It does not if it is an encoder, has tensors without the usual prefix, is a sentence-transformers model, declares
@@ -36,7 +36,7 @@ def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Chec
     if family is not None and family.encoder is not None:
         return bare_encoder(checkpoint, family, family.encoder, scores), False
     bare = _is_bare(checkpoint.tensors)
-    gives = family is not None and bool(family.sees_all_key and checkpoint.config.get(family.sees_all_key))
+    gives = family is not None and bool(family.bidirectional_key and checkpoint.config.get(family.bidirectional_key))
     if not (bare or gives or scores or is_sentence_model(checkpoint.path)):
         return checkpoint, True
     where = str(checkpoint.path / CONFIG)

@@ -70,10 +70,10 @@ def _parts(
     if whole.shape != (sum(rows), *rest):
         fact = f"tensor {stored} has shape {list(whole.shape)} but config.json wants {[sum(rows), *rest]}"
         raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
-    return rows_in_turn(whole, 0, parts)
+    return consecutive_rows(whole, 0, parts)
 
 
-def rows_in_turn(whole: TensorInfo, first: int, parts: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+def consecutive_rows(whole: TensorInfo, first: int, parts: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
     """Tensors of these shapes that follow one another in a stored one, from its row `first` on; by name."""
     found = {}
     for name, shape in parts.items():

@@ -57,7 +57,7 @@ class Layered:
     input_rows: int
     names: LayeredNames = LAYERED_NAMES
 
-    def source(self, layer: int, windows: Sequence[int]) -> int:
+    def kv_source_layer(self, layer: int, windows: Sequence[int]) -> int:
         """The layer whose keys and values a layer reads."""
         if layer < self.first_shared:
             return layer

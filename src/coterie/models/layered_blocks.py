@@ -85,7 +85,7 @@ class LayeredDecoder(Decoder):
         y = self._linear("input_out", part, prefix + names.out, (T, c.hidden_size), False, _HALVES)
         return self._op("add", "with_input", (x, self._norm("input_out_norm", y, prefix + names.out_norm)))
 
-    def _wide(self, x: str, h: str, layer: int, prefix: str) -> str:
+    def _feed_forward_or_branches(self, x: str, h: str, layer: int, prefix: str) -> str:
         """The plain block and, in parallel, branches, which read the residual through norms of their own."""
         c, names = self.config, self._own.names
         width = self._own.shared_width if layer >= self._own.first_shared else c.intermediate_size
@@ -101,7 +101,7 @@ class LayeredDecoder(Decoder):
 
     def _attention(self, h: str, layer: int, prefix: str) -> str:
         """Values are normed too, without a weight; the scale of scores is part of the query norm's weight."""
-        c, names, source = self.config, self.config.names, self._own.source(layer, self.config.windows)
+        c, names, source = self.config, self.config.names, self._own.kv_source_layer(layer, self.config.windows)
         heads, channels = self._heads(layer)
         state, kept = self._state(heads, channels), self._states()[heads, channels].index(source)
         shape: Shape = (T, c.num_heads, channels)

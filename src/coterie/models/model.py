@@ -29,11 +29,11 @@ from coterie.graph.ops import BF16, INT8, INT16, ROUNDING
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_kept_kv, with_rounding
 from coterie.graph.stored import value_bytes
-from coterie.graph.vectors import draws
+from coterie.graph.vectors import samples_tokens
 from coterie.models.architecture import architecture, shapes_of
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
-from coterie.models.headless import with_whole_names
+from coterie.models.headless import with_model_prefix
 from coterie.models.joined import own_names, taken_apart
 from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
@@ -80,14 +80,14 @@ class Model:
     draft: str = ""
 
     @property
-    def draws(self) -> bool:
+    def samples_tokens(self) -> bool:
         """Whether it samples tokens; a model that only returns vectors does not."""
-        return draws(self.graph)
+        return samples_tokens(self.graph)
 
     @property
     def gives(self) -> Literal["tokens", "vectors", "scores"]:
         """What it was made to return: tokens (and vectors too); only vectors; or only scores of documents."""
-        return "scores" if self.head else "tokens" if self.draws else "vectors"
+        return "scores" if self.head else "tokens" if self.samples_tokens else "vectors"
 
     @property
     def activations(self) -> str:
@@ -98,7 +98,7 @@ class Model:
     @property
     def max_prompt_tokens(self) -> int:
         """Maximum prompt length in tokens: if a token is to be sampled, there must be room for it too."""
-        return self.max_context - self.draws
+        return self.max_context - self.samples_tokens
 
     @property
     def written_s(self) -> int:
@@ -114,7 +114,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     whole = Checkpoint.open(path)
     alone = text_model_of(whole)
     head = score_head(alone)
-    checkpoint, has_head = with_whole_names(alone, head is not None)
+    checkpoint, has_head = with_model_prefix(alone, head is not None)
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
     if FAMILIES[config.family].modelled_only:
         fact = f"{config.family} has ops that no real device has kernels for; only modelled machines run it"

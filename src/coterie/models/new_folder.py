@@ -99,9 +99,9 @@ def copy_others(source: Path, target: Path) -> None:
         left_out = file.name in _LEFT_OUT or file.suffix in _WEIGHT_FILES or file.name.startswith(".")
         if file.is_file() and not left_out and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)
-    for behind in module_folders(source):
-        if behind.is_dir():
-            shutil.copytree(behind, target / behind.name)
+    for module in module_folders(source):
+        if module.is_dir():
+            shutil.copytree(module, target / module.name)
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

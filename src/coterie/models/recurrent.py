@@ -13,7 +13,7 @@ from coterie.core.shapes import Shape, Symbol
 from coterie.graph.delta_net.ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Attr, Kind
 from coterie.graph.ops import KV_ROWS
-from coterie.graph.scan.ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
+from coterie.graph.scan.ops import GROUP_NORM, GROUPS, MAX_STEP, MIN_STEP, MUL_ROW, SCAN
 from coterie.models.appending import Appending
 from coterie.models.delta_net import DeltaNets
 from coterie.models.short_conv import ShortConvs
@@ -104,8 +104,8 @@ class RecurrentBlocks(Appending):
         bias = self._weight(f"{place}{names.conv}.bias", (spaces.channels,)) if spaces.conv_bias else ""
         x = self._op(CONV, "conv", (x, taps, bias, *KV_ROWS, CONV_STATE), (T, spaces.channels), layer=kept)
         weights = (self._weight(place + name, (spaces.heads,)) for name in (names.a_log, names.dt_bias, names.skip))
-        bounds: dict[str, Attr] = {LEAST: spaces.least} if spaces.least else {}
-        bounds |= {MOST: spaces.most} if spaces.most < math.inf else {}
+        bounds: dict[str, Attr] = {MIN_STEP: spaces.min_step} if spaces.min_step else {}
+        bounds |= {MAX_STEP: spaces.max_step} if spaces.max_step < math.inf else {}
         read = (x, dt, *weights, *KV_ROWS, DELTA_STATE)
         y = self._op(SCAN, "scan", read, heads, layer=kept, **{GROUPS: spaces.groups}, **bounds)
         if spaces.norms and spaces.norm_first:

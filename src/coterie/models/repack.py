@@ -35,7 +35,7 @@ from coterie.models.new_folder import Entry, copy_others, free_path, new_folder,
 from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
 from coterie.models.packing_error import ErrorSums
 from coterie.models.quantised.find import Part, find_tensors
-from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
+from coterie.models.quantised.matrix import AGAIN, IntegerMatrix, Matrix, PlainMatrix
 from coterie.models.quantised.method import Method
 from coterie.models.quantised.methods import method_of
 from coterie.models.quantize import Quantized
@@ -89,7 +89,7 @@ def repack_folder(
     before = sum(info.size_bytes for info in stored.tensors.values())
     kinds = tuple(s.result(kind) for (kind, _), s in sums.items())
     num_weights = sum(prod(item.shape) for item in found.values())
-    return Quantized(out, packing, before, after, num_weights, kinds, (method.beside,) if method.beside else ())
+    return Quantized(out, packing, before, after, num_weights, kinds, (method.note,) if method.note else ())
 
 
 def _check_branches(raw: dict[str, Any], where: str) -> None:
@@ -109,14 +109,14 @@ def _packing_anew(found: Mapping[str, TensorInfo | Part], layers: DType, tables:
 
 def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where: str) -> Packing | None:
     """The packing that can hold all codes of quantised tensors unchanged. Raises UnsupportedError."""
-    if method.keeps:
+    if method.keeps_floats:
         return None
-    if method.bits is None and method.holds is None:
+    if method.bits is None and method.exact_type is None:
         raise UnsupportedError(where, "its weights are floats of 8 bits, which packed weights are not", REMEDY)
-    if method.beside:
-        raise UnsupportedError(where, f"more is quantised than weights: {method.beside}", REMEDY)
+    if method.note:
+        raise UnsupportedError(where, f"more is quantised than weights: {method.note}", REMEDY)
     matrices = {id(item.matrix): item.matrix for item in found.values() if isinstance(item, Part)}
-    dtype = method.holds or BY_BITS[method.bits or 0]
+    dtype = method.exact_type or BY_BITS[method.bits or 0]
     if dtype is DType.Q4 and not all(map(_is_near_zero, matrices.values())):
         dtype = DType.Q4Z
     types = {name: item for name, item in found.items() if may_be_packed(name, item.shape)}
@@ -125,10 +125,10 @@ def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where
 
 def _is_near_zero(matrix: Matrix) -> bool:
     """Whether code - zero fits in int4 for every possible code."""
-    if not isinstance(matrix, WholeMatrix):
+    if not isinstance(matrix, IntegerMatrix):
         return False
     zeros, (low, high) = matrix.zeros(0, matrix.num_rows), RANGES[DType.Q4]
-    return low <= matrix.least - int(zeros.max()) and matrix.most - int(zeros.min()) <= high
+    return low <= matrix.min_code - int(zeros.max()) and matrix.max_code - int(zeros.min()) <= high
 
 
 def _item(name: str, item: TensorInfo | Part, packing: Packing | None) -> TensorInfo | Part:
@@ -177,13 +177,13 @@ def _anew(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8, F3
 def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8, F32]:
     """Codes and zero points unchanged. Raises UnsupportedError for any that the packed type cannot hold."""
     (scales, zeros), group = _known(matrix, first, values.shape, dtype), PACKED[dtype][1]
-    if scales is None or not isinstance(matrix, WholeMatrix):
-        ordered = isinstance(matrix, WholeMatrix) and matrix.order is not None
+    if scales is None or not isinstance(matrix, IntegerMatrix):
+        ordered = isinstance(matrix, IntegerMatrix) and matrix.order is not None
         kind = "in an order of their own (g_idx)" if ordered else f"of {getattr(matrix, 'group', 0)} columns"
         raise UnsupportedError(matrix.where, f"groups are {kind}, where multiples of {group} are repacked", REMEDY)
     last = first + len(values)
     has_codes = dtype.has_zeros or dtype is DType.MX4
-    q = matrix.codes(first, last) - np.int16(matrix.least) if has_codes else matrix.whole(first, last)
+    q = matrix.codes(first, last) - np.int16(matrix.min_code) if has_codes else matrix.whole(first, last)
     try:
         packed = packed_as_is(q, in_bf16(scales), dtype, zeros)
     except ValueError as error:
@@ -198,14 +198,16 @@ def _known(matrix: Matrix, first: int, shape: tuple[int, ...], dtype: DType) -> 
     None if the file's groups do not fit, or it has more codes than a type with zero points holds.
     """
     (rows, columns), group = shape, PACKED[dtype][1]
-    if not isinstance(matrix, WholeMatrix) or matrix.order is not None:
+    if not isinstance(matrix, IntegerMatrix) or matrix.order is not None:
         return None, None
-    if (matrix.group % group and matrix.group < columns) or (dtype.has_zeros and matrix.most - matrix.least > MAX_CODE):
+    if (matrix.group % group and matrix.group < columns) or (
+        dtype.has_zeros and matrix.max_code - matrix.min_code > MAX_CODE
+    ):
         return None, None
 
     def by_group(theirs: npt.NDArray[Any]) -> F32:
         repeated = np.repeat(theirs, -(-matrix.group // group), axis=1)
         return repeated[:, : -(-columns // group)].astype(np.float32)
 
-    zeros = matrix.zeros(first, first + rows) - np.int16(matrix.least) if dtype.has_zeros else None
+    zeros = matrix.zeros(first, first + rows) - np.int16(matrix.min_code) if dtype.has_zeros else None
     return by_group(matrix.scales(first, first + rows)), None if zeros is None else by_group(zeros)

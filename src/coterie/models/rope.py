@@ -30,7 +30,7 @@ class Rope:
     """`inv_freq` has an entry for each rotated pair of channels; cos and sin are multiplied by `scale`.
 
     `max_context` is in tokens. `interleaved`: pairs are adjacent channels, not those of the two halves. Queries are
-    multiplied by 1 + growth * log(1 + position // every).
+    multiplied by 1 + growth * log(1 + position // growth_step).
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Rope:
     max_context: int
     interleaved: bool = False
     growth: float = 0.0
-    every: int = 0
+    growth_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _growth(rope: Fields, family: Family) -> dict[str, Any]:
     if not family.queries_grow:
         fact = f"{GROWTH} = {rope.get(GROWTH)!r} means queries that grow with their position, which is not supported"
         raise UnsupportedError(rope.where, f"{fact} for {family.model_type}", "use a checkpoint without it")
-    return {"growth": rope.number(GROWTH), "every": rope.count("original_max_position_embeddings")}
+    return {"growth": rope.number(GROWTH), "growth_step": rope.count("original_max_position_embeddings")}
 
 
 def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:

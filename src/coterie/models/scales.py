@@ -16,12 +16,12 @@ def scales_of(config: Fields, family: Family) -> dict[str, float]:
         "attention_scale": "attention_multiplier",
         "residual_scale": "residual_multiplier",
     }
-    found = {name: config.number(key, 1.0) for name, key in keys.items() if key in family.runs}
-    if "logits_scaling" in family.runs:
+    found = {name: config.number(key, 1.0) for name, key in keys.items() if key in family.supported_keys}
+    if "logits_scaling" in family.supported_keys:
         found["logits_scale"] = 1.0 / config.number("logits_scaling", 1.0)
-    if "lm_head_multiplier" in family.runs:
+    if "lm_head_multiplier" in family.supported_keys:
         found["logits_scale"] = config.number("lm_head_multiplier", 1.0)
-    if "scale_depth" in family.runs:
+    if "scale_depth" in family.supported_keys:
         found["residual_scale"] = config.number("scale_depth") / config.count("num_hidden_layers") ** 0.5
         found["logits_scale"] = config.count("dim_model_base") / config.count("hidden_size")
     if family.embeds_by_width or (family.embeds_by_width_key and config.flag(family.embeds_by_width_key)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.models.delta_net import layers_beside_attention
+from coterie.models.delta_net import layers_of_kind
 from coterie.models.family import FULL
 from coterie.models.fields import Fields
 
@@ -45,7 +45,7 @@ def short_convs_of(config: Fields, num_layers: int) -> ShortConvs:
     """Read the keys of LFM2 with its defaults. Raises CheckpointError, UnsupportedError."""
     everywhere = range(num_layers)
     attending = everywhere if config.get("layer_types") else config.layer_numbers(ATTENDING, everywhere)
-    layers = layers_beside_attention(config, CONV, [FULL if layer in attending else CONV for layer in everywhere])
+    layers = layers_of_kind(config, CONV, [FULL if layer in attending else CONV for layer in everywhere])
     taps = config.count("conv_L_cache", 3)
     if taps < 2:
         raise config.wrong("conv_L_cache", f"is {taps}", "at least 2")

@@ -19,5 +19,5 @@ class SingleDecoder(Decoder):
         names, prefix = self.config.names, self.config.names.layer.format(layer)
         h = self._norm("input_norm", x, prefix + names.attention_norm)
         plain = layer in (self.config.plain_layers or ())
-        made = self._feed_forward(h, prefix) if plain else self._mixed(h, layer, prefix)
+        made = self._feed_forward(h, prefix) if plain else self._token_mixer(h, layer, prefix)
         return self._op("add", "out", (x, made))

@@ -15,7 +15,7 @@ from pathlib import Path
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import Branches
-from coterie.models.joined import rows_in_turn
+from coterie.models.joined import consecutive_rows
 
 
 def unstacked(
@@ -66,4 +66,4 @@ def _parts(
     if whole.shape != (count, rows, columns):
         fact = f"tensor {whole.name} has shape {list(whole.shape)} but config.json wants {[count, rows, columns]}"
         raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
-    return rows_in_turn(whole, branch * rows, shapes)
+    return consecutive_rows(whole, branch * rows, shapes)

@@ -59,7 +59,7 @@ class ScanKeys:
     """
 
     where: Where = Where.BY_TYPES
-    beside_attention: bool = False
+    parallel_to_attention: bool = False
     heads: tuple[str, int] = ("mamba_n_heads", 128)
     dim: tuple[str, int] = ("mamba_d_head", 0)
     state: tuple[str, int] = ("mamba_d_state", 256)
@@ -71,7 +71,7 @@ class ScanKeys:
     width: tuple[str, int] = ("", 0)
     norm_key: str = ""
     norm_first_key: str = ""
-    factors: bool = False  # the config has factors for groups of channels (factors.py)
+    has_factors: bool = False  # the config has factors for groups of channels (factors.py)
     activation: str = "hidden_act"  # key of the activation after the convolution
     others: tuple[str, ...] = ()  # types of layers that are neither a state space nor attention
     names: ScanNames = field(default_factory=ScanNames)
@@ -79,10 +79,10 @@ class ScanKeys:
 
 @dataclass(frozen=True, slots=True)
 class StateSpaces:
-    """The layers that have a state space, beside attention or instead of it, and the heads and channels of each.
+    """The layers that have a state space, in parallel to attention or instead of it, and the heads and channels of each.
 
-    `groups`: heads in a group share the write and read vectors (B and C in the Mamba-2 paper). `least` and `most` bound
-    a token's step size. `norms`: whether there is a norm, over as many groups; `norm_first`: it precedes the gate.
+    `groups`: heads in a group share the write and read vectors (B and C in the Mamba-2 paper). `min_step` and
+    `max_step` bound a token's step size. `norms`: whether there is a norm, over as many groups; `norm_first`: it precedes the gate.
     `factors`: of the channels for heads, write and read, before the convolution.
     """
 
@@ -94,11 +94,11 @@ class StateSpaces:
     taps: int
     conv_bias: bool = True
     bias: bool = False
-    least: float = 0.0
-    most: float = math.inf
+    min_step: float = 0.0
+    max_step: float = math.inf
     norms: bool = True
     norm_first: bool = False
-    beside_attention: bool = False
+    parallel_to_attention: bool = False
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
     names: ScanNames = field(default_factory=ScanNames)
 
@@ -149,12 +149,12 @@ def state_spaces_of(config: Fields, keys: ScanKeys, num_layers: int) -> StateSpa
         taps=taps,
         conv_bias=config.flag(keys.conv_bias, True),
         bias=config.flag(keys.bias),
-        least=least,
-        most=most,
+        min_step=least,
+        max_step=most,
         norms=config.flag(keys.norm_key) if keys.norm_key else True,
         norm_first=config.flag(keys.norm_first_key, True) if keys.norm_first_key else False,
-        beside_attention=keys.beside_attention,
-        factors=channel_factors_of(config) if keys.factors else (1.0, 1.0, 1.0),
+        parallel_to_attention=keys.parallel_to_attention,
+        factors=channel_factors_of(config) if keys.has_factors else (1.0, 1.0, 1.0),
         names=keys.names,
     )
 

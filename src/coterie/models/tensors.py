@@ -30,8 +30,8 @@ def read_by_a_step(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> di
 
     In a layer that reads the keys and values of another, its own key and value projections are left out as well.
     """
-    behind = range(config.num_layers, config.num_layers + config.layers_behind)
-    unread = [*config.names.unread, *(config.names.layer.format(layer) for layer in behind)]
+    extra = range(config.num_layers, config.num_layers + config.extra_layers)
+    unread = [*config.names.unread, *(config.names.layer.format(layer) for layer in extra)]
     for layer in range(config.layered.first_shared, config.num_layers) if config.layered else ():
         prefix, names = config.names.layer.format(layer), config.names
         unread += [f"{prefix}{name}." for name in (names.k, names.v, names.k_norm)]

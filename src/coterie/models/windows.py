@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coterie.core.errors import UnsupportedError
-from coterie.models.encoder import sees_all
+from coterie.models.encoder import is_bidirectional
 from coterie.models.family import FULL, SLIDING, Family, Window
 from coterie.models.fields import Fields
 
@@ -22,7 +22,7 @@ def windows_of(config: Fields, family: Family, num_layers: int) -> tuple[int, ..
     if family.window is Window.BY_PATTERN and types is None:
         every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
         types = [FULL if (i + family.pattern_first) % every == 0 else SLIDING for i in range(num_layers)]
-    if types and family.layered:
+    if types and family.per_layer_heads:
         types[-1] = FULL  # the last layer has no window, whatever the config says
     if family.window is Window.BY_TYPES and types is None:
         types = [SLIDING if window else FULL] * num_layers
@@ -86,7 +86,7 @@ def _window_tokens(config: Fields, family: Family) -> int:
     if off or config.get("sliding_window", None if given else family.window_tokens) is None:
         return 0
     window = config.count("sliding_window", family.window_tokens)
-    return window // 2 + 1 if sees_all(config, family) else window  # the config counts both sides
+    return window // 2 + 1 if is_bidirectional(config, family) else window  # the config counts both sides
 
 
 def _layer_types(config: Fields, num_layers: int) -> list[str] | None:

@@ -164,7 +164,7 @@ class DryRun:
         """
         if shared is not None and not exe.mixes(shared):
             return {}
-        return self.wanted(exe, buckets_within(limits, exe.program.draws), block_bytes, shared)
+        return self.wanted(exe, buckets_within(limits, exe.program.samples_tokens), block_bytes, shared)
 
     def always(self) -> dict[Wanted, None]:
         """Kernels that every run needs, whatever its program: those that copy words down and up."""
@@ -185,7 +185,7 @@ class DryRun:
         return {one: compile_ahead.is_kept(key, one) for key, one in named.items()}
 
 
-def buckets_within(limits: Limits, draws: bool = True) -> list[Bucket]:
+def buckets_within(limits: Limits, samples_tokens: bool = True) -> list[Bucket]:
     """Buckets in which steps within the limits launch every kernel that they can.
 
     All numbers of tokens, sequences and sampled rows with the shortest context, and of tokens and sequences with every
@@ -202,7 +202,8 @@ def buckets_within(limits: Limits, draws: bool = True) -> list[Bucket]:
         for B in {*decode, *(min(B, most) for B in (*sequences, max(T - 1, 1)))}:
             found += [bucket_of(Sizes(T, B, min(R, most), 0, 0), shortest) for R in _doubled(1, most)]
             found += [bucket_of(Sizes(T, B, 1, 0, 0), context) for context in others]
-        found += [bucket_of(Sizes(T, 1, rows, 0, 0), shortest) for rows in _doubled(1, T) if not draws and rows > most]
+        more_rows = [] if samples_tokens else [rows for rows in _doubled(1, T) if rows > most]
+        found += [bucket_of(Sizes(T, 1, rows, 0, 0), shortest) for rows in more_rows]
     return list(dict.fromkeys(found))
 
 

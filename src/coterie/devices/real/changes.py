@@ -19,15 +19,15 @@ KNOWN, CAPACITY, WORDS = 3, 4, 5  # indices of header words, and the header's le
 
 
 def encode_changes(changes: Changes, steps: int) -> I64:
-    """A new block with `changes.behind` counted in, and room for the tokens of all steps but the last."""
+    """A new block with `changes.later_tokens` counted in, and room for the tokens of all steps but the last."""
     known = len(changes.ids_N)
-    capacity = known + len(changes.behind) + steps - 1
+    capacity = known + len(changes.later_tokens) + steps - 1
     block = np.zeros(WORDS + -(-3 * capacity // 2), np.int64)
     block.view(np.float64)[:KNOWN] = changes.repetition, changes.presence, changes.frequency
     block[KNOWN], block[CAPACITY] = known, capacity
     ids, times, bias = _lists(block)
     ids[:known], times[:known], bias[:known] = changes.ids_N, changes.times_N, changes.bias_N
-    for token in changes.behind:
+    for token in changes.later_tokens:
         note(block, token)
     return block
 

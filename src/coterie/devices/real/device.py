@@ -37,7 +37,7 @@ class Ran:
     @property
     def rows_at(self) -> tuple[int, int]:
         """Offset of the logits or vectors in the workspace, and bytes per row."""
-        return self.exe.plan(self.sizes)[0][self.exe.row_values], F32_BYTES * self.exe.program.row_numbers
+        return self.exe.plan(self.sizes)[0][self.exe.row_values], F32_BYTES * self.exe.program.result_width
 
 
 class RealDevice(ABC):

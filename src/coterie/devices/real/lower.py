@@ -103,7 +103,7 @@ def _attended(low: Lowering, op: Op, window: int) -> Operands:
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.kv_heads(op), "C": low.size(C)}
     how: Operands = {"scale": op.number("scale"), "window": window, "cap": op.cap}
-    how |= {"growth": op.growth, "every": op.every, **low.weight("sinks", op.sinks)}
+    how |= {"growth": op.growth, "every": op.growth_step, **low.weight("sinks", op.sinks)}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
 
 

@@ -13,7 +13,7 @@ from coterie.devices.real.lower_delta_net import kept
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Op
-from coterie.graph.scan.ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
+from coterie.graph.scan.ops import GROUP_NORM, GROUPS, MAX_STEP, MIN_STEP, MUL_ROW, SCAN
 
 
 def _scan(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -27,7 +27,7 @@ def _scan(low: Lowering, ops: Sequence[Op]) -> Operands:
     sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.size(K), "B": Named("B")}
     own = low.weight("a_log", a_log) | low.weight("dt_bias", dt_bias) | low.weight("skip", skip)
     own |= {"groups": op.integer(GROUPS)}
-    own |= {LEAST: float(op.attrs.get(LEAST, 0.0)), MOST: float(op.attrs.get(MOST, math.inf))}
+    own |= {MIN_STEP: float(op.attrs.get(MIN_STEP, 0.0)), MAX_STEP: float(op.attrs.get(MAX_STEP, math.inf))}
     return ends | own | kept(low, op) | sizes
 
 

@@ -240,11 +240,11 @@ def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> No
         )
     Z = program.kv.tokens_per_block(binding.block_bytes)
     if Z < 1:
-        least = program.kv.least_block_bytes
+        least = program.kv.min_block_bytes
         raise ValueError(f"a block of {binding.block_bytes} bytes holds no token, or unit of state, of {least} bytes")
     columns = tables.shape[1] - program.kv.state_blocks(binding.block_bytes)
     blocks, reach = binding.kv.size_bytes // binding.block_bytes, columns * Z
-    if program.sees_all:
+    if program.bidirectional:
         most = rows_of_tables(program.graph, "positions")
         reach = reach if most is None else min(reach, most)
     bounds = (program.vocab_size, max(reach - (steps - 1), 0), sizes.B, blocks, sizes.T)

@@ -211,7 +211,7 @@ class Drafts:
         small = self._experts.get(expert.draft) if expert.draft else None
         if small is None or self._made_up or small.expert_id in self._failed:
             return None
-        if expert.kv.recurrent or small.kv.recurrent or not small.exe.program.draws:
+        if expert.kv.recurrent or small.kv.recurrent or not small.exe.program.samples_tokens:
             return None
         return small if self._policy.guesses_of(expert.weight_bytes, self._device.spec) else None
 

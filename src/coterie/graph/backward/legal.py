@@ -20,7 +20,7 @@ def _gradient(row: Row, shape: Shape) -> None:
     name, kind = row.output.name, row.output.kind
     completed = (op for op in row.graph.ops if name in op.inputs and op.kind == "all_reduce")
     if kind is not Kind.OUTPUT and not (kind is Kind.TENSOR and any(completed)):
-        raise row.wrong(f"{name} is {kind.value}", "declare the gradient an output")
+        raise row.error(f"{name} is {kind.value}", "declare the gradient an output")
 
 
 def _linear_dx(row: Row) -> None:
@@ -41,7 +41,7 @@ def _linear_dw(row: Row) -> None:
         density = row.input(2).density
     if row.output.density != density:
         fact = f"{row.output.name} has a density of {row.output.density:g}, its weight one of {density:g}"
-        raise row.wrong(fact, "make them agree, and name the weight whose pattern it has")
+        raise row.error(fact, "make them agree, and name the weight whose pattern it has")
     _gradient(row, shape)
 
 
@@ -102,26 +102,26 @@ def _loss_part_dx(row: Row) -> None:
     row.rows(parts, first=(R,))
     if len(parts.shape) != 2 or trailing(parts.shape) % 2 or row.op.integer("first_row") < 0:
         fact = f"{parts.name} has shape {parts.shape}, first_row is {row.op.integer('first_row')}"
-        raise row.wrong(fact, "give a maximum and a sum of each rank, and a row of the vocabulary")
+        raise row.error(fact, "give a maximum and a sum of each rank, and a row of the vocabulary")
     row.row_input(2, R)
 
 
 def _embed_dw(row: Row) -> None:
     row.rows(row.input(0), first=(T,))
     if int(row.op.attrs.get("first_row", 0)) < 0:
-        raise row.wrong(f"first_row is {row.op.attrs['first_row']}", "give the first token of this rank")
+        raise row.error(f"first_row is {row.op.attrs['first_row']}", "give the first token of this rank")
     row.scale()
     row.row_input(1, T)
     _gradient(row, (row.output.shape[0], *row.input(0).shape[1:]))
     if row.output.dtype not in (DType.F32, DType.F16, DType.BF16):
-        raise row.wrong(f"{row.output.name} is {row.output.dtype.value}", "give a float type")
+        raise row.error(f"{row.output.name} is {row.output.dtype.value}", "give a float type")
 
 
 def _positions_dw(row: Row) -> None:
     _embed_dw(row)
     rows, offset = row.output.shape[0], row.op.integer("offset")
     if not isinstance(rows, int) or not 0 <= offset < rows:
-        raise row.wrong(f"offset {offset} in {row.output.name} of {rows} rows", "begin within the table")
+        raise row.error(f"offset {offset} in {row.output.name} of {rows} rows", "begin within the table")
 
 
 def _gelu_dx(row: Row) -> None:

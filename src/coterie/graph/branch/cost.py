@@ -56,8 +56,8 @@ def _choose_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 def _gate_up_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     columns = trailing(graph.values[op.inputs[0]].shape)
-    behind = {CLIPPED: CLIPPED_FLOPS, GELU_UP: GELU_MUL_FLOPS}.get(op.kind, SILU_MUL_FLOPS)
-    return (4 * columns + behind) * sizes.count(graph.values[op.outputs[0]].shape)
+    activation = {CLIPPED: CLIPPED_FLOPS, GELU_UP: GELU_MUL_FLOPS}.get(op.kind, SILU_MUL_FLOPS)
+    return (4 * columns + activation) * sizes.count(graph.values[op.outputs[0]].shape)
 
 
 def _down_flops(graph: Graph, op: Op, sizes: Sizes) -> int:

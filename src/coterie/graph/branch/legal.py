@@ -39,21 +39,21 @@ def _choose(row: Row) -> None:
     row.scale()
     branches, top_k = trailing(logits.shape), row.op.attrs[TOP_K]
     if len(logits.shape) != 2 or not isinstance(top_k, int) or not 0 < top_k <= branches:
-        raise row.wrong(f"{TOP_K} is {top_k!r} of {logits.shape}", "give logits [T, E] and a number from 1 to E")
+        raise row.error(f"{TOP_K} is {top_k!r} of {logits.shape}", "give logits [T, E] and a number from 1 to E")
     if row.op.attrs["normalise"] not in (0, 1):
-        raise row.wrong(f"normalise is {row.op.attrs['normalise']!r}", "give 0 or 1")
+        raise row.error(f"normalise is {row.op.attrs['normalise']!r}", "give 0 or 1")
     if row.op.inputs[1]:
         row.weight(1, (branches,))
     if row.op.inputs[2:]:
         row.weight(2, (branches,))
     if row.op.attrs.get(SCORES, SIGMOID) != SIGMOID:
-        raise row.wrong(f"{SCORES} is {row.op.attrs[SCORES]!r}", f"give {SIGMOID!r}, or nothing for a softmax")
+        raise row.error(f"{SCORES} is {row.op.attrs[SCORES]!r}", f"give {SIGMOID!r}, or nothing for a softmax")
     for name in (MIN_SUM, ADDED_SUM):
         least = row.op.attrs.get(name, 0.0)
         if not isinstance(least, int | float) or not 0 <= least < 1:
-            raise row.wrong(f"{name} is {least!r}", "give a number from 0 to 1, or leave it out")
+            raise row.error(f"{name} is {least!r}", "give a number from 0 to 1, or leave it out")
         if name == ADDED_SUM and name in row.op.attrs and not row.op.attrs["normalise"]:
-            raise row.wrong(f"{name} is {least!r} where weights are not normalised", "leave it out, or normalise")
+            raise row.error(f"{name} is {least!r} where weights are not normalised", "leave it out, or normalise")
     _groups(row, branches, top_k)
 
 
@@ -65,20 +65,20 @@ def _groups(row: Row, branches: int, top_k: int) -> None:
         return
     if not 0 < groups <= branches or branches % groups or not 0 < taken <= groups:
         fact = f"{GROUPS} is {found[0]!r} and {TAKEN_GROUPS} {found[1]!r} of {branches} branches"
-        raise row.wrong(fact, "give a divisor of E, and a number from 1 to that")
+        raise row.error(fact, "give a divisor of E, and a number from 1 to that")
     if best not in (1, 2) or best > branches // groups:
         fact = f"{GROUP_BEST} is {found[2]!r} of groups of {branches // groups}"
-        raise row.wrong(fact, "give 1 or 2, and as many branches to a group")
+        raise row.error(fact, "give 1 or 2, and as many branches to a group")
     if top_k > taken * (branches // groups):
         fact = f"{TOP_K} is {top_k} of {taken} groups of {branches // groups}"
-        raise row.wrong(fact, "let groups be taken that have as many")
+        raise row.error(fact, "let groups be taken that have as many")
 
 
 def _taken(row: Row, groups: int) -> int:
     """Check for `groups` matrices (gate and up, or down) per branch; returns how many branches a token takes."""
     found, matrices = trailing(row.input(1).shape), len(matrices_of(row.op.kind, row.op.inputs))
     if matrices != groups * found:
-        raise row.wrong(f"it has {matrices} matrices for {found} branches", f"give {groups} for each")
+        raise row.error(f"it has {matrices} matrices for {found} branches", f"give {groups} for each")
     return _chosen(row)
 
 
@@ -88,10 +88,10 @@ def _chosen(row: Row) -> int:
     chosen = next((op for op in row.graph.ops if weights.name in op.outputs), None)
     if chosen is None or chosen.kind != CHOOSE:
         fact = f"{weights.name} is not what {CHOOSE} gives"
-        raise row.wrong(fact, f"give weights of which all but {TOP_K} of a row are 0")
+        raise row.error(fact, f"give weights of which all but {TOP_K} of a row are 0")
     if row.op.attrs[TOP_K] != chosen.attrs[TOP_K]:
         fact = f"{TOP_K} is {row.op.attrs[TOP_K]!r} where {chosen.attrs[TOP_K]!r} are chosen"
-        raise row.wrong(fact, "make them agree")
+        raise row.error(fact, "make them agree")
     return chosen.integer(TOP_K)
 
 
@@ -103,7 +103,7 @@ def _matrices(row: Row, shape: Shape) -> None:
         other = row.input(position)
         if other.dtype is not first.dtype:
             fact = f"{other.name} is {other.dtype.value} and {first.name} {first.dtype.value}"
-            raise row.wrong(fact, "give the branches of a layer one type")
+            raise row.error(fact, "give the branches of a layer one type")
     row.rounding(first, INT16, INT8)
 
 
@@ -128,7 +128,7 @@ def _clipped(row: Row) -> None:
     for key in (ALPHA, LIMIT):
         number = row.op.attrs[key]
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise row.wrong(f"its {key} is {number!r}", "give a number above 0")
+            raise row.error(f"its {key} is {number!r}", "give a number above 0")
 
 
 def _add_bias(row: Row) -> None:

@@ -38,7 +38,7 @@ from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
 from coterie.graph.step import F32, Array, Run, Step
 
 _MAX_INT = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # for activations beside packed weights
-LEAST = np.float32(1e-30)  # smallest weight of a taken branch: 0 would mean not taken
+MIN_WEIGHT = np.float32(1e-30)  # smallest weight of a taken branch: 0 would mean not taken
 
 
 def sigmoid(x: Array) -> F32:
@@ -100,7 +100,7 @@ def _choose(step: Step, op: Op, x: list[Any]) -> Array:
     weights_TA = weights_TA * np.float32(op.scale)
     weights_TA = weights_TA * factors_E[0][chosen_TA] if factors_E else weights_TA
     y = np.zeros_like(logits_TE)
-    np.put_along_axis(y, chosen_TA, np.where(np.abs(weights_TA) < LEAST, LEAST, weights_TA), axis=-1)
+    np.put_along_axis(y, chosen_TA, np.where(np.abs(weights_TA) < MIN_WEIGHT, MIN_WEIGHT, weights_TA), axis=-1)
     return np.asarray(y, np.float32)
 
 

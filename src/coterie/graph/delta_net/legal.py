@@ -20,7 +20,7 @@ def kept_state(row: Row, position: int, dims: int) -> tuple[int, ...]:
     value = row.input(position)
     if value.kind is not Kind.STATE or value.dtype is not DType.F32 or len(value.shape) != dims:
         fact = f"{value.name} is {value.kind.value} {value.dtype.value} {value.shape}"
-        raise row.wrong(fact, f"give an F32 state of {dims} dimensions, layers first")
+        raise row.error(fact, f"give an F32 state of {dims} dimensions, layers first")
     return row.layer_shape(value)
 
 
@@ -31,7 +31,7 @@ def _conv(row: Row) -> None:
     row.same(x.shape, (T, channels), x.name)
     row.weight(1, (channels, 1, past + 1))
     if row.op.attrs.get(PLAIN, 1) != 1:
-        raise row.wrong(f"{PLAIN} is {row.op.attrs[PLAIN]!r}", "give 1, or leave it out")
+        raise row.error(f"{PLAIN} is {row.op.attrs[PLAIN]!r}", "give 1, or leave it out")
     if row.op.inputs[2]:
         row.weight(2, (channels,))
     pages(row, 3)
@@ -46,7 +46,7 @@ def _parts(row: Row) -> None:
     keys = trailing(qkvz.shape) - 2 * inner  # q and k of all heads
     if key_heads < 1 or heads % key_heads or keys < 1 or keys % (2 * key_heads):
         fact = f"{qkvz.name} has shape {qkvz.shape} for {key_heads} key heads and {heads} value heads of {value_dim}"
-        raise row.wrong(fact, "give q and k of each key head, and v and z of each value head")
+        raise row.error(fact, "give q and k of each key head, and v and z of each value head")
     row.same(x.shape, (T, keys + inner), x.name)
     row.same((ba.shape[0], trailing(ba.shape)), (T, 2 * heads), ba.name)
     for value in (a, b):
@@ -60,10 +60,10 @@ def _delta(row: Row) -> None:
     heads, key_dim, value_dim = kept_state(row, 8, 4)
     key_heads = row.op.integer(KEY_HEADS)
     if key_heads < 1 or heads % key_heads:
-        raise row.wrong(f"{heads} value heads share {key_heads} key heads", "make one a multiple of the other")
+        raise row.error(f"{heads} value heads share {key_heads} key heads", "make one a multiple of the other")
     wanted = 2 * key_heads * key_dim + heads * value_dim
     if trailing(x.shape) != wanted:
-        raise row.wrong(f"{x.name} has shape {x.shape}", f"give {wanted} numbers: those of q, k and v")
+        raise row.error(f"{x.name} has shape {x.shape}", f"give {wanted} numbers: those of q, k and v")
     for value in (a, b):
         row.same(value.shape, (T, heads), value.name)
     row.same(row.output.shape, (T, heads, value_dim), row.output.name)

@@ -16,7 +16,7 @@ from coterie.graph.delta_net.ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
 from coterie.graph.step import F32, Array, Run, Step
 
-LEAST = np.float32(1e-6)  # added to the squared norm of q and k
+NORM_EPS = np.float32(1e-6)  # added to the squared norm of q and k
 
 
 def _conv(step: Step, op: Op, x: list[Any]) -> Array:
@@ -66,8 +66,8 @@ def _delta(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _unit(x: F32) -> F32:
-    """Heads normalised to length 1 (slightly less, because of LEAST)."""
-    return np.asarray(x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + LEAST), np.float32)
+    """Heads normalised to length 1 (slightly less, because of NORM_EPS)."""
+    return np.asarray(x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + NORM_EPS), np.float32)
 
 
 DELTA_RUN: Mapping[str, Run] = {CONV: _conv, DELTA: _delta, PARTS: _parts}

@@ -72,7 +72,7 @@ def _slice(row: Row) -> None:
     row.float_rows(x, y)
     first, count, step = row.op.integer("first"), row.op.integer("count"), int(row.op.attrs.get("step", 1))
     if min(step, count) < 1 or not 0 <= first <= first + (count - 1) * step < _last(x.shape):
-        raise row.wrong(f"{count} from {first} on of {_last(x.shape)} numbers", "stay within them")
+        raise row.error(f"{count} from {first} on of {_last(x.shape)} numbers", "stay within them")
     row.same(y.shape, (*x.shape[:-1], count), y.name)
 
 
@@ -97,7 +97,7 @@ def _kv_cat(row: Row) -> None:
     row.same(y.shape, (S, heads, channels), y.name)
     pages(row, 1)
     if row.op.integer("which") not in (0, 1):
-        raise row.wrong(f"which is {row.op.integer('which')}", "give 0 for keys or 1 for values")
+        raise row.error(f"which is {row.op.integer('which')}", "give 0 for keys or 1 for values")
     row.appends(4)
 
 

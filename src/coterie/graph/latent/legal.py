@@ -20,7 +20,7 @@ def _state(row: Row, position: int) -> int:
     fits = value.kind is Kind.STATE and len(value.shape) == 4 and value.shape[1:3] == (1, 1) and value.dtype.is_float
     if not fits:
         fact = f"{value.name} is {value.kind.value} {value.shape}"
-        raise row.wrong(fact, "give a float state [L, 1, 1, N]: a row of each layer and position")
+        raise row.error(fact, "give a float state [L, 1, 1, N]: a row of each layer and position")
     return row.layer_shape(value)[-1]
 
 
@@ -28,7 +28,7 @@ def _rotated(row: Row, position: int) -> int:
     """How many channels the frequencies rotate."""
     value = row.input(position)
     if value.kind is not Kind.CONSTANT or not value.data:
-        raise row.wrong(f"{value.name} is {value.kind.value} of {len(value.data)} numbers", "give frequencies")
+        raise row.error(f"{value.name} is {value.kind.value} of {len(value.data)} numbers", "give frequencies")
     interleaved(row)
     return 2 * len(value.data)
 
@@ -50,7 +50,7 @@ def _head_weight(row: Row) -> tuple[int, int]:
     each, keys = head_rows(row.graph, row.op), key_rows(row.graph, row.op)
     if not 0 < keys < each:
         fact = f"{weight.name} has {weight.shape[0]} rows for {heads} heads, {keys} of each for its keys"
-        raise row.wrong(fact, "give every head as many, some for keys and some for values")
+        raise row.error(fact, "give every head as many, some for keys and some for values")
     row.weight(1, (heads * each, *weight.shape[1:]))
     return keys, each
 
@@ -72,7 +72,7 @@ def _attend(row: Row) -> None:
     row.same(q.shape[2:], (numbers,), q.name)
     row.same(y.shape[:2], q.shape[:2], y.name)
     if not 0 < trailing((0, *y.shape[2:])) <= numbers:
-        raise row.wrong(f"{y.name} has shape {y.shape} of rows of {numbers} numbers", "take the first of a row")
+        raise row.error(f"{y.name} has shape {y.shape} of rows of {numbers} numbers", "take the first of a row")
     pages(row, 1)
 
 

@@ -19,7 +19,7 @@ def _mul_part(row: Row) -> None:
     row.same(y.shape, a.shape, y.name)
     part = row.op.attrs[PART]
     if type(part) is not int or not 0 <= part < parts:
-        raise row.wrong(f"{PART} is {part!r} of the {parts} of {b.name}", "give one of them")
+        raise row.error(f"{PART} is {part!r} of the {parts} of {b.name}", "give one of them")
 
 
 def _mul_one(row: Row) -> None:

@@ -12,7 +12,7 @@ from coterie.graph.opspec import OpSpec
 
 SCAN, GROUP_NORM, MUL_ROW = "selective_scan", "group_norm", "mul_row"
 GROUPS = "head_groups"
-LEAST, MOST = "least", "most"  # optional bounds of a step size
+MIN_STEP, MAX_STEP = "least", "most"  # optional bounds of a step size
 
 SCAN_OPS: dict[str, OpSpec] = {
     SCAN: OpSpec(
@@ -24,7 +24,7 @@ SCAN_OPS: dict[str, OpSpec] = {
             *("positions:T", "sequence:T", "block_tables:B*", "delta:state"),
         ),
         ("y:THC",),
-        ("layer", GROUPS, f"{LEAST}?", f"{MOST}?"),
+        ("layer", GROUPS, f"{MIN_STEP}?", f"{MAX_STEP}?"),
     ),
     GROUP_NORM: OpSpec(
         "y = x / rms(x) * weight, over each of so many groups of neighbouring channels",

@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.core.shapes import fixed
 from coterie.graph.ir import Op
-from coterie.graph.scan.ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
+from coterie.graph.scan.ops import GROUP_NORM, GROUPS, MAX_STEP, MIN_STEP, MUL_ROW, SCAN
 from coterie.graph.step import Array, Run, Step
 
 
@@ -27,7 +27,7 @@ def _scan(step: Step, op: Op, x: list[Any]) -> Array:
         np.repeat(part.reshape(-1, groups, state), heads // groups, axis=1) for part in (write, read)
     )
     steps_TH = np.logaddexp(np.float32(0), dt_TH + dt_bias)
-    steps_TH = np.clip(steps_TH, np.float32(op.attrs.get(LEAST, 0.0)), np.float32(op.attrs.get(MOST, np.inf)))
+    steps_TH = np.clip(steps_TH, np.float32(op.attrs.get(MIN_STEP, 0.0)), np.float32(op.attrs.get(MAX_STEP, np.inf)))
     decay_TH = np.exp(-np.exp(a_log) * steps_TH)
     y = np.empty(own_THC.shape, np.float32)
     for t, position in enumerate(positions):

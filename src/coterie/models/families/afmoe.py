@@ -22,7 +22,7 @@ AFMOE = Family(
     pattern_key="global_attn_every_n_layers",
     full_layers_rotate=False,
     embeds_by_width_key="mup_enabled",
-    runs=(FACTOR, "scoring_func", "score_func", "num_shared_experts"),
+    supported_keys=(FACTOR, "scoring_func", "score_func", "num_shared_experts"),
     keys={FACTOR: "route_scale", "scoring_func": "score_func", "first_k_dense_replace": "num_dense_layers"},
     branches=BranchKeys(
         64,

@@ -21,6 +21,6 @@ APERTUS = Family(
     feed_forward=FeedForward.XIELU,
     feed_forwards={"xielu": FeedForward.XIELU},
     activation_key="hidden_act",
-    runs=("hidden_act",),
+    supported_keys=("hidden_act",),
     names=Names(attention_norm="attention_layernorm", feed_forward_norm="feedforward_layernorm"),
 )

@@ -16,5 +16,5 @@ ARCEE = Family(
     feed_forward=FeedForward.RELU_SQUARED,
     feed_forwards={"relu2": FeedForward.RELU_SQUARED},
     activation_key="hidden_act",
-    runs=("hidden_act",),
+    supported_keys=("hidden_act",),
 )

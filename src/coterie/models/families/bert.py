@@ -35,7 +35,7 @@ BERT = Family(
         "gelu_pytorch_tanh": FeedForward.GELU_TANH,
     },
     activation_key="hidden_act",
-    runs=("hidden_act",),
+    supported_keys=("hidden_act",),
     tied_embeddings=True,
     encoder=_KEYS,
     names=Names(
@@ -118,7 +118,7 @@ NOMIC_BERT = replace(
     feed_forward=FeedForward.GATED_SILU,
     feed_forwards={"swiglu": FeedForward.GATED_SILU},
     activation_key="activation_function",
-    runs=(),
+    supported_keys=(),
     rope_theta=1000.0,
     encoder=replace(
         _KEYS,

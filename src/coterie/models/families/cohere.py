@@ -23,7 +23,7 @@ COHERE = Family(
     rope_theta=500_000.0,
     rope_interleaved=True,
     logits_factor=0.0625,
-    runs=("logit_scale",),
+    supported_keys=("logit_scale",),
     keys={"rms_norm_eps": "layer_norm_eps"},
     names=Names(shared_norm="input_layernorm"),
 )

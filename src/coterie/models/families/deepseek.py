@@ -30,10 +30,10 @@ DEEPSEEK_V3 = Family(
     latent=LatentKeys(),
     rope_interleaved=True,
     interleaved_key="rope_interleave",
-    layers_behind_key="num_nextn_predict_layers",
-    runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
+    extra_layers_key="num_nextn_predict_layers",
+    supported_keys=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
-    given=("n_group", "topk_group"),  # if absent, the class assumes 8 and 4, whatever the branches
+    mandatory_keys=("n_group", "topk_group"),  # if absent, the class assumes 8 and 4, whatever the branches
     branches=V3_BRANCHES,
 )
 DEEPSEEK_V2 = replace(
@@ -43,10 +43,11 @@ DEEPSEEK_V2 = replace(
     max_positions=2048,
     mlp_bias=Bias.BY_CONFIG,
     interleaved_key="",
-    layers_behind_key="",
+    extra_layers_key="",
     usual_first=("num_experts",),
-    given=(),
-    runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),  # softmax scores
+    mandatory_keys=(),
+    # Scores are by softmax.
+    supported_keys=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),
     required={"norm_topk_prob": False},
     branches=replace(
         V3_BRANCHES,
@@ -65,7 +66,7 @@ GLM4_MOE_LITE = replace(
     max_positions=202_752,
     norm_eps=1e-5,
     latent=LatentKeys(query_rank=768, plain=192, values=256),
-    given=(),
+    mandatory_keys=(),
     branches=replace(
         V3_BRANCHES,
         count=64,
@@ -86,5 +87,5 @@ YOUTU = Family(
     rope_interleaved=True,
     interleaved_key="rope_interleave",
     tied_embeddings=True,
-    runs=LATENT_RUNS,
+    supported_keys=LATENT_RUNS,
 )

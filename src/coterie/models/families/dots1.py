@@ -17,7 +17,7 @@ DOTS1 = Family(
     qk_norm=True,
     window=Window.FROM_LAYER,
     window_from=62,
-    runs=("n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
+    supported_keys=("n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
     branches=BranchKeys(
         None,

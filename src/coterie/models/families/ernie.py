@@ -18,7 +18,7 @@ ERNIE4_5 = Family(
     tied_embeddings=True,
     rope_theta=500_000.0,
     rope_interleaved=True,
-    runs=("rope_interleaved",),
+    supported_keys=("rope_interleaved",),
     required={"rope_interleaved": True},
     keys={"attention_bias": "use_bias", "mlp_bias": "use_bias"},
 )

@@ -31,7 +31,7 @@ ERNIE4_5_MOE = replace(
         6,
         width_key="moe_intermediate_size",
         width=1536,
-        choice=ChoiceKeys(normalises=True, biased=True, least_sum=1e-12, least_key="moe_norm_min"),
+        choice=ChoiceKeys(normalises=True, biased=True, min_sum=1e-12, min_sum_key="moe_norm_min"),
         plain=Plain.OUTSIDE,
         shared=SharedKeys(count_key="moe_num_shared_experts", default=2),
         names=BranchNames(bias=f"mlp.{_BIAS}", also=((f"mlp.{_BIAS}", f"mlp.gate.{_BIAS}"),)),

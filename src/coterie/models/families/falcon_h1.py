@@ -9,11 +9,11 @@ from coterie.models.state_space import ScanKeys, Where
 
 _SCAN = ScanKeys(
     where=Where.ALL,
-    beside_attention=True,
+    parallel_to_attention=True,
     width=("mamba_d_ssm", 1024),
     norm_key="mamba_rms_norm",
     norm_first_key="mamba_norm_before_gate",
-    factors=True,
+    has_factors=True,
 )
 
 FALCON_H1 = Family(
@@ -23,8 +23,8 @@ FALCON_H1 = Family(
     num_kv_heads=8,
     norm_eps=1e-5,
     state_spaces=_SCAN,
-    factors=True,
-    runs=("embedding_multiplier", "lm_head_multiplier"),
+    has_factors=True,
+    supported_keys=("embedding_multiplier", "lm_head_multiplier"),
     # Factors on inputs are folded into the products, which would be wrong for a bias.
     required=dict.fromkeys(("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"), False),
     names=BAMBA_NAMES,

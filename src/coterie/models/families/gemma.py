@@ -32,7 +32,7 @@ GEMMA = Family(
     activation_key="hidden_act",
     embeds_by_width=True,
     tied_embeddings=True,
-    runs=("hidden_act",),
+    supported_keys=("hidden_act",),
 )
 GEMMA2 = replace(
     GEMMA,
@@ -51,7 +51,7 @@ GEMMA2 = replace(
         feed_forward_norm="pre_feedforward_layernorm",
         feed_forward_out_norm="post_feedforward_layernorm",
     ),
-    runs=(
+    supported_keys=(
         *("hidden_act", "hidden_activation", "query_pre_attn_scalar"),
         *("attn_logit_softcapping", "final_logit_softcapping"),
     ),
@@ -70,7 +70,7 @@ GEMMA3 = replace(
     local_rope_key="rope_local_base_freq",
     attention_cap=0.0,
     logits_cap=0.0,
-    sees_all_key="use_bidirectional_attention",  # EmbeddingGemma
+    bidirectional_key="use_bidirectional_attention",  # EmbeddingGemma
 )
 VAULT_GEMMA = replace(
     GEMMA2,

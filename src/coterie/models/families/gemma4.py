@@ -23,7 +23,7 @@ GEMMA4 = replace(
     norm_offset=0.0,
     window_tokens=512,
     pattern_key="",
-    sees_all_key="",  # there it applies to images, which are not supported
+    bidirectional_key="",  # there it applies to images, which are not supported
     attention_scalar=1,  # scores are not scaled
     partial_rope=True,
     local_rope_key="",
@@ -31,7 +31,7 @@ GEMMA4 = replace(
         FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
         SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     },
-    layered=True,
+    per_layer_heads=True,
     layer_inputs=256,
     keys={"num_experts_per_tok": "top_k_experts"},
     branches=BranchKeys(
@@ -47,7 +47,7 @@ GEMMA4 = replace(
             stacked=(("experts.gate_up_proj", ("gate_proj", "up_proj")), ("experts.down_proj", ("down_proj",))),
         ),
     ),
-    runs=(
+    supported_keys=(
         *("hidden_act", "hidden_activation", "final_logit_softcapping", "num_kv_shared_layers"),
         "use_bidirectional_attention",
     ),

@@ -22,7 +22,7 @@ GLM = Family(
     partial_rope=True,
     rotated_part=0.5,
     rope_interleaved=True,
-    runs=("rope_interleaved",),
+    supported_keys=("rope_interleaved",),
     required={"rope_interleaved": True},
     names=Names(joined=_JOINED),
 )

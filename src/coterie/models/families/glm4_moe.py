@@ -29,8 +29,8 @@ GLM4_MOE = Family(
     norm_eps=1e-5,
     partial_rope=True,
     rotated_part=0.5,
-    layers_behind_key="num_nextn_predict_layers",
-    runs=("n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
+    extra_layers_key="num_nextn_predict_layers",
+    supported_keys=("n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
     branches=GLM4_MOE_BRANCHES,
 )

@@ -27,7 +27,7 @@ GPT_OSS = Family(
     },
     keys={"num_experts": "num_local_experts"},
     usual_first=("num_experts",),
-    runs=(CLIP, CLIP_ALPHA),
+    supported_keys=(CLIP, CLIP_ALPHA),
     branches=BranchKeys(
         128,
         4,

@@ -12,5 +12,5 @@ GRANITE = Family(
     qkv_bias=Bias.BY_CONFIG,
     o_bias=Bias.BY_CONFIG,
     mlp_bias=Bias.BY_CONFIG,
-    runs=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+    supported_keys=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
 )

@@ -16,6 +16,6 @@ HELIUM = Family(
     norm_eps=1e-8,
     rope_theta=100_000.0,
     rope_interleaved=True,
-    runs=("rope_interleaved",),
+    supported_keys=("rope_interleaved",),
     required={"rope_interleaved": True},
 )

@@ -12,10 +12,10 @@ HUNYUAN = Family(
     qkv_bias=Bias.BY_CONFIG,
     o_bias=Bias.BY_CONFIG,
     qk_norm=True,
-    normed_behind_rope=True,
+    qk_norm_after_rope=True,
     norm_eps=1e-5,
     rope_alpha=True,
-    runs=("use_qk_norm",),
+    supported_keys=("use_qk_norm",),
     required={"use_qk_norm": True, "use_cla": False, "mlp_bias": False},
     names=Names(q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm"),
 )

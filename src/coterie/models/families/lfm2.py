@@ -43,7 +43,7 @@ LFM2_MOE = replace(
     inner_in_blocks=False,
     keys={**LFM2.keys, "first_k_dense_replace": "num_dense_layers"},
     required={**LFM2.required, "use_expert_bias": True},
-    runs=("routed_scaling_factor",),
+    supported_keys=("routed_scaling_factor",),
     branches=BranchKeys(
         32,
         4,

@@ -28,7 +28,7 @@ EUROBERT = replace(
         model="model.",
         unread=("lm_head.", "dense.", "classifier."),
         required={"hidden_act": "silu"},
-        norms_behind=False,
+        post_norm=False,
         own_code=True,
     ),
     names=Names(embed="embed_tokens.weight", layer="layers.{}.", norm="norm"),

@@ -16,7 +16,7 @@ MINICPM3 = Family(
     norm_eps=1e-5,
     latent=LatentKeys(query_rank=768, rank=256, rotated=32, plain=64, values=None),
     tied_embeddings=True,
-    runs=(*LATENT_RUNS, "embedding_multiplier", "scale_emb", "scale_depth", "dim_model_base"),
+    supported_keys=(*LATENT_RUNS, "embedding_multiplier", "scale_emb", "scale_depth", "dim_model_base"),
     keys={"embedding_multiplier": "scale_emb"},
-    given=("scale_emb", "scale_depth", "dim_model_base"),
+    mandatory_keys=("scale_emb", "scale_depth", "dim_model_base"),
 )

@@ -35,7 +35,9 @@ NEMOTRON_H = Family(
     ),
     single_blocks=True,
     # Keys for layers with branches, which are refused by type; configs without such layers have the keys too.
-    runs=("n_routed_experts", "moe_intermediate_size", "n_shared_experts", "routed_scaling_factor", "n_group"),
+    supported_keys=(
+        *("n_routed_experts", "moe_intermediate_size", "n_shared_experts", "routed_scaling_factor", "n_group"),
+    ),
     required={"attention_bias": False},  # transformers creates none, whatever the config says
     keys={"rms_norm_eps": "layer_norm_epsilon", "layer_types": "layers_block_type"},
     usual_first=("layer_types",),

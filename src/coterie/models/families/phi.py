@@ -35,5 +35,5 @@ PHI = Family(
         norm="model.final_layernorm",
     ),
     keys={"rms_norm_eps": "layer_norm_eps"},
-    runs=("hidden_act",),
+    supported_keys=("hidden_act",),
 )

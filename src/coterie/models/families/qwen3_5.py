@@ -33,7 +33,7 @@ QWEN3_5_MOE = replace(
     causal_class="Qwen3_5MoeForCausalLM",
     num_kv_heads=2,
     inner_key="moe_intermediate_size",  # unused: no layer has a plain block
-    runs=("shared_expert_intermediate_size",),
+    supported_keys=("shared_expert_intermediate_size",),
     branches=BranchKeys(
         256,
         8,

@@ -17,7 +17,7 @@ QWEN3_NEXT = replace(
     num_kv_heads=2,
     nets_by_key_heads=True,
     required={},
-    runs=("shared_expert_intermediate_size",),
+    supported_keys=("shared_expert_intermediate_size",),
     branches=BranchKeys(
         512,
         10,

@@ -18,5 +18,5 @@ SMOLLM3 = Family(
     tied_embeddings=True,
     rope_theta=2_000_000.0,
     no_rope_interval=4,
-    runs=("no_rope_layers", "no_rope_layer_interval"),
+    supported_keys=("no_rope_layers", "no_rope_layer_interval"),
 )

@@ -17,7 +17,7 @@ SOLAR_OPEN = replace(
     partial_rope=False,
     rotated_part=1.0,
     rope_theta=1_000_000.0,
-    layers_behind_key="",
+    extra_layers_key="",
     inner_key="moe_intermediate_size",  # unused: no layer has a plain block
     branches=replace(GLM4_MOE_BRANCHES, width=1280, plain=Plain.NEVER),
 )

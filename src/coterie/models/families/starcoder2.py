@@ -24,5 +24,5 @@ STARCODER2 = Family(
     names=Names(up="mlp.c_fc", down="mlp.c_proj"),
     keys={"rms_norm_eps": "norm_epsilon"},
     required={"use_bias": True},
-    runs=("hidden_act",),
+    supported_keys=("hidden_act",),
 )

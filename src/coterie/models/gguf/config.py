@@ -61,7 +61,7 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     name, row = architecture_of(file.metadata, file.where)
     own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
     own = {key: _single(key, value) for key, value in own.items()}
-    keys = Fields(row.single(own, file.tensors, file.where) if row.single else own, f"{file.where}: {name}")
+    keys = Fields(row.reduce_keys(own, file.tensors, file.where) if row.reduce_keys else own, f"{file.where}: {name}")
     counts = {theirs: keys.count(ours) for ours, theirs in _COUNTS.items()}
     heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
     head_dim = keys.count("attention.key_length", max(1, hidden // heads))
@@ -77,7 +77,7 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
         "tie_word_embeddings": HEAD not in file.tensors,
     }
     rotated = keys.count("rope.dimension_count", head_dim)
-    names = () if row.single else TENSORS
+    names = () if row.reduce_keys else TENSORS
     factors = {name: found.values(slice(None)).ravel() for name in names if (found := file.tensors.get(name))}
     config |= rope_keys(keys, rotated, counts["max_position_embeddings"], factors)
     config |= _biases(row, file) | row.own(source) | _tokens(file.metadata)

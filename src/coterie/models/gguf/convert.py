@@ -67,16 +67,14 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A planned import. `draws`: the model samples tokens; otherwise it returns vectors, pooled by `pooling` if the
-    file names one.
-    """
+    """A planned import. `samples_tokens`: as in Model; if not, vectors are pooled by `pooling`, if named."""
 
     file: GgufFile
     config: dict[str, Any]
     entries: Mapping[Entry, tuple[str, ...]]
     sources: Mapping[str, Source]
     types: Types
-    draws: bool
+    samples_tokens: bool
     pooling: Pooling | None
 
     @property
@@ -100,12 +98,12 @@ def plan_import(source: str | Path, weights: str = KEEP) -> Job:
         head_of(file.tensors, config.family, file.where),
     )
     pooling = pooling_of(kind, head, file.where)
-    draws = pooling is None and config.encoder is None
-    sources = sources_of(file, row, config, draws)
+    samples_tokens = pooling is None and config.encoder is None
+    sources = sources_of(file, row, config, samples_tokens)
     types = types_of(sources, weights)
     section = {KEY: types.packing.to_config()} if types.packing else {}
     raw["dtype"] = _declared(types)
-    return Job(file, raw | section, dict(_entries(config, sources, types)), sources, types, draws, pooling)
+    return Job(file, raw | section, dict(_entries(config, sources, types)), sources, types, samples_tokens, pooling)
 
 
 def import_gguf(
@@ -144,7 +142,7 @@ def import_gguf(
             _write_tokenizer(job, begun)
         else:
             _copy_tokenizer(user_path(tokenizer), begun)
-        if job.draws:
+        if job.samples_tokens:
             _write_generation(job.file, begun)
         if job.pooling:
             _write_embedding(job, job.pooling, begun)

@@ -193,7 +193,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma-embedding": Architecture(
         "gemma3_text", own=_gemma_embedding, reads=(WINDOW, PATTERN, LOCAL_THETA, CAUSAL, *DENSE_SIZES)
     ),
-    "gemma4": Architecture("gemma4_text", own=_gemma4, reads=_GEMMA4, single=with_single_values),
+    "gemma4": Architecture("gemma4_text", own=_gemma4, reads=_GEMMA4, reduce_keys=with_single_values),
     "smollm3": Architecture("smollm3", permuted=True, own=_smollm3),
     "granite": Architecture("granite", permuted=True, own=_granite, reads=_SCALES),
     "olmo2": Architecture("olmo2", own=_olmo2, reads=(WINDOW, PATTERN)),

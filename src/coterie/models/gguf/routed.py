@@ -28,7 +28,7 @@ from coterie.models.short_conv import CONV
 
 _KV, _KEYS, _VALUES = "attention.head_count_kv", "attention.key_length", "attention.value_length"
 _RANK, _QUERY_RANK, _ROTATED = "attention.kv_lora_rank", "attention.q_lora_rank", "rope.dimension_count"
-_LAYERS, _BEHIND, _TAPS = "block_count", "nextn_predict_layers", "shortconv.l_cache"
+_LAYERS, _EXTRA_LAYERS, _TAPS = "block_count", "nextn_predict_layers", "shortconv.l_cache"
 _SHARED, _FIRST = "expert_shared_count", "leading_dense_block_count"
 _SCALE, _NORMED, _SCORES = "expert_weights_scale", "expert_weights_norm", "expert_gating_func"
 _GROUPS, _TAKEN_GROUPS = "expert_group_count", "expert_group_used_count"
@@ -73,7 +73,10 @@ def _glm4(source: Source) -> dict[str, Any]:
 
 def _glm4_moe(source: Source) -> dict[str, Any]:
     _want_sigmoid(source)
-    own = {"use_qk_norm": _has(source, "attn_q_norm.weight"), "num_nextn_predict_layers": source.keys.whole(_BEHIND, 0)}
+    own = {
+        "use_qk_norm": _has(source, "attn_q_norm.weight"),
+        "num_nextn_predict_layers": source.keys.whole(_EXTRA_LAYERS, 0),
+    }
     return _routed(source) | _partial_rotary(source) | own
 
 
@@ -88,22 +91,22 @@ def _deepseek(source: Source) -> dict[str, Any]:
         "v_head_dim": keys.count(_WIDTH_OF_VALUES),
     }
     if keys.get(_SCORES) == _SIGMOID:
-        return own | {"num_nextn_predict_layers": keys.whole(_BEHIND, 0)}
+        return own | {"num_nextn_predict_layers": keys.whole(_EXTRA_LAYERS, 0)}
     method = "group_limited_greedy" if own["n_group"] > 1 else "greedy"
     return own | {"model_type": DEEPSEEK_V2.model_type, "topk_method": method}
 
 
-def without_layers_behind(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
+def without_extra_layers(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
     """The keys with block_count reduced by the layers for multi-token prediction, which are not run."""
-    behind, layers = keys.get(_BEHIND) or 0, keys.get(_LAYERS)
-    if not isinstance(layers, int) or not isinstance(behind, int) or not 0 <= behind < layers:
-        raise CheckpointError(where, f"{_BEHIND} is {behind!r} of {layers!r} layers", _AGAIN)
-    return {**keys, _LAYERS: layers - behind}
+    extra, layers = keys.get(_EXTRA_LAYERS) or 0, keys.get(_LAYERS)
+    if not isinstance(layers, int) or not isinstance(extra, int) or not 0 <= extra < layers:
+        raise CheckpointError(where, f"{_EXTRA_LAYERS} is {extra!r} of {layers!r} layers", _AGAIN)
+    return {**keys, _LAYERS: layers - extra}
 
 
 def _with_latent(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
     """The keys with the widths of a head's keys and values; newer files have them under separate `_mla` keys."""
-    found = without_layers_behind(keys, tensors, where)
+    found = without_extra_layers(keys, tensors, where)
     sizes = [keys.get(name) for name in (f"{_KEYS}_mla", f"{_VALUES}_mla")]
     wide, values = sizes if all(sizes) else [keys.get(name) for name in (_KEYS, _VALUES)]
     rotated = keys.get(_ROTATED)
@@ -177,15 +180,15 @@ class HeadRows(GgufTensor):
         return np.ascontiguousarray(both[taken.start - start : taken.stop - start])
 
 
-_OF_BRANCHES = (COUNT, TAKEN, WIDTH, _SHARED, _FIRST, _SCALE, _NORMED, _SCORES, _GROUPS, _TAKEN_GROUPS, _BEHIND)
+_OF_BRANCHES = (COUNT, TAKEN, WIDTH, _SHARED, _FIRST, _SCALE, _NORMED, _SCORES, _GROUPS, _TAKEN_GROUPS, _EXTRA_LAYERS)
 _OF_LATENT = (_RANK, _QUERY_RANK, f"{_KEYS}_mla", f"{_VALUES}_mla", _PLAIN, _WIDTH_OF_VALUES, LOG_MULTIPLIER)
 _OF_CONVS = (_TAPS, _ATTENDS)
 PLAIN_LAYERS: Mapping[str, Architecture] = {
     "glm4": Architecture("glm4", own=_glm4),
-    "lfm2": Architecture("lfm2", own=_lfm2, reads=_OF_CONVS, single=_with_types),
+    "lfm2": Architecture("lfm2", own=_lfm2, reads=_OF_CONVS, reduce_keys=_with_types),
 }
 ROUTED: Mapping[str, Architecture] = {
-    "glm4moe": Architecture("glm4_moe", own=_glm4_moe, reads=_OF_BRANCHES, single=without_layers_behind),
-    "lfm2moe": Architecture("lfm2_moe", own=_lfm2_moe, reads=(*_OF_BRANCHES, *_OF_CONVS), single=_with_types),
-    "deepseek2": Architecture("deepseek_v3", own=_deepseek, reads=(*_OF_BRANCHES, *_OF_LATENT), single=_with_latent),
+    "glm4moe": Architecture("glm4_moe", own=_glm4_moe, reads=_OF_BRANCHES, reduce_keys=without_extra_layers),
+    "lfm2moe": Architecture("lfm2_moe", own=_lfm2_moe, reads=(*_OF_BRANCHES, *_OF_CONVS), reduce_keys=_with_types),
+    "deepseek2": Architecture("deepseek_v3", own=_deepseek, reads=_OF_BRANCHES + _OF_LATENT, reduce_keys=_with_latent),
 }

@@ -33,12 +33,12 @@ class Source:
 class Architecture:
     """A row: the family's model_type, whether rows of q and k are permuted, and `own`, which returns config.json keys.
 
-    `reads`: keys of the file that `own` uses; for other architectures they are refused. `single`: reduces keys with a
-    value per layer to one value each, and may derive further keys from the tensors.
+    `reads`: keys of the file that `own` uses; for other architectures they are refused. `reduce_keys`: reduces keys
+    with a value per layer to one value each, and may derive further keys from the tensors.
     """
 
     model_type: str
     permuted: bool = False
     own: Callable[[Source], dict[str, Any]] = lambda _: {}
     reads: tuple[str, ...] = ()
-    single: Callable[[Mapping[str, Any], Mapping[str, GgufTensor], str], dict[str, Any]] | None = None
+    reduce_keys: Callable[[Mapping[str, Any], Mapping[str, GgufTensor], str], dict[str, Any]] | None = None

@@ -71,7 +71,7 @@ class Source:
         return values - np.float32(self.offset) if self.offset else values
 
 
-def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bool) -> dict[str, Source]:
+def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, samples_tokens: bool) -> dict[str, Source]:
     """Every weight of the model by its name, in order of first use; without a head if it samples no tokens.
 
     Raises CheckpointError for one that is missing or of another shape, UnsupportedError for unused tensors.
@@ -80,7 +80,7 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bo
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[file.metadata["general.architecture"]], config.num_layers)
     heads = {config.names.q: config.num_heads, config.names.k: config.num_kv_heads} if row.permuted else {}
-    shapes, found = weight_shapes(config, draws), {}
+    shapes, found = weight_shapes(config, samples_tokens), {}
     joined = _joined(file, names, config, shapes) | _stacked(names, config, shapes)
     for name, shape in shapes.items():
         theirs, first, rows = joined.get(name) or (_called(name, names, file), 0, shape[0])
@@ -98,8 +98,9 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bo
         found[name] = Source(tensor, shape, first, permuted_heads, offset)
     for name, theirs in head_of(file.tensors, config.family, file.where).items():
         found[name] = Source(file.tensors[theirs], file.tensors[theirs].shape, stays=True)
-    behind = range(config.num_layers, config.num_layers + config.layers_behind)
-    _refuse_leftovers(file, found, (*([] if draws else [HEAD, *DENSE]), *[f"blk.{layer}." for layer in behind]))
+    extra = range(config.num_layers, config.num_layers + config.extra_layers)
+    of_heads = [] if samples_tokens else [HEAD, *DENSE]
+    _refuse_leftovers(file, found, (*of_heads, *[f"blk.{layer}." for layer in extra]))
     return found
 
 

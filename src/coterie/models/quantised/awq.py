@@ -44,7 +44,7 @@ class _Awq(ColumnScales):
     def __init__(self, tensors: Mapping[str, TensorInfo], stem: str, columns: int, declared: int) -> None:
         words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (columns, -1))
         super().__init__(tensors, stem, words, (words.shape[1] * _EACH, columns), declared)
-        self.least, self.most = 0, 2**_BITS - 1
+        self.min_code, self.max_code = 0, 2**_BITS - 1
         self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (self.num_groups, words.shape[1]))
 
     def codes(self, first: int, last: int) -> I16:

@@ -29,7 +29,7 @@ from coterie.models.quantised.matrix import (
     F32,
     FLOATS,
     I16,
-    WholeMatrix,
+    IntegerMatrix,
     bits_of,
     group_size,
     numbers_a_word,
@@ -43,7 +43,7 @@ from coterie.models.quantised.method import Found, Method
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 _STRATEGIES = {"int": ("group", "channel", "tensor"), "float": ("block", "channel", "tensor")}
 _KINDS = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
-_BESIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+_ACTIVATION_TENSORS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 _ZEROS = (DType.I32, DType.I8, DType.I64)
 
 
@@ -53,7 +53,7 @@ def compressed_method(section: Fields) -> Method:
     weights = scheme.section("weights")
     if weights is None:
         raise refused(scheme.where, "weights are not described")
-    beside = [
+    others = [
         key
         for place, key in (
             (scheme, "input_activations"),
@@ -77,18 +77,18 @@ def compressed_method(section: Fields) -> Method:
 
     def find(tensors: Mapping[str, TensorInfo], stem: str, columns: int) -> Found | None:
         plain = tensors.get(f"{stem}.weight")
-        used = tuple(f"{stem}.{name}" for name in (*_KINDS, *(_BESIDE if beside else ())))
+        used = tuple(f"{stem}.{name}" for name in (*_KINDS, *(_ACTIVATION_TENSORS if others else ())))
         if f"{stem}.weight_packed" in tensors or (plain is not None and plain.dtype is DType.I8):
             if not symmetric and f"{stem}.weight_zero_point" not in tensors:
                 raise CheckpointError(f"{stem}.weight_zero_point", "is missing, and symmetric is false", AGAIN)
-            return Found(_Whole(tensors, stem, columns, bits, group), used)
+            return Found(_Integers(tensors, stem, columns, bits, group), used)
         if plain is not None and plain.dtype is DType.F8_E4M3:
             return Found(Fp8(tensors, stem, columns, "weight_scale", block), used)
         return None
 
     words = ACTIVATIONS
-    if beside != ["input_activations"]:
-        words = f"it quantises {' and '.join(beside)} as well, which is not done here" if beside else ""
+    if others != ["input_activations"]:
+        words = f"it quantises {' and '.join(others)} as well, which is not done here" if others else ""
     return Method("compressed-tensors", bits if kind == "int" else None, find, words)
 
 
@@ -108,11 +108,11 @@ def _scheme(section: Fields) -> Fields:
     return several[0]
 
 
-class _Whole(WholeMatrix):
+class _Integers(IntegerMatrix):
     def __init__(self, tensors: Mapping[str, TensorInfo], stem: str, columns: int, bits: int, declared: int) -> None:
         self._each = numbers_a_word(bits)
         self._bits, self._half = bits, np.int16(2 ** (bits - 1))
-        self.least, self.most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.min_code, self.max_code = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self._is_packed, self.num_columns = f"{stem}.weight_packed" in tensors, columns
         if self._is_packed:
             self._stored = wanted(tensors, f"{stem}.weight_packed", (DType.I32,), (-1, -(-columns // self._each)))
@@ -133,10 +133,9 @@ class _Whole(WholeMatrix):
         self._zeros = wanted(tensors, name, dtypes, *sizes) if zeros is not None else None
         if self._zeros is not None and not self._packs_zeros:
             stored = bits_of(self._zeros)
-            if stored.min() < self.least or stored.max() > self.most:
-                fact = (
-                    f"has zeros from {stored.min()} to {stored.max()}, where {self.least} to {self.most} are possible"
-                )
+            if stored.min() < self.min_code or stored.max() > self.max_code:
+                possible = f"{self.min_code} to {self.max_code} are possible"
+                fact = f"has zeros from {stored.min()} to {stored.max()}, where {possible}"
                 raise CheckpointError(f"{self.where}.weight_zero_point", fact, AGAIN)
 
     def codes(self, first: int, last: int) -> I16:

@@ -131,4 +131,4 @@ def _means_nothing(stored: Checkpoint, name: str, info: TensorInfo, method: Meth
         return equal_bytes(info, stored.tensors[EMBED_WEIGHT])
     if name.endswith(".bias"):
         return not np.asarray(map_bytes(info)).any()
-    return IGNORED.fullmatch(name) is not None or bool(method.beside and _OF_KV.fullmatch(name))
+    return IGNORED.fullmatch(name) is not None or bool(method.note and _OF_KV.fullmatch(name))

@@ -70,7 +70,7 @@ class _Gptq(ColumnScales):
         self.order = order_of(tensors.get(f"{stem}.g_idx"), columns, self.num_groups, self.group)
         self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (self.num_groups, -(-self.num_rows // each)))
         self._bits, self._added = bits, np.int16(added)
-        self.least, self.most = 0, 2**bits - 1
+        self.min_code, self.max_code = 0, 2**bits - 1
         if added and (self.zeros(0, self.num_rows) == 2**bits).any():
             fact = f"stores a zero of {2**bits - 1}, which some readers take for 0 and others for {2**bits}"
             raise refused(f"{self.where}.qzeros", fact)

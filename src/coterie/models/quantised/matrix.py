@@ -52,19 +52,19 @@ class PlainMatrix:
         return to_f32(np.asarray(bits_of(self._info)[first:last]), self._info.dtype)
 
 
-class WholeMatrix(ABC):
+class IntegerMatrix(ABC):
     """A matrix of integer codes with a scale and a zero point per row and group of columns.
 
-    Codes range from `least` to `most`. A group is `group` adjacent columns (the last may be shorter), unless `order`
-    gives each column's group.
+    Codes range from `min_code` to `max_code`. A group is `group` adjacent columns (the last may be shorter), unless
+    `order` gives each column's group.
     """
 
     where: str
     num_rows: int
     num_columns: int
     group: int
-    least: int
-    most: int
+    min_code: int
+    max_code: int
     floats: DType | None = None
     order: npt.NDArray[np.intp] | None = None
 
@@ -101,7 +101,7 @@ class WholeMatrix(ABC):
         return found.reshape(left.shape)
 
 
-class ColumnScales(WholeMatrix):
+class ColumnScales(IntegerMatrix):
     """An integer matrix whose scales are stored transposed [groups, N]: `{stem}.scales`, `{stem}.qweight`."""
 
     def __init__(

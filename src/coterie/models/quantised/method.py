@@ -30,14 +30,14 @@ class Method:
     """How one checkpoint is quantised. `find(tensors, module name, columns)` returns the module's matrix, or None.
 
     `name`: as in config.json. `bits`: width of the packed types that may hold the codes unchanged, None for none;
-    `holds`: the one type that holds all of them. `keeps`: matrices are floats, which keep their type. `beside`: a note
-    on what else the file quantises, empty for nothing. For a table of biases, `find` is given its full name. It raises
-    CheckpointError and UnsupportedError.
+    `exact_type`: the one type that holds all of them. `keeps_floats`: matrices are floats, which keep their type.
+    `note`: what else the file quantises, empty for nothing. For a table of biases, `find` is given its full name. It
+    raises CheckpointError and UnsupportedError.
     """
 
     name: str
     bits: int | None
     find: Find
-    beside: str = ""
-    holds: DType | None = None
-    keeps: bool = False
+    note: str = ""
+    exact_type: DType | None = None
+    keeps_floats: bool = False

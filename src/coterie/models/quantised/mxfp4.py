@@ -18,7 +18,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import worth
 from coterie.models.fields import Fields
-from coterie.models.quantised.matrix import F32, I16, WholeMatrix, bits_of, refused, wanted
+from coterie.models.quantised.matrix import F32, I16, IntegerMatrix, bits_of, refused, wanted
 from coterie.models.quantised.method import Found, Method
 from coterie.models.quantised.transposed import Stacked, of_branches
 
@@ -32,10 +32,10 @@ def mxfp4_method(section: Fields) -> Method:
     def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
         return Found(_Mxfp4(tensors, at, columns), (f"{at.name}_blocks", f"{at.name}_scales"))
 
-    return Method("mxfp4", None, of_branches("_blocks", found), holds=DType.MX4)
+    return Method("mxfp4", None, of_branches("_blocks", found), exact_type=DType.MX4)
 
 
-class _Mxfp4(WholeMatrix):
+class _Mxfp4(IntegerMatrix):
     """Codes are the 4-bit floats themselves; zero points are all 0."""
 
     least, most = 0, 15

@@ -41,7 +41,7 @@ def stacked_at(stem: str) -> Stacked | None:
     if match is None:
         return None
     place, branch, part = match["place"], int(match["branch"]), match["part"]
-    return Stacked(f"{place}down_proj", branch, 0, 1) if part == "down" else _in_turn(place, branch, part)
+    return Stacked(f"{place}down_proj", branch, 0, 1) if part == "down" else _interleaved(place, branch, part)
 
 
 def biases_of(tensors: Mapping[str, TensorInfo], name: str, columns: int) -> Found | None:
@@ -51,7 +51,7 @@ def biases_of(tensors: Mapping[str, TensorInfo], name: str, columns: int) -> Fou
         return None
     stored, first = f"{match['place']}gate_up_proj_bias", _FIRST[match["part"]]
     info = wanted(tensors, stored, FLOATS, (-1, 2 * columns))
-    return Found(_InTurn(info, first), (stored,))
+    return Found(_Interleaved(info, first), (stored,))
 
 
 def of_branches(end: str, make: Callable[[Mapping[str, TensorInfo], Stacked, int], Found]) -> Find:
@@ -72,14 +72,14 @@ def transposed_method() -> Method:
     def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
         return Found(_Transposed(wanted(tensors, at.name, FLOATS, (-1, columns, -1)), at), (at.name,))
 
-    return Method("stacked", None, of_branches("", found), keeps=True)
+    return Method("stacked", None, of_branches("", found), keeps_floats=True)
 
 
-def _in_turn(place: str, branch: int, part: str) -> Stacked:
+def _interleaved(place: str, branch: int, part: str) -> Stacked:
     return Stacked(f"{place}gate_up_proj", branch, _FIRST[part], 2)
 
 
-class _InTurn:
+class _Interleaved:
     """Biases [E, F], every other number of the stored tensor."""
 
     def __init__(self, info: TensorInfo, first: int) -> None:

@@ -80,7 +80,7 @@ def shown_model(coterie: Serving, name: str) -> dict[str, Any]:
 
 def capabilities(text: Text) -> list[str]:
     """What an expert can be asked for, in Ollama's terms."""
-    if not text.draws:
+    if not text.samples_tokens:
         return [] if text.scoring else ["embedding"]
     asked = {
         "completion": True,

@@ -20,7 +20,7 @@ from coterie.kernels.triton.tiles import power_of_two
 LOGITS, Y, T, SCALE, BIAS_AT, MIN_SUM, ADDED_SUM, FACTORS_AT = places(
     "choose_branches", "logits", "y", "T", "scale", "bias", "least_sum", "added_sum", "factors"
 )
-LEAST = tl.constexpr(1e-30)  # smallest weight of a branch that is taken: 0 would mean not taken
+MIN_WEIGHT = tl.constexpr(1e-30)  # smallest weight of a branch that is taken: 0 would mean not taken
 GONE = tl.constexpr(-(2**31))  # below every key
 
 
@@ -112,7 +112,7 @@ def _choose(
         weight = p / total * real(row, SCALE).to(tl.float32)
         if FACTORS is not None:
             weight *= tl.load(pointer(row, FACTORS_AT, FACTORS) + e, mask=e < E, other=0.0).to(tl.float32)
-        weight = tl.where(tl.abs(weight) < LEAST, LEAST, weight)
+        weight = tl.where(tl.abs(weight) < MIN_WEIGHT, MIN_WEIGHT, weight)
         tl.store(pointer(row, Y, tl.float32) + at, tl.where(marked, weight, 0.0), mask=e < E)
         if LISTED:
             put_ids(ids, t, marked, TOP_K, WIDE)

@@ -35,7 +35,7 @@ from coterie.kernels.triton.tiles import power_of_two
 
 X, A, B, RATE, BIAS, KEPT, Y, T = places("gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T")
 NORM, EPS, OFFSET, Z = places("gated_delta_norm", "norm", "eps", "offset", "z")
-LEAST = tl.constexpr(1e-6)  # added to the squared norm of q and of k
+NORM_EPS = tl.constexpr(1e-6)  # added to the squared norm of q and of k
 
 
 @triton.jit
@@ -68,8 +68,8 @@ def _token(matrix, inputs, t, c, k, rates, H: tl.constexpr, K: tl.constexpr, N: 
     gate = t.to(tl.int64) * H
     decay = tl.exp(-rates[0] * softplus_of(tl.load(inputs[3] + gate) + rates[1]))
     beta = sigmoid_of(tl.load(inputs[4] + gate))
-    q *= 1.0 / (tl.sqrt(tl.sum(q * q, axis=0) + LEAST) * (K**0.5))
-    key *= 1.0 / tl.sqrt(tl.sum(key * key, axis=0) + LEAST)
+    q *= 1.0 / (tl.sqrt(tl.sum(q * q, axis=0) + NORM_EPS) * (K**0.5))
+    key *= 1.0 / tl.sqrt(tl.sum(key * key, axis=0) + NORM_EPS)
     known = tl.sum(matrix * key[:, None], axis=0)
     seen = tl.sum(matrix * q[:, None], axis=0)
     change = (v - decay * known) * beta
