@@ -73,7 +73,7 @@ def test_what_a_sequence_keeps():
 
 
 def test_the_key_is_that_of_the_spaces_too():
-    changes = ({"taps": 3}, {"groups": 1, "state": 6}, {"layers": (0, 1)}, {"least": 0.1}, {"most": 9.0})
+    changes = ({"taps": 3}, {"groups": 1, "state": 6}, {"layers": (0, 1)}, {"min_step": 0.1}, {"max_step": 9.0})
     changed = [replace(SPACES, **one) for one in (*changes, {"factors": (1.0, 1.0, 1.0)}, {"norm_first": True})]
     assert len({architecture_key(hybrid(spaces)) for spaces in (SPACES, *changed)}) == 8
 

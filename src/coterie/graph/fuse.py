@@ -72,7 +72,7 @@ NORM_QKV_ROPE_APPEND = Rule(
         Part("k_rope", "rope", ((0, "k_norm|k"),), optional=True),
         Part("append", "kv_append", ((0, "k_rope|k_norm|k"), (1, "v"))),
     ),
-    "the (normed) tile is read by three projections and dropped; k and v go straight to their page",
+    "three projections read the (normed) tile, which is never stored; k and v go straight to their KV page",
     alike=("q_rope", "k_rope"),
     share=("q", "k", "v"),
     heads=("q", "k"),
@@ -86,19 +86,19 @@ NORM_ROPE_APPEND = Rule(
         Part("k_rope", "rope", ((0, "k_norm"),), optional=True),
         Part("append", "kv_append", ((0, "k_rope|k_norm"),)),
     ),
-    "a norm over all heads waits for all of a token's projection; what is normed is then turned and put in its place",
+    "a norm over all heads needs a token's whole projection; its result is then rotated and stored in one pass",
     alike=("q_rope", "k_rope"),
     heads=("q_norm", "k_norm"),
 )
 LINEAR_ADD = Rule(
     "linear_add",
     (Part("linear", "linear", scaled=True), Part("add", "add", ((1, "linear"),))),
-    "the residual is added while the output row is still in registers",
+    "the residual is added while the output tile is still in registers",
 )
 BRANCH_DOWN_ADD = Rule(
     "branch_down_add",
     (Part("down", "branch_down"), Part("add", "add", ((1, "down"),))),
-    "the residual is added where the branches are summed up",
+    "the residual is added where the outputs of the branches are summed",
 )
 NORM_GATE_UP_SILU_MUL = Rule(
     "norm_gate_up_silu_mul",
@@ -109,7 +109,7 @@ NORM_GATE_UP_SILU_MUL = Rule(
         Part("act", "silu", ((0, "gate"),)),
         Part("mul", "mul", ((0, "act"), (1, "up")), dims=(2, 2)),
     ),
-    "gate and up share the (normed) tile, and only their product is stored: a third of the widest bytes of the layer",
+    "gate and up share the (normed) tile, and only their product is stored, not all three of the widest activations",
     share=("gate", "up"),
 )
 NORM_GATE_UP_GELU_MUL = Rule(
@@ -126,7 +126,7 @@ GATED_DELTA_NORM = Rule(
         Part("act", "silu"),
         Part("mul", "mul", ((0, "norm"), (1, "act"))),
     ),
-    "a head's results are normed and gated while they are in the tile",
+    "a head's output is normed and gated before it leaves registers",
 )
 SELECTIVE_SCAN_GATE = Rule(
     "selective_scan_gate",
@@ -135,12 +135,12 @@ SELECTIVE_SCAN_GATE = Rule(
         Part("act", "silu"),
         Part("mul", "mul", ((0, "scan"), (1, "act"))),
     ),
-    "a head's results are gated while they are in the tile",
+    "a head's output is gated before it leaves registers",
 )
 SIGMOID_MUL = Rule(
     "sigmoid_mul",
     (Part("gate", "sigmoid"), Part("mul", "mul", ((1, "gate"),))),
-    "what is multiplied by a gate is read once, and the gate not stored",
+    "the gated operand is read once, and the sigmoid is never stored",
 )
 NORM_ADD = Rule(
     "norm_add",
@@ -149,7 +149,7 @@ NORM_ADD = Rule(
         Part("add", "add", ((1, "norm"),)),
         Part("scaled", "mul_one", ((0, "add"),), optional=True),
     ),
-    "the normed row is added to the residual, which may be times one number, while it is in registers",
+    "the normed row is added to the residual, and the sum scaled if need be, while it is in registers",
 )
 TAKE_NORM_LINEAR = Rule(
     "take_norm_linear",
@@ -158,13 +158,13 @@ TAKE_NORM_LINEAR = Rule(
         Part("norm", NORM, ((0, "take"),)),
         Part("head", "linear", ((0, "norm"),), dims=(2, 2), scaled=True),
     ),
-    "only sampled rows are normed and projected, row by row",
+    "only the rows to be sampled are normed and projected",
 )
 
 NORM_LINEAR = Rule(
     "norm_linear",
     (Part("norm", "layer_norm", dims=(2, 2)), Part("linear", "linear", ((0, "norm"),))),
-    "the normed tile is read by one projection and dropped",
+    "one projection reads the normed tile, which is never stored",
 )
 NORM_LINEAR_GELU = Rule(
     "norm_linear_gelu",
@@ -173,7 +173,7 @@ NORM_LINEAR_GELU = Rule(
         Part("linear", "linear", ((0, "norm|"),), dims=(0, 2)),
         Part("gelu", "gelu", ((0, "linear"),)),
     ),
-    "the widest row of the layer is stored once, behind its gelu",
+    "the layer's widest activation is stored once, after its gelu",
 )
 LINEAR_MUL_SWAP = Rule(
     "linear_mul_swap",
@@ -182,30 +182,30 @@ LINEAR_MUL_SWAP = Rule(
         Part("mul", "mul_table", ((0, "linear"),)),
         Part("swap", "swap", ((0, "mul"),)),
     ),
-    "a product's tile is scaled in registers and written where the reader of the transpose wants it",
+    "the product's tile is scaled in registers and written already transposed",
 )
 
 PROJECTIONS = Rule(
     "projections",
     (Part("q", "linear"), Part("k", "linear"), Part("v", "linear")),
-    "three weights that follow each other in memory are one matrix",
+    "three weights that are adjacent in memory are multiplied as one matrix",
     share=("q", "k", "v"),
 )
 GATE_UP = Rule(
     "gate_up",
     (Part("gate", "linear"), Part("up", "linear")),
-    "two weights that follow each other in memory are one matrix",
+    "two weights that are adjacent in memory are multiplied as one matrix",
     share=("gate", "up"),
 )
 SILU_MUL = Rule(
     "silu_mul",
     (Part("silu", "silu"), Part("mul", "mul", ((0, "silu"),))),
-    "the gate's activation is multiplied while it is in registers",
+    "the activated gate is multiplied while it is in registers",
 )
 ROPES = Rule(
     "ropes",
     (Part("q", "rope"), Part("k", "rope")),
-    "one pass over queries and keys shares the angles",
+    "queries and keys share the angles in one pass",
     alike=("q", "k"),
 )
 

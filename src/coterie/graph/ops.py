@@ -43,40 +43,42 @@ __all__ = [
 ]
 
 OPS: dict[str, OpSpec] = {
-    "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:T*",), ("scale?",)),
+    "embed": OpSpec(
+        "y = scale * table[tokens]; scale is 1 if absent", ("tokens:T", "table:VD"), ("y:T*",), ("scale?",)
+    ),
     "rms_norm": OpSpec(
-        "y = x / rms(x) * (weight + offset), over the last axis; over all heads of a token where the weight is as "
-        "long; a constant may stand for the weight",
+        "y = x / rms(x) * (weight + offset), over the last axis, or over all heads of a token if the weight has that "
+        "length; the weight may be a constant",
         ("x:T*C", "weight:C"),
         ("y:T*C",),
         ("eps", "offset?"),
     ),
     "linear": OpSpec(
-        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int16 or int8: x as in "
-        "core.packed.rounded, beside packed weights; bf16: each x to the nearest, beside bfloat16 ones",
+        "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int16 or int8 (packed weights): x is "
+        "quantised as in core.packed.rounded; bf16 (bfloat16 weights): x is rounded to nearest",
         ("x:T*", "weight:NK", "bias?:N"),
         ("y:T*",),
         ("rounding?", "scale?"),
     ),
     "rope": OpSpec(
-        "rotate the halves of each head by position * inv_freq, cos and sin times scale; with fewer of inv_freq, the "
-        "halves of as many pairs of its first channels; interleaved 1: pairs are neighbours, not halves",
+        "rotate channel pairs (i, i + n/2) of each head by position * inv_freq, cos and sin times scale; n is twice "
+        "the length of inv_freq, and channels from n on are unchanged; interleaved 1: pairs are adjacent channels",
         ("x:THC", "positions:T", "inv_freq:C/2"),
         ("y:THC",),
         ("scale", "interleaved?"),
     ),
     "kv_append": OpSpec(
-        "store k and v at (page of position, layer)",
+        "store k and v in the KV page of each token's position, for this layer",
         ("k:TKC", "v:TKC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
         ("kv:state",),
         ("layer",),
     ),
     "attention": OpSpec(
         "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence; "
-        "with a cap, cap * tanh(score / cap) in place of each score; with growth, q times "
-        "1 + growth * log(1 + position // every); with sinks, one score more of each head, of no value; with the row "
-        "input horizon in place of positions, those behind are seen too, within the window if there is one, and keys "
-        "and values are done with; rounding bf16: queries, and what each value is weighed by, to the nearest",
+        "with a cap, each score becomes cap * tanh(score / cap); with growth, q is multiplied by "
+        "1 + growth * log(1 + position // every); with sinks, each head's softmax has one more score, without a value; "
+        "if positions is the row input horizon, attention is bidirectional (within the window, if any), and nothing "
+        "reads the stored keys and values after this op; rounding bf16: queries and softmax weights are rounded",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state", "sinks??:H"),
         ("y:THC",),
         ("layer", "scale", "window", "cap?", "growth?", "every?", "rounding?"),
@@ -87,7 +89,7 @@ OPS: dict[str, OpSpec] = {
     "mul": OpSpec("y = a * b", ("a:T*", "b:T*"), ("y:T*",)),
     "take_rows": OpSpec("y = x[rows]", ("x:TD", "rows:R"), ("y:RD",)),
     "sample": OpSpec(
-        "draw a token per row: argmax at temperature 0, else softmax after temperature, top-k, top-p, min-p",
+        "sample a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p, top-p",
         ("logits:RV", "sampling:R*"),
         ("tokens:R",),
     ),
@@ -108,43 +110,51 @@ OPS: dict[str, OpSpec] = {
     "add_positions": OpSpec(
         "y = x + table[positions + offset]", ("x:TD", "positions:T", "table:ND"), ("y:TD",), ("offset",)
     ),
-    "gelu": OpSpec("y = x * Phi(x), Phi by erf, or nearly so by tanh or sigmoid", ("x:T*",), ("y:T*",), ("form",)),
+    "gelu": OpSpec("y = x * Phi(x), Phi by erf, or approximated by tanh or sigmoid", ("x:T*",), ("y:T*",), ("form",)),
     "alibi_attention": OpSpec(
-        "attention over the whole context with slope * position of the key added to each score",
+        "attention without a window; slope * position of the key is added to each score",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "slopes:H", "kv:state"),
         ("y:THC",),
         ("layer", "scale"),
     ),
     "relative_attention": OpSpec(
-        "attention over the whole context with a bias of the head added to each score: the row of table that buckets "
-        "has for how far the key stands behind the token, from farthest before on, both ends for all farther ones; "
-        "without buckets -table[0] * that distance; with the row input horizon as attention",
+        "attention without a window; a bias per head is added to each score: table[buckets[d]], d being the signed "
+        "distance from token to key, clamped to the range of buckets; without buckets -table[0] * abs(d); the row "
+        "input horizon makes it bidirectional, as in attention",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "table:NH", "buckets?:", "kv:state"),
         ("y:THC",),
         ("layer", "scale"),
     ),
     "group_attention": OpSpec(
-        "softmax(scale * q @ k.T) @ v among each `group` rows, all of them seen",
+        "bidirectional softmax(scale * q @ k.T) @ v within each group of `group` rows",
         ("q:*HC", "k:*HC", "v:*HC"),
         ("y:*HC",),
         ("group", "scale"),
     ),
     "take_heads": OpSpec(
-        "of each `of` heads, `count` from `first` on", ("x:THC",), ("y:THC",), ("of", "first", "count"), view=True
+        "heads `first` to `first + count - 1` of each group of `of` heads",
+        ("x:THC",),
+        ("y:THC",),
+        ("of", "first", "count"),
+        view=True,
     ),
     "add_bias": OpSpec("y = x + bias", ("x:T*", "bias:*"), ("y:T*",)),
-    "add_table": OpSpec("y = x + table[row modulo the table's rows]", ("x:*D", "table:ND"), ("y:*D",)),
-    "mul_table": OpSpec("y = x * table[row modulo the table's rows]", ("x:*D", "table:ND"), ("y:*D",)),
-    "first_row": OpSpec("a learned row before each `group` rows", ("x:*D", "row:D"), ("y:*D",), ("group",)),
-    "drop_first": OpSpec("each `group` rows without the first of them", ("x:*D",), ("y:*D",), ("group",), view=True),
+    "add_table": OpSpec("y = x + table[row index modulo N]", ("x:*D", "table:ND"), ("y:*D",)),
+    "mul_table": OpSpec("y = x * table[row index modulo N]", ("x:*D", "table:ND"), ("y:*D",)),
+    "first_row": OpSpec(
+        "insert a learned row before each group of `group` rows", ("x:*D", "row:D"), ("y:*D",), ("group",)
+    ),
+    "drop_first": OpSpec(
+        "drop the first row of each group of `group` rows", ("x:*D",), ("y:*D",), ("group",), view=True
+    ),
     "merge_rows": OpSpec(
-        "y = x, but for tokens equal to `token` the next of `rows`",
+        "y = x, where tokens equal to `token` are replaced by the `rows`, in order",
         ("x:TD", "tokens:T", "rows:*D"),
         ("y:TD",),
         ("token",),
     ),
     "swap": OpSpec(
-        "rows seen as [*, outer, middle, inner] become [*, inner, middle, outer]",
+        "each row, viewed as [*, outer, middle, inner], is transposed to [*, inner, middle, outer]",
         ("x:*D",),
         ("y:*D",),
         ("outer", "middle", "inner"),
@@ -152,19 +162,19 @@ OPS: dict[str, OpSpec] = {
     ),
     "sub": OpSpec("y = a - b", ("a:T*", "b:T*"), ("y:T*",)),
     "embed_part": OpSpec(
-        "y = scale * table[tokens - first_row], 0 for tokens of other ranks",
+        "y = scale * table[tokens - first_row]; 0 for tokens in other ranks' parts of the table",
         ("tokens:T", "table:VD"),
         ("y:TD",),
         ("first_row", "scale?"),
     ),
     "all_reduce": OpSpec(
-        "y = the sum of x over the ranks; with fewer than there are, over as many neighbours",
+        "y = the sum of x over the ranks; if `ranks` is less than their number, over groups of adjacent ranks",
         ("x:T*",),
         ("y:T*",),
         ("ranks",),
     ),
     "all_gather": OpSpec(
-        "y = the x of all ranks in order, joined along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
+        "y = x of all ranks, concatenated in order along the second axis", ("x:T*",), ("y:T*",), ("ranks",)
     ),
     **BRANCH_OPS,
     **DELTA_OPS,

@@ -171,11 +171,11 @@ def _relative_attention(step: Step, op: Op, x: list[Any]) -> Array:
     table, buckets = x[4].reshape(-1, x[0].shape[1]), x[5]
 
     def bias(keys_S: Array, position: int) -> Array:
-        behind = keys_S - position
+        distances_S = keys_S - position
         if buckets is None:
-            return np.asarray(-table.T * np.abs(behind).astype(np.float32))
+            return np.asarray(-table.T * np.abs(distances_S).astype(np.float32))
         reach = len(buckets) // 2
-        return np.asarray(table[buckets[np.clip(behind, -reach, reach) + reach].astype(np.int32)].T)
+        return np.asarray(table[buckets[np.clip(distances_S, -reach, reach) + reach].astype(np.int32)].T)
 
     return _attend(step, op, x, 0, bias)
 

@@ -33,30 +33,29 @@ _BIASES = 2  # operands after the matrices of CLIPPED
 _GROUPED = ("groups?", "taken_groups?", "group_best?")
 BRANCH_OPS: dict[str, OpSpec] = {
     CHOOSE: OpSpec(
-        "y = scale * scores where these are among the top_k largest of a row, of equal ones the first, else 0; scores: "
-        "softmax(logits), or their sigmoid; normalise 1: divided by the sum of those taken, at least least_sum, plus "
-        "added_sum. A bias is added to rank them, and only for that. With groups only those of the taken_groups best, "
-        "ranked by the sum of their group_best largest, of equal groups the first. With factors each of those taken, "
-        "times its own",
+        "y = scale * scores for the top_k largest of a row (ties: the lowest index), else 0; scores: softmax or "
+        "sigmoid of logits; normalise 1: divided by max(sum of those taken, least_sum) + added_sum. The bias is for "
+        "ranking only. With groups, only branches of the taken_groups best groups compete; a group is ranked by the "
+        "sum of its group_best largest scores (ties: the lowest index). factors multiply the result per branch",
         ("logits:TE", "bias?:E", "factors??:E"),
         ("y:TE",),
         (TOP_K, "normalise", "scale?", "scores?", "least_sum?", "added_sum?", *_GROUPED),
     ),
     GATE_UP: OpSpec(
-        "y = silu(x @ gate.T) * (x @ up.T) of each branch that a token takes; rounding as in linear",
+        "y = silu(x @ gate.T) * (x @ up.T) for each branch that a token takes; rounding as in linear",
         ("x:TD", "weights:TE", "gate+:FD", "up+:FD"),
         ("y:TAF",),
         (TOP_K, "rounding?"),
     ),
     GELU_UP: OpSpec(
-        "y = gelu(x @ gate.T) * (x @ up.T) of each branch that a token takes; rounding as in linear",
+        "y = gelu(x @ gate.T) * (x @ up.T) for each branch that a token takes; rounding as in linear",
         ("x:TD", "weights:TE", "gate+:FD", "up+:FD"),
         ("y:TAF",),
         (TOP_K, "form", "rounding?"),
     ),
     CLIPPED: OpSpec(
-        "y = (u + 1) * g * sigmoid(alpha * g) of each branch that a token takes, where g = x @ gate.T + gate_bias, at "
-        "most limit, and u = x @ up.T + up_bias, within -limit and limit; rounding as in linear",
+        "y = (u + 1) * g * sigmoid(alpha * g) for each branch that a token takes; g = min(x @ gate.T + gate_bias, "
+        "limit), u = clip(x @ up.T + up_bias, -limit, limit); rounding as in linear",
         ("x:TD", "weights:TE", "gate+:FD", "up+:FD", "gate_bias:EF", "up_bias:EF"),
         ("y:TAF",),
         (TOP_K, ALPHA, LIMIT, "rounding?"),

@@ -25,23 +25,23 @@ UNIT_TYPE_BYTES = 4  # states are float32
 
 DELTA_OPS: dict[str, OpSpec] = {
     CONV: OpSpec(
-        "y = silu(bias + the sum over taps of weight * x of the token and of those before it in its sequence), channel "
-        "by channel; before position 0 all is 0; the last inputs of each sequence are kept; plain 1: without silu",
+        "depthwise causal convolution: y = silu(bias + the sum over taps of weight * x), over a token and its "
+        "predecessors in its sequence (zeros before position 0); the last inputs are kept as state; plain 1: no silu",
         ("x:TN", "weight:N1*", "bias?:N", "positions:T", "sequence:T", "block_tables:B*", "conv:state"),
         ("y:TN",),
         ("layer", f"{PLAIN}?"),
     ),
     PARTS: OpSpec(
-        "of each key head qkvz has q and k, then v and z of its value heads; ba has b and a of these; x is q of all "
-        "heads, k of all and v of all",
+        "split projections that are grouped by key head: qkvz has a key head's q and k, then v and z of its value "
+        "heads; ba has b and a of these; x is all q, then all k, then all v",
         ("qkvz:TN", "ba:TN"),
         ("x:TN", "z:THC", "a:TH", "b:TH"),
         (KEY_HEADS,),
     ),
     DELTA: OpSpec(
-        "of each value head and sequence, token by token, S = exp(-exp(a_log) * softplus(a + dt_bias)) * S, then "
-        "S = S + k (sigmoid(b) * (v - k S)), y = q S / sqrt(channels of k); x has q, k, v; q and k have length 1; "
-        "S is 0 before position 0 and is kept",
+        "gated delta rule, per head and sequence, token by token: S = exp(-exp(a_log) * softplus(a + dt_bias)) * S; "
+        "S = S + k (sigmoid(b) * (v - k S)), y = q S / sqrt(channels of k); x is q, k and v; q and k are "
+        "L2-normalised; S is 0 before position 0 and is kept as state",
         (
             *("x:TN", "a:TH", "b:TH", "a_log:H", "dt_bias:H"),
             *("positions:T", "sequence:T", "block_tables:B*", "delta:state"),

@@ -27,41 +27,49 @@ EAGER_OPS: dict[str, OpSpec] = {
     "softmax": _unary("y = softmax(x), over the last axis"),
     "scale": _unary("y = x * factor", "factor"),
     "shift": _unary("y = x + number", "number"),
-    "mean": OpSpec("y = mean(x), over the last axis, or all but the first, which stay", ("x:T*C",), ("y:T*1",)),
-    "mul_last": OpSpec("y = x * r, r the same along the axes of a mean", ("x:T*C", "r:T*1"), ("y:T*C",)),
+    "mean": OpSpec(
+        "y = mean(x), over the last axis or all but the first; reduced axes are kept", ("x:T*C",), ("y:T*1",)
+    ),
+    "mul_last": OpSpec("y = x * r, r broadcast along the axes that a mean reduced", ("x:T*C", "r:T*1"), ("y:T*C",)),
     "mul_weight": OpSpec(
-        "y = x * (weight + offset), of the last axis or all but the first",
+        "y = x * (weight + offset), along the last axis or all but the first",
         ("x:T*C", "weight:C"),
         ("y:T*C",),
         ("offset?",),
     ),
-    "mul_heads": OpSpec("y = x * c, c the same for every head", ("x:THC", "c:TC"), ("y:THC",)),
+    "mul_heads": OpSpec("y = x * c, c broadcast over heads", ("x:THC", "c:TC"), ("y:THC",)),
     "cat": OpSpec(
-        "a and b joined along the last axis; in_turn 1: a number of each in turn",
+        "a and b concatenated along the last axis; in_turn 1: interleaved element by element",
         ("a:T*C", "b:T*C"),
         ("y:T*C",),
         ("in_turn?",),
     ),
     "slice": _unary(
-        "`count` numbers of the last axis from `first` on, each `step`-th, if any", "first", "count", "step?", view=True
+        "`count` elements of the last axis from `first` on, every `step`-th (default 1)",
+        "first",
+        "count",
+        "step?",
+        view=True,
     ),
-    "heads_first": _unary("the same numbers with heads before tokens, or channels before positions", view=True),
+    "heads_first": _unary("transpose: heads before tokens, or channels before positions", view=True),
     "to_float": OpSpec("positions as float32", ("positions:T",), ("y:T1",)),
     "angles": OpSpec("y = x * inv_freq", ("x:T1", "inv_freq:C"), ("y:TC",)),
     "kv_cat": OpSpec(
-        "store k (which 0) or v (1), then join the whole context of each sequence",
+        "store k (which 0) or v (1), then concatenate the whole context of each sequence",
         ("k:TKC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
         ("y:SKC", "kv:state"),
         ("layer", "which"),
     ),
-    "repeat_heads": OpSpec("each head `times` times in a row", ("x:*KC",), ("y:*HC",), ("times",), view=True),
+    "repeat_heads": OpSpec(
+        "repeat each head `times` times, consecutively", ("x:*KC",), ("y:*HC",), ("times",), view=True
+    ),
     "mask": OpSpec(
         "0 where a token sees a position of its context (within window if window > 0), else -infinity",
         ("positions:T", "sequence:T"),
         ("y:TS1",),
         ("window",),
     ),
-    "add_mask": OpSpec("y = x + mask, the same for every head", ("x:TSH", "mask:TS1"), ("y:TSH",)),
+    "add_mask": OpSpec("y = x + mask, broadcast over heads", ("x:TSH", "mask:TS1"), ("y:TSH",)),
     "alibi": OpSpec("y = slope * position of the key", ("positions:T", "sequence:T", "slopes:H"), ("y:SH",)),
     "scores": OpSpec("y = q @ k.T", ("q:THC", "k:SHC", "positions:T", "sequence:T"), ("y:TSH",)),
     "alibi_scores": OpSpec(
@@ -71,6 +79,6 @@ EAGER_OPS: dict[str, OpSpec] = {
         "softmax over the positions of each token's context", ("x:TSH", "positions:T", "sequence:T"), ("y:TSH",)
     ),
     "mix": OpSpec("y = p @ v", ("p:TSH", "v:SHC", "positions:T", "sequence:T"), ("y:THC",)),
-    "group_scores": OpSpec("y = q @ k.T among each `group` rows", ("q:*HC", "k:*HC"), ("y:*HN",), ("group",)),
-    "group_mix": OpSpec("y = p @ v among each `group` rows", ("p:*HN", "v:*HC"), ("y:*HC",), ("group",)),
+    "group_scores": OpSpec("y = q @ k.T within each group of `group` rows", ("q:*HC", "k:*HC"), ("y:*HN",), ("group",)),
+    "group_mix": OpSpec("y = p @ v within each group of `group` rows", ("p:*HN", "v:*HC"), ("y:*HC",), ("group",)),
 }

@@ -28,20 +28,19 @@ LATENT_OPS: dict[str, OpSpec] = {
         ("layer", "eps", "scale", "interleaved?"),
     ),
     QUERIES: OpSpec(
-        "of each head the first numbers times its rows of the weight for keys, and behind what that gives the others, "
+        "per head, the unrotated channels multiplied by its key rows of the weight, followed by the other channels, "
         "rotated as by rope",
         ("x:THC", "weight:NR", "positions:T", "inv_freq:P/2"),
         ("y:THC",),
         ("scale", "interleaved?"),
     ),
     ATTEND: OpSpec(
-        "softmax(scale * q @ rows.T, causal) @ the first numbers of rows, as many as y has, over the pages of each "
-        "token's sequence",
+        "softmax(scale * q @ rows.T, causal) @ rows[:, :R], where rows are the cached rows of each token's sequence",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state"),
         ("y:THR",),
         ("layer", "scale"),
     ),
-    VALUES: OpSpec("of each head x times its rows of the weight for values", ("x:THR", "weight:NR"), ("y:THV",)),
+    VALUES: OpSpec("per head, x multiplied by its value rows of the weight", ("x:THR", "weight:NR"), ("y:THV",)),
 }
 
 

@@ -13,5 +13,5 @@ PART = "part"  # index of the layer whose input it is
 
 LAYER_OPS: dict[str, OpSpec] = {
     MUL_PART: OpSpec("y = a * b[:, part]", ("a:TC", "b:THC"), ("y:TC",), (PART,)),
-    MUL_ONE: OpSpec("y = x * weight, one number", ("x:T*", "weight:1"), ("y:T*",)),
+    MUL_ONE: OpSpec("y = x * weight, a scalar", ("x:T*", "weight:1"), ("y:T*",)),
 }

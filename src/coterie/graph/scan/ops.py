@@ -16,9 +16,9 @@ MIN_STEP, MAX_STEP = "least", "most"  # optional bounds of a step size
 
 SCAN_OPS: dict[str, OpSpec] = {
     SCAN: OpSpec(
-        "of each head and sequence, token by token, with step = softplus(dt + dt_bias), from least to most: "
-        "S = exp(-exp(a_log) * step) * S + write (step * x), y = read S + skip * x; x has the heads' x, then of each "
-        "group of heads K numbers that write, then K that read; S is 0 before position 0 and is kept",
+        "recurrence per head and sequence, token by token: step = clip(softplus(dt + dt_bias), least, most); "
+        "S = exp(-exp(a_log) * step) * S + B (step * x), y = C S + skip * x; x is the heads' x, then for each group of "
+        "heads K numbers B, then for each K numbers C; S is 0 before position 0 and is kept as state",
         (
             *("x:TN", "dt:TH", "a_log:H", "dt_bias:H", "skip:H"),
             *("positions:T", "sequence:T", "block_tables:B*", "delta:state"),
@@ -27,10 +27,10 @@ SCAN_OPS: dict[str, OpSpec] = {
         ("layer", GROUPS, f"{MIN_STEP}?", f"{MAX_STEP}?"),
     ),
     GROUP_NORM: OpSpec(
-        "y = x / rms(x) * weight, over each of so many groups of neighbouring channels",
+        "y = x / rms(x) * weight, within each group of adjacent channels",
         ("x:T*", "weight:N"),
         ("y:T*",),
         ("eps", GROUPS),
     ),
-    MUL_ROW: OpSpec("y = x * row, a constant", ("x:TN", "row:N"), ("y:TN",)),
+    MUL_ROW: OpSpec("y = x * row, a constant vector", ("x:TN", "row:N"), ("y:TN",)),
 }
