@@ -104,11 +104,11 @@ def without_synonyms(given: dict[str, Any]) -> dict[str, Any]:
     """
     found = dict(given)
     for name, ours in SYNONYMS.items():
-        said = found.pop(name, None)
-        if said is not None and found.get(ours) not in (None, said):
-            raise RequestError(name, f"is {shown(said)}, while {ours} is {shown(found[ours])}", "give one of them")
-        if said is not None:
-            found[ours] = said
+        value = found.pop(name, None)
+        if value is not None and found.get(ours) not in (None, value):
+            raise RequestError(name, f"is {shown(value)}, while {ours} is {shown(found[ours])}", "give one of them")
+        if value is not None:
+            found[ours] = value
     last, penalty = integer(found, "repeat_last_n"), found.get("repetition_penalty")
     found.pop("repeat_last_n", None)
     if last == 0:
@@ -171,9 +171,9 @@ def model(body: Mapping[str, object]) -> str:
 def sampling(body: Mapping[str, object]) -> PartialSampling:
     """Sampling settings, as far as given; a missing seed is drawn. Raises RequestError."""
     seed, top_k = integer(body, "seed"), integer(body, "top_k")
-    said: dict[str, Any] = {name: float_of(body, name) for name in SETTINGS if name != "top_k"}
+    settings: dict[str, Any] = {name: float_of(body, name) for name in SETTINGS if name != "top_k"}
     return PartialSampling(
-        **said,
+        **settings,
         top_k=0 if top_k == NO_LIMIT else top_k,
         seed=draw_seed() if seed is None else seed % SEEDS,
     )
@@ -181,11 +181,11 @@ def sampling(body: Mapping[str, object]) -> PartialSampling:
 
 def priority(body: Mapping[str, object], may_go_first: bool) -> int:
     """The request's priority: lower is served first; the default is 0. Raises RequestError."""
-    said, tier = integer(body, "priority"), get(body, "service_tier", str, "a text")
-    if said is not None and said < 0 and not may_go_first:
-        fact = f"is {said}, but only requests with a key of --urgent-key may be below 0"
+    requested, tier = integer(body, "priority"), get(body, "service_tier", str, "a text")
+    if requested is not None and requested < 0 and not may_go_first:
+        fact = f"is {requested}, but only requests with a key of --urgent-key may be below 0"
         raise RequestError("priority", fact, "give 0 or more")
-    return max(TIERS.get(tier, 0), 0 if not may_go_first else -1) if said is None else said
+    return max(TIERS.get(tier, 0), 0 if not may_go_first else -1) if requested is None else requested
 
 
 def stops(body: Mapping[str, object], name: str = "stop") -> tuple[str, ...]:

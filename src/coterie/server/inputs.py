@@ -197,9 +197,9 @@ def conversation(body: Mapping[str, object], earlier: Sequence[object] = ()) -> 
     one.
     """
     instructions, given = fields.get(body, "instructions", str, "a string"), body.get("input")
-    said = [Message("system", instructions)] if instructions else []
+    messages = [Message("system", instructions)] if instructions else []
     if isinstance(given, str) and not earlier:
-        return (*said, Message("user", given))
+        return (*messages, Message("user", given))
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
@@ -213,14 +213,14 @@ def conversation(body: Mapping[str, object], earlier: Sequence[object] = ()) -> 
             thought += found
             continue
         if isinstance(found, Message):
-            said.append(replace(found, reasoning=thought) if found.role == "assistant" else found)
-        elif said and said[-1].role == "assistant":
-            last = said[-1]
-            said[-1] = replace(last, calls=(*last.calls, found), reasoning=last.reasoning + thought)
+            messages.append(replace(found, reasoning=thought) if found.role == "assistant" else found)
+        elif messages and messages[-1].role == "assistant":
+            last = messages[-1]
+            messages[-1] = replace(last, calls=(*last.calls, found), reasoning=last.reasoning + thought)
         else:
-            said.append(Message("assistant", "", (found,), reasoning=thought))
+            messages.append(Message("assistant", "", (found,), reasoning=thought))
         thought = ""
-    return tuple(said)
+    return tuple(messages)
 
 
 def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall | str:
@@ -241,8 +241,8 @@ def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall
         return made
     if not isinstance(call_id, str) or not call_id:
         raise RequestError(where, "is the result of a call, but does not say of which", "give the call's call_id")
-    said = {"role": "tool", "content": _content(item.get("output")), "tool_call_id": call_id}
-    return message({**said, "name": names.get(call_id)}, where)
+    result = {"role": "tool", "content": _content(item.get("output")), "tool_call_id": call_id}
+    return message({**result, "name": names.get(call_id)}, where)
 
 
 def _thought(parts: object) -> str:

@@ -97,9 +97,9 @@ class Items:
         item["status"] = status
         if "content" in item:
             (part,) = item["content"]
-            said = item["type"] == "message"
+            is_message = item["type"] == "message"
             done = {"type": f"response.{part['type']}.done", **self._part(), "text": part["text"]}
-            yield {**done, "logprobs": _streamed(part["logprobs"])} if said else done
+            yield {**done, "logprobs": _streamed(part["logprobs"])} if is_message else done
             yield {"type": "response.content_part.done", **self._part(), "part": part}
         else:
             done = {"type": "response.function_call_arguments.done", **self._place()}

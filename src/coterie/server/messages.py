@@ -61,8 +61,8 @@ def _reasoning(body: Mapping[str, object]) -> dict[str, Any]:
     within = f"{REASONING[1]}."
     fields.check_names(given, ("effort", "enabled", "max_tokens"), {"exclude": (False,), "summary": ("auto",)}, within)
     wanted = fields.flag(given, "enabled", within)
-    said = {} if given.get("enabled") is None else {"enable_thinking": wanted, "thinking": wanted}
-    return {**said, **effort(given.get("effort"), f"{within}effort")}
+    variables = {} if given.get("enabled") is None else {"enable_thinking": wanted, "thinking": wanted}
+    return {**variables, **effort(given.get("effort"), f"{within}effort")}
 
 
 def continues(body: Mapping[str, object]) -> bool:

@@ -165,8 +165,8 @@ def _durations(status: Status) -> Iterator[Metric]:
 
 def _experts(status: Status) -> Iterator[Metric]:
     experts = status.experts
-    there = {expert.name: expert.state == "resident" for expert in experts}
-    yield _gauges("expert_resident", "1 if an expert is resident in the run tier.", ("expert",), _labelled(there))
+    resident = {expert.name: expert.state == "resident" for expert in experts}
+    yield _gauges("expert_resident", "1 if an expert is resident in the run tier.", ("expert",), _labelled(resident))
     loading = {expert.name: expert.state == "loading" for expert in experts}
     yield _gauges("expert_loading", "1 if an expert is loading into the run tier.", ("expert",), _labelled(loading))
     pinned = {expert.name: expert.pinned for expert in experts}

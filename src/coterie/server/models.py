@@ -29,7 +29,7 @@ _ACTS = ("load", "unload", "pin", "unpin")
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
-def most_tokens(coterie: Serving) -> dict[str, int]:
+def context_lengths(coterie: Serving) -> dict[str, int]:
     """The most tokens, of prompt and answer together, that each expert takes."""
     pools = [one.parts.kv for one in coterie.members]
     models = {name: coterie.models[name] for name in coterie.composition.names}  # without the router's own
@@ -44,12 +44,12 @@ def model_list(coterie: Serving) -> list[dict[str, Any]]:
     """
     head = {"object": "model", "type": "model", "owned_by": "coterie"}
     composition = coterie.composition
-    most = most_tokens(coterie)
-    created = {name: coterie.models[name].written_s for name in most}
+    lengths = context_lengths(coterie)
+    created = {name: coterie.models[name].written_s for name in lengths}
     states = {state.name: state for state in coterie.status().experts}
     about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
     about["left_out"] = {name: str(why) for name, why in composition.left_out.items()}
-    whole = {"created": max(created.values()), LENGTH: max(most.values()), "coterie": about}
+    whole = {"created": max(created.values()), LENGTH: max(lengths.values()), "coterie": about}
     rows: list[dict[str, Any]] = [{"id": composition.name, **head, **whole}]
     for expert in composition.experts:
         found = states[expert.name]
@@ -65,7 +65,7 @@ def model_list(coterie: Serving) -> list[dict[str, Any]]:
         if expert.name == composition.name:
             about |= {**detail, **about}  # a folder that is itself a checkpoint: both have one name, and one row
         else:
-            own = {"created": created[expert.name], LENGTH: most[expert.name], "coterie": detail}
+            own = {"created": created[expert.name], LENGTH: lengths[expert.name], "coterie": detail}
             rows.append({"id": expert.name, **head, **own})
             as_alias = {**own, "coterie": {**detail, "kind": "alias", "alias_of": expert.name}}
             rows += [{"id": alias, **head, **as_alias} for alias in expert.aliases]

@@ -100,8 +100,8 @@ def parse_chat(body: object) -> ChatBody:
 
 def _limit(body: Mapping[str, object]) -> int | None:
     """The limit on an answer's tokens, under the newer or older name. Raises RequestError, also if the two differ."""
-    said = {name: fields.integer(body, name) for name in LIMITS}
-    limits = {name: limit for name, limit in said.items() if limit not in (None, fields.NO_LIMIT)}
+    given = {name: fields.integer(body, name) for name in LIMITS}
+    limits = {name: limit for name, limit in given.items() if limit not in (None, fields.NO_LIMIT)}
     for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise RequestError(name, f"is {limit}", "allowed is 1 or more")

@@ -125,8 +125,8 @@ class ResponseAnswers(Streamed):
             yield from self._opened()
         status, body = error_body(response_words(error), self.prompt_field)
         code = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_prompt")
-        told = {"code": code, "message": body["error"]["message"]}
-        made = {**self._response("failed", [] if self._items is None else self._items.output), "error": told}
+        detail = {"code": code, "message": body["error"]["message"]}
+        made = {**self._response("failed", [] if self._items is None else self._items.output), "error": detail}
         self._keep(made)
         yield self._numbered({"type": "response.failed", "response": made})
 

@@ -63,20 +63,20 @@ def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
     failing that for one token; None if not even the last exchange leaves that.
     """
     text, model = coterie.texts.get(expert), coterie.models.get(expert)
-    said = query.messages
-    spoken = [place for place, message in enumerate(said) if message.role != "system"]
-    cuts = [place for place in spoken[1:] if said[place].role == "user"]
+    messages = query.messages
+    spoken = [place for place, message in enumerate(messages) if message.role != "system"]
+    cuts = [place for place in spoken[1:] if messages[place].role == "user"]
     if text is None or model is None or not cuts:
         return None
-    most = model.max_prompt_tokens
-    room = min(query.max_tokens or most // USUAL_SHARE, most // MAX_SHARE)
+    max_prompt_tokens = model.max_prompt_tokens
+    room = min(query.max_tokens or max_prompt_tokens // USUAL_SHARE, max_prompt_tokens // MAX_SHARE)
 
     def cut(place: int) -> Query:
-        kept = [message for message in said[:place] if message.role == "system"]
-        return replace(query, messages=(*kept, *said[place:]))
+        kept = [message for message in messages[:place] if message.role == "system"]
+        return replace(query, messages=(*kept, *messages[place:]))
 
-    found = bisect_left(cuts, True, key=lambda place: _holds(text, cut(place), most - room))
+    found = bisect_left(cuts, True, key=lambda place: _holds(text, cut(place), max_prompt_tokens - room))
     if found < len(cuts):
         return cut(cuts[found])
     last = cut(cuts[-1])
-    return last if _holds(text, last, most) else None
+    return last if _holds(text, last, max_prompt_tokens) else None

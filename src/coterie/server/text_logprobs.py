@@ -52,11 +52,11 @@ class TextLogprobs:
 
     def _pass(self, one: TokenLogprob, text: str = "") -> int:
         """The offset of a token; advances past it."""
-        begin, said = self._offset, self._decoder.decode(one.bytes)
-        if text and not text.startswith(said, begin):
+        begin, piece = self._offset, self._decoder.decode(one.bytes)
+        if text and not text.startswith(piece, begin):
             # Special tokens, and a space before the first word, are added by the tokenizer and not part of the text.
-            said = "" if one.special else said.removeprefix(" ") if begin == 0 else said
-        self._offset = begin + len(said)
+            piece = "" if one.special else piece.removeprefix(" ") if begin == 0 else piece
+        self._offset = begin + len(piece)
         return begin
 
 

@@ -55,11 +55,11 @@ def tokens_of(text: Text, query: Query, coterie: Serving) -> tuple[int, ...]:
 
     Raises RequestError, also for a text too long to be tokenised.
     """
-    most = max(coterie.models[text.expert].max_context, LISTED)
+    max_tokens = max(coterie.models[text.expert].max_context, LISTED)
     try:
-        return text.encode(query, prompt_of(query), limit=most)
+        return text.encode(query, prompt_of(query), limit=max_tokens)
     except ContextError:
-        fact = f"has more than {most} tokens, and no more are counted in one text"
+        fact = f"has more than {max_tokens} tokens, and no more are counted in one text"
         raise RequestError("prompt", fact, "send it in parts") from None
 
 

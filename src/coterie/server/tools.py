@@ -101,17 +101,17 @@ class MessageWriter:
     def message(self, text: str, reasoning: str = "") -> dict[str, Any]:
         """A whole answer's message; `content` is null if there are only calls."""
         thought = {"reasoning_content": reasoning} if reasoning else {}
-        said, calls = "", list[dict[str, Any]]()
+        content, calls = "", list[dict[str, Any]]()
         for item in found_in(self._reader, text, last=True):
             if isinstance(item, str):
-                said += item
+                content += item
             elif isinstance(item, Call):
                 calls.append(_body(item))
             else:
                 calls[-1]["function"]["arguments"] += item.arguments
         if not calls:
-            return {"role": "assistant", "content": said, **thought}
-        return {"role": "assistant", "content": said or None, **thought, "tool_calls": calls}
+            return {"role": "assistant", "content": content, **thought}
+        return {"role": "assistant", "content": content or None, **thought, "tool_calls": calls}
 
     def deltas(self, text: str, last: bool, reasoning: str = "") -> Iterator[dict[str, Any]]:
         """The deltas for new text and reasoning; the first one has the role."""

@@ -78,11 +78,11 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
     chat = {"tools": _tools(given), **_choice(given)}
     tools, output = offered(chat), fields.get(given, "output_config", dict, "an object") or {}
     fields.check_names(output, ("effort", "format"), {"task_budget": ()}, "output_config.")
-    said = _conversation(given)
-    if said[-1] == Message("assistant", ""):  # the API allows an empty last message: it begins no answer
-        said = said[:-1]
+    messages = _conversation(given)
+    if messages[-1] == Message("assistant", ""):  # the API allows an empty last message: it begins no answer
+        messages = messages[:-1]
     return Query(
-        messages=said,
+        messages=messages,
         model=fields.model(given),
         sampling=fields.sampling(given),
         max_tokens=limit,
@@ -91,7 +91,7 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
         calling=calling(chat, tools),
         form=form_of({"response_format": _format(output.get("format"))}),
         switches={**_thinking(given), **effort(output.get("effort"), "output_config.effort")},
-        continues=bool(said) and said[-1].role == "assistant",
+        continues=bool(messages) and messages[-1].role == "assistant",
     )
 
 
@@ -114,7 +114,7 @@ def _format(given: object) -> object:
 
 def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
     system = _text_of(given.get("system") or "", "system")
-    said = [Message("system", system)] if system else []
+    messages = [Message("system", system)] if system else []
     turns = given.get("messages")
     if not isinstance(turns, list) or not turns:
         raise RequestError("messages", "is missing or empty", "give a list with at least one user message")
@@ -123,15 +123,15 @@ def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
         where = f"messages[{place}]"
         role = turn.get("role") if isinstance(turn, dict) else None
         if role == "system":  # further ones; the first has its own field
-            said.append(Message("system", _text_of(turn.get("content"), f"{where}.content")))
+            messages.append(Message("system", _text_of(turn.get("content"), f"{where}.content")))
             continue
         if role not in ("user", "assistant"):
             raise RequestError(where, "has no known role", "use user, assistant or system")
         blocks = _blocks(turn.get("content"), where)
-        said += (
+        messages += (
             [_assistant_message(blocks, where, names)] if role == "assistant" else _user_messages(blocks, where, names)
         )
-    return tuple(said)
+    return tuple(messages)
 
 
 def _blocks(content: object, where: str) -> Sequence[Mapping[str, Any]]:
@@ -144,7 +144,7 @@ def _blocks(content: object, where: str) -> Sequence[Mapping[str, Any]]:
 
 def _assistant_message(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, str]) -> Message:
     """An assistant's text, reasoning and calls; adds its calls' tools to `names`, by call id."""
-    said, thought, calls = "", "", list[ToolCall]()
+    text, thought, calls = "", "", list[ToolCall]()
     for place, block in enumerate(blocks):
         at, kind = f"{where}.content[{place}]", block.get("type")
         if kind == "thinking":
@@ -156,17 +156,17 @@ def _assistant_message(blocks: Sequence[Mapping[str, Any]], where: str, names: d
             names[call_id] = name
             calls.append(ToolCall(call_id, name, arguments))
         elif kind != "redacted_thinking":  # encrypted by another service
-            said += _text(block, at)
-    return Message("assistant", said, tuple(calls), reasoning=thought)
+            text += _text(block, at)
+    return Message("assistant", text, tuple(calls), reasoning=thought)
 
 
 def _user_messages(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str]) -> list[Message]:
     """Results of calls, followed by the user's text."""
-    came, said = list[Message](), list[str]()
+    results, texts = list[Message](), list[str]()
     for place, block in enumerate(blocks):
         at = f"{where}.content[{place}]"
         if block.get("type") != "tool_result":
-            said.append(_text(block, at))
+            texts.append(_text(block, at))
             continue
         call_id = block.get("tool_use_id")
         if not isinstance(call_id, str) or not call_id:
@@ -174,8 +174,8 @@ def _user_messages(blocks: Sequence[Mapping[str, Any]], where: str, names: Mappi
                 at, "is the result of a call, but does not say of which", "give the call's id, tool_use_id"
             )
         result = _text_of(block.get("content") or "", f"{at}.content")
-        came.append(Message("tool", result, call_id=call_id, name=names.get(call_id, "")))
-    return [*came, *([Message("user", "".join(said))] if said or not came else [])]
+        results.append(Message("tool", result, call_id=call_id, name=names.get(call_id, "")))
+    return [*results, *([Message("user", "".join(texts))] if texts or not results else [])]
 
 
 def _text_of(content: object, where: str) -> str:

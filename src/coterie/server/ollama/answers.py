@@ -66,8 +66,8 @@ class OllamaAnswers(Streamed):
         (answer,) = answers
         text, calls = self._calls(answer.expert).push(answer.text, last=True)
         logprobs = logprobs_of(answer.logprobs, self.queries[0].choice, whole=True)
-        said = self._part(text, answer.reasoning, calls, logprobs)
-        return {**self._head(answer.expert), **said, **_ended(answer)}
+        part = self._part(text, answer.reasoning, calls, logprobs)
+        return {**self._head(answer.expert), **part, **_ended(answer)}
 
     def heartbeat(self, words: str) -> bytes:
         """Sent before the first text: the format has no comments, and clients accept an empty object."""
@@ -85,9 +85,9 @@ class OllamaAnswers(Streamed):
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """The events for a chunk; the last line comes separately."""
         text, calls = self._calls(chunk.expert).push(chunk.text, chunk.last)
-        said = self._part(text, chunk.reasoning, calls, logprobs_of(chunk.logprobs, self.queries[0].choice))
+        part = self._part(text, chunk.reasoning, calls, logprobs_of(chunk.logprobs, self.queries[0].choice))
         if text or chunk.reasoning or calls or chunk.logprobs:
-            yield {**self._head(chunk.expert), **said, "done": False}
+            yield {**self._head(chunk.expert), **part, "done": False}
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """The last line: the reason for the end, and the timings."""
@@ -130,11 +130,11 @@ class Calls:
 
     def push(self, text: str, last: bool = False) -> tuple[str, list[dict[str, Any]]]:
         """The text and calls in new text. A truncated call is dropped, as it cannot be executed."""
-        said, calls = "", list[dict[str, Any]]()
+        content, calls = "", list[dict[str, Any]]()
         for item in found_in(self._reader, text, last):
             if isinstance(item, str):
                 calls += self._close()
-                said += item
+                content += item
             elif isinstance(item, Call):
                 calls += self._close()
                 self._open = [item.name, item.arguments]
@@ -142,7 +142,7 @@ class Calls:
                 self._open[1] += item.arguments
         if last and not (self._reader is not None and self._reader.cut):
             calls += self._close()
-        return said, calls
+        return content, calls
 
     def _close(self) -> Iterator[dict[str, Any]]:
         if self._open:

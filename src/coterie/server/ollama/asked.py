@@ -79,20 +79,22 @@ def parse_generate(body: object, composition: Composition) -> OllamaBody:
     if system and as_it_is:
         fact = f"is given with {'suffix' if suffix else 'raw'}, by which the prompt is not put into a chat template"
         raise RequestError("system", fact, "leave one of the two out")
-    said: tuple[Message, ...] = (Message("user", prompt),) if prompt or suffix else ()
-    if said and system:
-        said = (Message("system", system), *said)
-    return _body_of(given, composition, said, raw=as_it_is, suffix=suffix)
+    messages: tuple[Message, ...] = (Message("user", prompt),) if prompt or suffix else ()
+    if messages and system:
+        messages = (Message("system", system), *messages)
+    return _body_of(given, composition, messages, raw=as_it_is, suffix=suffix)
 
 
-def _body_of(given: Mapping[str, Any], composition: Composition, said: tuple[Message, ...], **more: Any) -> OllamaBody:
+def _body_of(
+    given: Mapping[str, Any], composition: Composition, messages: tuple[Message, ...], **more: Any
+) -> OllamaBody:
     """What both endpoints share; everything is validated, even if there is nothing to answer."""
     model, stream = named(given, composition), given.get("stream") is None or fields.flag(given, "stream")
     options = _options(given)
     seed = fields.integer(options, "seed")
     tools = more.get("tools", ())
     query = Query(
-        messages=said,
+        messages=messages,
         model=model,
         sampling=fields.sampling({**options, "seed": None if seed == ANY_SEED else seed}),
         max_tokens=_limit(options),
@@ -104,7 +106,7 @@ def _body_of(given: Mapping[str, Any], composition: Composition, said: tuple[Mes
         fallback_sampling=DEFAULT_SAMPLING,
         **more,
     )
-    return OllamaBody(model, str(given["model"]), query if said else None, stream, keep_alive(given))
+    return OllamaBody(model, str(given["model"]), query if messages else None, stream, keep_alive(given))
 
 
 def check_options(given: Mapping[str, object]) -> None:

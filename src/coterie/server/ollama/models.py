@@ -19,7 +19,7 @@ from coterie.core.dtypes import DType
 from coterie.core.lru_cache import LruCache
 from coterie.models.model import Model
 from coterie.models.packing import NAMES
-from coterie.server.models import most_tokens
+from coterie.server.models import context_lengths
 from coterie.server.ollama.names import expert_of, listed, timestamp
 
 # The API version implemented here: the first with logprobs, its latest feature. Clients parse it.
@@ -43,39 +43,39 @@ def all_models(coterie: Serving) -> dict[str, Any]:
 
 def loaded(coterie: Serving) -> dict[str, Any]:
     """The models that are fully in memory."""
-    most, is_gpu = most_tokens(coterie), coterie.members[0].parts.device.spec.run_tier == "hbm"
+    lengths, is_gpu = context_lengths(coterie), coterie.members[0].parts.device.spec.run_tier == "hbm"
     rows = []
     for found in coterie.status().experts:
-        if found.state == "resident" and found.name in most:
+        if found.state == "resident" and found.name in lengths:
             row = _row(coterie, found.name, found.name)
             del row["modified_at"]
             about = {"expires_at": NEVER, "size_vram": found.size_bytes if is_gpu else 0}
-            rows.append({**row, **about, "context_length": most[found.name]})
+            rows.append({**row, **about, "context_length": lengths[found.name]})
     return {"models": rows}
 
 
 def shown_model(coterie: Serving, name: str) -> dict[str, Any]:
     """The details of one; its template is in Jinja. Raises NotFoundError."""
-    expert, most = expert_of(name, coterie.composition), most_tokens(coterie)
+    expert, lengths = expert_of(name, coterie.composition), context_lengths(coterie)
     if expert is None:
-        told: dict[str, Any] = {
+        shown: dict[str, Any] = {
             "parameters": "",
             "template": "",
-            "model_info": {"general.architecture": "coterie", "coterie.context_length": max(most.values())},
+            "model_info": {"general.architecture": "coterie", "coterie.context_length": max(lengths.values())},
             "capabilities": _each_once(able for text in coterie.texts.values() for able in capabilities(text)),
         }
     else:
         text, model = coterie.texts[expert], coterie.models[expert]
         template = text.template
         lines = [f"{_NAMES.get(setting, setting):<30} {value:g}" for setting, value in defaults_of(model).items()]
-        told = {
+        shown = {
             "parameters": "\n".join(lines),
             "template": "" if template is None else template.source,
-            "model_info": _model_info(model, most[expert]),
+            "model_info": _model_info(model, lengths[expert]),
             "capabilities": capabilities(text),
         }
     row = _row(coterie, name, expert)
-    return {**told, "details": row["details"], "modified_at": row["modified_at"]}
+    return {**shown, "details": row["details"], "modified_at": row["modified_at"]}
 
 
 def capabilities(text: Text) -> list[str]:
@@ -138,16 +138,16 @@ def _about(model: Model) -> tuple[int, str]:
         sizes = Counter[DType]()
         for value in model.graph.weights:
             sizes[value.dtype] += prod(size for size in value.shape if isinstance(size, int))
-        (most, _), *_ = sizes.most_common(1)
-        return sizes.total(), NAMES.get(most, most.value)
+        (prevailing, _), *_ = sizes.most_common(1)
+        return sizes.total(), NAMES.get(prevailing, prevailing.value)
 
     return _ABOUT.get(model.key, counted)
 
 
-def _model_info(model: Model, most: int) -> dict[str, Any]:
+def _model_info(model: Model, context_length: int) -> dict[str, Any]:
     config = model.config
     sizes = {
-        "context_length": most,
+        "context_length": context_length,
         "embedding_length": config.hidden_size,
         "block_count": config.num_layers,
         "feed_forward_length": config.intermediate_size,
