@@ -45,7 +45,7 @@ from coterie.engine.request import ChoiceParams
 from coterie.graph.ops import BF16, INT8, INT16
 from coterie.models.gguf.convert import import_gguf, plan_import
 from coterie.models.model import open_model, weight_rows_f32, with_activations
-from coterie.models.new_folder import Entry, copy_others, new_folder, write_config, write_tensors
+from coterie.models.new_folder import Entry, copy_other_files, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
 from coterie.models.quantize import quantize_folder
 
@@ -188,7 +188,7 @@ def write_plain(model: Path, source: Path, out: Path, dtype: DType = DType.F32) 
     declared = "float32" if dtype is DType.F32 else "bfloat16"
     size_bytes = sum(dtype.tensor_bytes(shape) for shape in shapes.values())
     with new_folder(out, f"the model in {declared}", size_bytes) as begun:
-        copy_others(source, begun)
+        copy_other_files(source, begun)
         write_config(begun, {key: value for key, value in config.items() if key != KEY} | {"dtype": declared})
         entries = [Entry(name, dtype, shape) for name, shape in shapes.items()]
         write_tensors(begun / SINGLE, entries, {"format": "pt"}, write)

@@ -128,7 +128,7 @@ def test_defaults_of_each_family():
     assert (family("qwen3", attention_bias=True).qkv_bias, family("qwen3", attention_bias=True).o_bias) == (True, True)
     olmo2 = family("olmo2", attention_bias=True)
     assert (olmo2.qkv_bias, olmo2.o_bias, olmo2.mlp_bias, olmo2.qk_norm) == (True, True, False, True)
-    assert olmo2.heads_normed_together
+    assert olmo2.qk_norm_all_heads
     assert family("phi3").windows == family("phi3", sliding_window=None).windows == (0, 0)
     assert family("phi3", sliding_window=2047).windows == (2047, 2047)
     assert (family("phi3", drop=("rms_norm_eps",)).norm_eps, family("phi3").qkv_bias) == (1e-5, False)

@@ -13,7 +13,7 @@ from tests.system.commands import run
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.model import open_model
-from coterie.models.packing import OTHERS
+from coterie.models.packing import REPACKED_METHODS
 from coterie.models.quantised.methods import METHODS
 from coterie.models.repack import repack_folder
 
@@ -189,4 +189,4 @@ def test_who_opens_such_a_folder_is_told_the_command(name, quantised):
 
 
 def test_the_methods_are_those_that_configs_are_told_of():
-    assert tuple(METHODS) == OTHERS
+    assert tuple(METHODS) == REPACKED_METHODS

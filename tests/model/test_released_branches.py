@@ -122,7 +122,7 @@ def test_heads():
     assert [2 * len(c.rope.inv_freq) for c in (air, m2, dots)] == [64, 64, 128]
     assert not air.rope.interleaved
     assert opened("ERNIE-4.5-21B-A3B").rope.interleaved
-    assert (m2.heads_normed_together, dots.heads_normed_together, dots.windows[-1]) == (True, False, 0)
+    assert (m2.qk_norm_all_heads, dots.qk_norm_all_heads, dots.windows[-1]) == (True, False, 0)
     assert opened("dots.llm1", max_window_layers=60, sliding_window=100).windows[-3:] == (0, 100, 100)
     assert (opened("Qwen1.5-MoE-A2.7B").qkv_bias, opened("Qwen1.5-MoE-A2.7B", qkv_bias=False).qkv_bias) == (True, False)
 

@@ -67,7 +67,7 @@ def decoder(dtypes=(DType.F32,), rotated=None, interleaved=False, **changes) -> 
 def of_family(name, **changes):
     """What makes a decoder one of this family, as changes of ModelConfig; its biases are on."""
     family = FAMILIES[name]
-    keys = ("norm", "qk_norm", "heads_normed_together", "feed_forward", "alibi", "parallel_norms", "position_offset")
+    keys = ("norm", "qk_norm", "qk_norm_all_heads", "feed_forward", "alibi", "parallel_norms", "position_offset")
     keys += ("names", "norm_offset")
     flags = {key: getattr(family, key) for key in keys}
     biases = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), True)

@@ -86,7 +86,7 @@ def test_an_op_without_a_rule_is_named():
 
 REFUSED = {
     "norms all heads": (
-        {"qk_norm": True, "heads_normed_together": True},
+        {"qk_norm": True, "qk_norm_all_heads": True},
         "k_norm.* a norm over all heads together",
     ),
     "offset": ({"norm_offset": 1.0}, "head/norm.* over all heads together, or with an offset, has no gradient"),

@@ -69,7 +69,7 @@ def test_a_region_without_an_operand_for_a_scale_leaves_a_scaled_product_out():
 
 @pytest.mark.parametrize("how", [{}, {"rotated": 4}, {"layers_without_rope": (0,)}], ids=str)
 def test_heads_normed_together_are_normed_and_put_in_their_place_as_one_region(how):
-    graph = decoder(qk_norm=True, heads_normed_together=True, **how)
+    graph = decoder(qk_norm=True, qk_norm_all_heads=True, **how)
     wanted = ["rms_norm", *["linear"] * 3, "norm_rope_append", "attention", *LAYER[2:]]
     assert kernels_of(graph, stage="layers.0") == wanted
     made = "q_norm" if "layers_without_rope" in how else "q_rope"
@@ -121,7 +121,7 @@ def test_gemmas_become_five_or_seven_regions_a_layer(version):
 
 
 def test_a_norm_over_all_heads_is_not_taken_for_one_of_each():
-    graph = decoder(qk_norm=True, heads_normed_together=True)
+    graph = decoder(qk_norm=True, qk_norm_all_heads=True)
     verify(graph)
     found = kernels_of(graph, stage="layers.0")
     assert found[:5] == ["rms_norm", "linear", "linear", "linear", "norm_rope_append"]

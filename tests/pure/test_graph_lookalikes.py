@@ -178,7 +178,7 @@ def test_a_lookalike_of_other_families_is_left_unfused(change, shape, kernel):
 )
 def test_queries_that_are_no_heads_like_the_keys_are_left_unfused(change, together):
     """As if something else than attention read them."""
-    graph = decoder(layers_without_rope=(0, 1), qk_norm=together, heads_normed_together=together)
+    graph = decoder(layers_without_rope=(0, 1), qk_norm=together, qk_norm_all_heads=together)
     kernel = "norm_rope_append" if together else "norm_qkv_rope_append"
     assert kernel in kernels_of(graph, stage="layers.0")
     for name in ("q", "q_norm") if together else ("q",):
@@ -189,7 +189,7 @@ def test_queries_that_are_no_heads_like_the_keys_are_left_unfused(change, togeth
 @pytest.mark.parametrize("together", [False, True])
 def test_heads_of_an_odd_number_of_channels_are_left_unfused(together):
     """Kernels take channels in pairs, turned or not."""
-    graph = decoder(head_dim=5, layers_without_rope=(0, 1), qk_norm=together, heads_normed_together=together)
+    graph = decoder(head_dim=5, layers_without_rope=(0, 1), qk_norm=together, qk_norm_all_heads=together)
     verify(graph)
     assert not {"norm_rope_append", "norm_qkv_rope_append"} & {*kernels_of(graph)}
 

@@ -15,7 +15,7 @@ from coterie.engine.batch import cut_whole
 from coterie.graph.cost import pairs_of
 from coterie.graph.ir import Graph
 from coterie.graph.ops import HORIZON
-from coterie.graph.rows import is_bidirectional, more_rows, rows_of_tables, with_bidirectional_attention
+from coterie.graph.rows import derived_rows, is_bidirectional, min_table_rows, with_bidirectional_attention
 from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -39,17 +39,17 @@ def changed(graph: Graph, name: str, **attrs: object) -> Graph:
 def test_a_horizon_is_the_last_position_of_each_sequence() -> None:
     graph = encoder()
     verify(graph)
-    found = more_rows(graph, np.array([0, 1, 2, 0, 0, 1]), np.array([0, 0, 0, 2, 1, 1]))
+    found = derived_rows(graph, np.array([0, 1, 2, 0, 0, 1]), np.array([0, 0, 0, 2, 1, 1]))
     np.testing.assert_array_equal(found[HORIZON], [2, 2, 2, 0, 1, 1])
     np.testing.assert_array_equal(found["types"], np.zeros(6))
     assert all(row.dtype == np.int32 for row in found.values())
-    assert [len(row) for row in more_rows(graph, np.zeros(0, int), np.zeros(0, int)).values()] == [0, 0]
-    np.testing.assert_array_equal(more_rows(graph, np.arange(3), np.zeros(3, int), [0, 1, 1])["types"], [0, 1, 1])
+    assert [len(row) for row in derived_rows(graph, np.zeros(0, int), np.zeros(0, int)).values()] == [0, 0]
+    np.testing.assert_array_equal(derived_rows(graph, np.arange(3), np.zeros(3, int), [0, 1, 1])["types"], [0, 1, 1])
     for wrong in ([0, 1], [0, 2, 0], [0, -1, 0]):
         with pytest.raises(ValueError, match="for 3 tokens, or outside 0 to 1"):
-            more_rows(graph, np.arange(3), np.zeros(3, int), wrong)
+            derived_rows(graph, np.arange(3), np.zeros(3, int), wrong)
     assert is_bidirectional(graph)
-    assert (rows_of_tables(graph, "positions"), rows_of_tables(graph, "rows")) == (9, None)
+    assert (min_table_rows(graph, "positions"), min_table_rows(graph, "rows")) == (9, None)
 
 
 def test_all_layers_keep_keys_and_values_in_one_place() -> None:

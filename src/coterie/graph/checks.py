@@ -114,10 +114,10 @@ class Row:
         """The growth of queries, if there is one, is a number above 0, in steps of a whole number of tokens."""
         if {GROWTH, GROWTH_STEP}.isdisjoint(self.op.attrs):
             return
-        growth, every = self.op.attrs.get(GROWTH), self.op.attrs.get(GROWTH_STEP)
+        growth, step = self.op.attrs.get(GROWTH), self.op.attrs.get(GROWTH_STEP)
         grows = isinstance(growth, int | float) and 0 < growth < math.inf
-        if not grows or type(every) is not int or every < 1:
-            fact = f"its growth is {growth!r} every {every!r}"
+        if not grows or type(step) is not int or step < 1:
+            fact = f"its growth is {growth!r} every {step!r}"
             raise self.error(fact, "give a number above 0 and a number of tokens, or neither")
 
     def input(self, position: int) -> Value:
@@ -233,8 +233,8 @@ class Row:
         if said is not None and not fits:
             fact = f"{ROUNDING} is {said!r} for {weight.name} of type {weight.dtype.value}"
             ways = f"{', '.join(map(repr, packed[:-1]))} or {packed[-1]!r}" if packed else ""
-            beside = f"{ways}, where the weight is packed, or " if packed else ""
-            raise self.error(fact, f"give {beside}{BF16!r}, where it is BF16")
+            packed_options = f"{ways}, where the weight is packed, or " if packed else ""
+            raise self.error(fact, f"give {packed_options}{BF16!r}, where it is BF16")
 
     def constant(self, position: int, count: int) -> None:
         """The operand is a constant of `count` numbers."""

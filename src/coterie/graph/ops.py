@@ -25,6 +25,7 @@ __all__ = [
     "BF16",
     "CAP",
     "COLLECTIVES",
+    "DERIVED_ROWS",
     "GROWTH",
     "GROWTH_STEP",
     "HORIZON",
@@ -32,7 +33,6 @@ __all__ = [
     "INT8_OR_FINER",
     "INT16",
     "INTERLEAVED",
-    "MORE_ROWS",
     "OFFSET",
     "OPS",
     "ROUNDING",
@@ -200,8 +200,8 @@ SCALE = "scale"  # of many ops; where it is optional, absent means 1
 HORIZON = "horizon"  # row input: for each token, the last position of its sequence, which is whole in the step
 TYPES = "types"  # row input: for each token of a pair of texts, the text it belongs to: 0 or 1
 
-# Row inputs of every decoder graph, which the engine fills and passes in a Binding. MORE_ROWS, declared only by some
+# Row inputs of every decoder graph, which the engine fills and passes in a Binding. DERIVED_ROWS, declared only by some
 # graphs, are derived from these: see graph/rows.py.
-MORE_ROWS = (HORIZON, TYPES)
+DERIVED_ROWS = (HORIZON, TYPES)
 KV_ROWS = ("positions", "sequence", "block_tables")  # together they locate a token's KV state
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

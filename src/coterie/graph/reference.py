@@ -21,10 +21,10 @@ from coterie.graph.eager.reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.latent.reference import LATENT_RUN
 from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
-from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE, TYPES
+from coterie.graph.ops import COLLECTIVES, DERIVED_ROWS, ROUNDING, ROW_INPUTS, SCALE, TYPES
 from coterie.graph.program import Region
 from coterie.graph.rope import grown, rotate
-from coterie.graph.rows import more_rows
+from coterie.graph.rows import derived_rows
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.scan.reference import SCAN_RUN
 from coterie.graph.step import F32, Array, KvState, Run, Step
@@ -65,14 +65,14 @@ class Reference:
         """The step that `run` executes, before its first op."""
         types_T = np.asarray(rows.get(TYPES, ())).tolist()
         positions_T, sequence_T = [np.asarray(rows.get(name, ())) for name in ("positions", "sequence")]
-        more = more_rows(self.graph, positions_T, sequence_T, types_T)
+        more = derived_rows(self.graph, positions_T, sequence_T, types_T)
         return Step(self.graph, {**self.fixed, **rows, **more}, state, sampling)
 
     def run_region(
         self, region: Region, values: Mapping[str, Array], sampling: Sequence[Settings], state: KvState
     ) -> dict[str, Array]:
         """Run one region's ops and return its outputs. `values` holds its inputs and the step's rows."""
-        known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS, *MORE_ROWS) if name in values}
+        known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS, *DERIVED_ROWS) if name in values}
         step = Step(self.graph, {**self.fixed, **known}, state, sampling)
         for op in region.ops:
             run_op(step, op)

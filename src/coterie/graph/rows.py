@@ -61,7 +61,7 @@ def _bidirectional_op(op: Op) -> Op:
     return replace(op, inputs=inputs, attrs=MappingProxyType({**op.attrs, "layer": 0}))
 
 
-def more_rows(
+def derived_rows(
     graph: Graph, positions_T: npt.NDArray[Any], sequence_T: npt.NDArray[Any], types_T: Sequence[int] = ()
 ) -> dict[str, I32]:
     """The rows [T] that this graph declares besides the usual ones, by name. `types_T`: for pairs; empty: all are 0.
@@ -76,14 +76,14 @@ def more_rows(
     if TYPES in graph.values:
         found[TYPES] = np.zeros(len(positions_T), np.int32)
         if len(types_T):
-            most = rows_of_tables(graph, TYPES) or 0
+            most = min_table_rows(graph, TYPES) or 0
             if len(types_T) != len(positions_T) or not all(0 <= kind < most for kind in types_T):
                 raise ValueError(f"types are {len(types_T)} for {len(positions_T)} tokens, or outside 0 to {most - 1}")
             found[TYPES][:] = types_T
     return found
 
 
-def rows_of_tables(graph: Graph, name: str) -> int | None:
+def min_table_rows(graph: Graph, name: str) -> int | None:
     """Rows of the smallest table in which a row input is looked up; None if there is no such table."""
     tables = [graph.values[op.inputs[1]].shape[0] for op in graph.ops if op.kind == "embed" and op.inputs[0] == name]
     return min([rows for rows in tables if isinstance(rows, int)], default=None)

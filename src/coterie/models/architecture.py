@@ -37,7 +37,7 @@ class Architecture:
         stage_of = MappingProxyType(graph.weight_stage())
         return Architecture(graph, architecture_key(graph), kv_shape(graph), graph.stages, stage_of)
 
-    def read_again(self, table: str) -> tuple[str, ...]:
+    def stages_reading_whole(self, table: str) -> tuple[str, ...]:
         """The stages that read an embedding table other than by looking up rows: a tied head, for instance."""
         return tuple(dict.fromkeys(op.stage for op in self.graph.ops if table in op.inputs and op.kind != "embed"))
 

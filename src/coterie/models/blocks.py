@@ -95,9 +95,9 @@ class Decoder(RecurrentBlocks):
         h = self._norm("input_norm", x, prefix + first) if first and not bare else x
         if self.config.parallel_norms:
             two = self.config.parallel_norms == 2
-            beside = self._norm("post_norm", x, prefix + names.feed_forward_norm) if two else h
+            feed_forward_input = self._norm("post_norm", x, prefix + names.feed_forward_norm) if two else h
             o = self._attention(h, layer, prefix)
-            both = self._op("add", "both", (o, self._feed_forward(beside, prefix)))
+            both = self._op("add", "both", (o, self._feed_forward(feed_forward_input, prefix)))
             return self._op("add", "out", (x, both))
         o = self._token_mixer(h, layer, prefix)
         if names.attention_out_norm:
@@ -217,7 +217,7 @@ class Decoder(RecurrentBlocks):
 
     def _head_norm(self, name: str, x: str, prefix: str) -> str:
         names = {"q": self.config.names.q_norm, "k": self.config.names.k_norm}
-        return self._norm(f"{name}_norm", x, prefix + names[name], self.config.heads_normed_together)
+        return self._norm(f"{name}_norm", x, prefix + names[name], self.config.qk_norm_all_heads)
 
     def _fused_qkv(self, h: str, prefix: str) -> Callable[[str], str]:
         """One projection; its heads come in groups: the query heads that share a key head, that key, its value."""

@@ -27,7 +27,7 @@ class BranchNames:
 
     `bias`: added to scores for the choice only; its full name. `shared`: gate, up and down of the shared branch, and
     `shared_chooser`: its gate. `stacked`: stored tensor [E, rows, columns] -> the matrices of each branch, whose rows
-    follow one another in it. `also`: (full name, alternative name in files). `factors`: a learned factor of each
+    follow one another in it. `aliases`: (full name, alternative name in files). `factors`: a learned factor of each
     branch's weight. The biases of all branches [E, rows] are given by their full names.
     `transposed`: stored tensors in which branches' matrices are not contiguous rows, so that a new folder must be
     written (transposed.py).
@@ -49,7 +49,7 @@ class BranchNames:
         ("mlp.experts.gate_up_proj", ("gate_proj", "up_proj")),
         ("mlp.experts.down_proj", ("down_proj",)),
     )
-    also: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     gate_bias: str = "mlp.experts.gate_proj_bias"
     up_bias: str = "mlp.experts.up_proj_bias"
     down_bias: str = "mlp.experts.down_proj_bias"
@@ -90,7 +90,7 @@ class BranchKeys:
     """A family's config keys for branches, and their defaults. `first`: default number of plain layers (Plain.FIRST).
 
     `clipped`: default alpha and limit of clipped gates; None for no such gates. `flag`: config key for whether there
-    are branches at all. `or_none`: a count of 0 means that there are none.
+    are branches at all. `may_be_zero`: a count of 0 means that there are none.
     """
 
     count: int | None
@@ -103,7 +103,7 @@ class BranchKeys:
     shared: SharedKeys | None = None
     clipped: tuple[float, float] | None = None
     flag: str = ""
-    or_none: bool = False
+    may_be_zero: bool = False
     names: BranchNames = field(default_factory=BranchNames)
 
 
@@ -133,7 +133,7 @@ class Branches:
 
 def branches_of(config: Fields, keys: BranchKeys | None, num_layers: int) -> Branches | None:
     """The branches of a config; None without any. Raises CheckpointError, UnsupportedError."""
-    if keys is None or (keys.flag and not config.flag(keys.flag)) or (keys.or_none and config.get(COUNT) == 0):
+    if keys is None or (keys.flag and not config.flag(keys.flag)) or (keys.may_be_zero and config.get(COUNT) == 0):
         return None
     count, taken = config.count(COUNT, keys.count), _taken(config, keys)
     if count > MAX_BRANCHES:

@@ -62,7 +62,7 @@ class ModelConfig:
     qk_norm: bool
     tied_embeddings: bool
     head_bias: bool = False
-    heads_normed_together: bool = False
+    qk_norm_all_heads: bool = False
     qk_norm_after_rope: bool = False
     norm: Norm = Norm.RMS
     norm_bias: bool = True
@@ -151,13 +151,13 @@ class ModelConfig:
             down_bias=family.down_bias,
             qk_norm=config.flag(family.qk_norm_key) if family.qk_norm_key else family.qk_norm,
             head_bias=_bias(config, family.head_bias, "head_bias"),
-            heads_normed_together=family.heads_normed_together,
+            qk_norm_all_heads=family.qk_norm_all_heads,
             qk_norm_after_rope=family.qk_norm_after_rope,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
             norm_bias=family.norm_bias,
             norm_offset=family.norm_offset,
-            rounds_embed_scale=family.embeds_by_width,
+            rounds_embed_scale=family.scaled_embeddings,
             feed_forward=_feed_forward(config, family),
             alibi=family.alibi,
             parallel_norms=_parallel_norms(config, family),

@@ -45,7 +45,7 @@ class HeadKeys:
 @dataclass(frozen=True, slots=True)
 class EncoderKeys:
     """What is specific to a family of encoders. `model`: prefix of tensor names in files of models with a head;
-    `older`: prefix in files from before transformers supported the family.
+    `older_prefix`: that in files from before transformers supported the family.
 
     `types`: name of the table of token types (which text of a pair). `first_position`: rows of the table of positions
     before that of the first token. `required`: config keys that must have this value or be absent. `post_norm`:
@@ -57,7 +57,7 @@ class EncoderKeys:
     """
 
     model: str
-    older: str = ""
+    older_prefix: str = ""
     types: str = ""
     first_position: int = 0
     unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids")
@@ -111,7 +111,7 @@ def bare_name(name: str, keys: EncoderKeys | None) -> str:
     """A tensor's name in the file of an encoder saved without a head; unchanged for a decoder."""
     if keys is None:
         return name
-    bare = name.removeprefix(keys.model).removeprefix(keys.older)
+    bare = name.removeprefix(keys.model).removeprefix(keys.older_prefix)
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], bare)
 
 

@@ -134,7 +134,7 @@ class Family:
     qk_norm: bool = False  # queries and keys are normed
     qk_norm_key: str = ""  # config key that decides it
     qk_norm_after_rope: bool = False  # that norm comes after rope, not before
-    heads_normed_together: bool = False  # that norm is over all heads of q, and of k, not over each head
+    qk_norm_all_heads: bool = False  # that norm is over all heads of q, and of k, not over each head
     window: Window = Window.NEVER
     window_tokens: int | None = 4096  # default of `sliding_window`; None for no window
     both_sides_key: str = ""  # config key for the length of a bidirectional window, both sides together
@@ -154,8 +154,8 @@ class Family:
     inner_in_blocks: bool = False  # that width is derived: a fraction of the key's, rounded up to blocks
     feed_forwards: Mapping[str, FeedForward] = field(default_factory=dict)  # allowed values of `activation_key`
     activation_key: str = "activation_function"
-    embeds_by_width: bool = False  # embeddings are multiplied by sqrt(hidden_size), rounded to the embedding's type
-    embeds_by_width_key: str = ""  # config flag for the same, without rounding
+    scaled_embeddings: bool = False  # embeddings are multiplied by sqrt(hidden_size), rounded to the embedding's type
+    scaled_embeddings_key: str = ""  # config flag for the same, without rounding
     attention_scalar: int = 0  # default of `query_pre_attn_scalar`, whose ** -0.5 scales queries; 0: head_dim does
     attention_cap: float = 0.0  # default of `attn_logit_softcapping`; 0: none
     logits_factor: float = 0.0  # default of `logit_scale`; 0: none
@@ -169,7 +169,7 @@ class Family:
     rope_theta: float = 10_000.0
     rope_kinds: Mapping[str, str] = field(default_factory=dict)  # this family's names for kinds of rope
     partial_rope: bool = False  # `partial_rotary_factor` may be below 1
-    rotated_part: float = 1.0  # default of `partial_rotary_factor`
+    rotated_fraction: float = 1.0  # default of `partial_rotary_factor`
     rotated_key: str = ""  # an older key, for the number of rotated channels
     default_rope: Mapping[str, Any] = field(default_factory=dict)  # rope section if the config has none
     rope_alpha: bool = False  # a dynamic rope with `alpha` has a larger theta, at all lengths

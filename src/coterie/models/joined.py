@@ -42,7 +42,7 @@ def joined_names(
                 yield f"{prefix}{stored}{kind}", tuple([f"{prefix}{part}{kind}" for part in parts])
 
 
-def taken_apart(
+def split_joined(
     where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], names: Names, num_layers: int
 ) -> dict[str, TensorInfo]:
     """The tensors of a checkpoint with parts in place of joined tensors; `wanted` has the shape of each part.

@@ -34,13 +34,13 @@ from coterie.models.architecture import architecture, shapes_of
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.headless import with_model_prefix
-from coterie.models.joined import own_names, taken_apart
+from coterie.models.joined import own_names, split_joined
 from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph
 from coterie.models.scores import ScoreHead, score_head
 from coterie.models.stacked import unstacked
-from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
+from coterie.models.tensors import check_tensors, map_bytes, step_tensors
 from coterie.models.text_model import text_model_of
 
 AUTO, FLOAT32 = "auto", "float32"
@@ -92,8 +92,8 @@ class Model:
     @property
     def activations(self) -> str:
         """The rounding of its activations: bf16 or int8 if any of its ops names that, else float32."""
-        told = {op.attrs.get(ROUNDING) for op in self.graph.ops}
-        return next((word for word in (BF16, INT8) if word in told), FLOAT32)
+        roundings = {op.attrs.get(ROUNDING) for op in self.graph.ops}
+        return next((word for word in (BF16, INT8) if word in roundings), FLOAT32)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -127,8 +127,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
         head.check(config)
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = shapes_of(config, has_head)
-    read = read_by_a_step(own_names(checkpoint.tensors, config.names), config)
-    tensors = taken_apart(checkpoint.path, read, shapes, config.names, config.num_layers)
+    read = step_tensors(own_names(checkpoint.tensors, config.names), config)
+    tensors = split_joined(checkpoint.path, read, shapes, config.names, config.num_layers)
     if config.branches:
         tensors = unstacked(checkpoint.path, tensors, shapes, config.names.layer, config.branches)
     checkpoint = replace(checkpoint, tensors=tensors)
@@ -240,7 +240,7 @@ def _model(
     has_head: bool = True,
 ) -> Model:
     made, embed = architecture(config, dtypes, activations, has_head), config.names.embed
-    layout = place(checkpoint, made.weight_stage, made.stages, embed, made.read_again(embed))
+    layout = place(checkpoint, made.weight_stage, made.stages, embed, made.stages_reading_whole(embed))
     path = checkpoint.path if checkpoint.path != Path() else None
     return Model(name, path, config, made.graph, made.key, made.kv, layout, ends, config.max_context, checkpoint)
 

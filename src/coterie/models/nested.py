@@ -30,7 +30,7 @@ class Nested:
     causal_class: str
     text: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    others: tuple[str, ...] = (VISION,)  # configs of the parts that the text model does not need
+    unused_parts: tuple[str, ...] = (VISION,)  # configs of the parts that the text model does not need
 
 
 _GEMMA4 = {
@@ -93,7 +93,7 @@ def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if (classes := whole.get("architectures")) not in (None, [], [nested.causal_class]):
         fact = f"architecture {kind!r} with architectures {classes} is not supported"
         raise UnsupportedError(where, fact, f"Coterie runs the text model of {nested.causal_class}")
-    refuse_features(Fields({k: v for k, v in raw.items() if k not in (TEXT, *nested.others)}, where))
+    refuse_features(Fields({k: v for k, v in raw.items() if k not in (TEXT, *nested.unused_parts)}, where))
     text = whole.section(TEXT)
     if text is None:
         raise whole.wrong(TEXT, "is missing", "the config of the text model")

@@ -90,7 +90,7 @@ def _remove(begun: Path, made: Sequence[Path]) -> None:
             above.rmdir()
 
 
-def copy_others(source: Path, target: Path) -> None:
+def copy_other_files(source: Path, target: Path) -> None:
     """Copy tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden.
 
     The modules of a sentence-transformers model (pooling, dense layers) are copied too. Raises CheckpointError.

@@ -27,7 +27,13 @@ from coterie.models.state_space import ScanNames
 _T = TypeVar("_T")
 
 KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
-OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # methods that coterie quantize converts (repack.py)
+REPACKED_METHODS = (
+    "gptq",
+    "awq",
+    "fp8",
+    "compressed-tensors",
+    "mxfp4",
+)  # methods that coterie quantize converts (repack.py)
 _OF_ENCODERS = {table for f in FAMILIES.values() if f.encoder for table in f.names.tables}
 ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table, *sorted(_OF_ENCODERS))  # tables whose rows are looked up
 # Not packed: they are small, and rounding them could choose another branch.
@@ -117,7 +123,7 @@ def packing_of(raw: Mapping[str, Any], where: str, *, has_bytes: bool = True) ->
         found = f"version {version!r} of {METHOD}" if method == METHOD else f"{method!r}"
         fact = f"{KEY} of {found} means quantised weights, which are not supported"
         remedy = "quantise the unquantised checkpoint with coterie quantize"
-        if method in OTHERS:
+        if method in REPACKED_METHODS:
             remedy = "make an expert of them: coterie quantize FOLDER OUT, which says whether that takes --bits"
         raise UnsupportedError(where, fact, remedy)
     if version == 1:

@@ -20,7 +20,15 @@ from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import encode
 from coterie.models.model import Model, open_model
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
+from coterie.models.new_folder import (
+    Entry,
+    copy_other_files,
+    free_path,
+    new_folder,
+    row_pieces,
+    write_config,
+    write_tensors,
+)
 from coterie.models.packing import KEY, Packing, may_be_packed
 from coterie.models.packing_error import ErrorSums, KindError
 from coterie.models.tensors import kind_of, map_bytes
@@ -62,7 +70,7 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing | N
     if packing is None and not any(types.values()):
         raise UsageError(str(source), "has its matrices in bfloat16 already", "serve it as it is")
     with new_folder(out, "the quantised expert", model.layout.size_bytes) as begun:
-        copy_others(model.checkpoint.path, begun)
+        copy_other_files(model.checkpoint.path, begun)
         own = {} if model.head is None else {"architectures": [model.head.name]}
         section: dict[str, Any] = {"dtype": "bfloat16"} if packing is None else {KEY: packing.to_config()}
         write_config(begun, dict(model.checkpoint.config) | own | section)

@@ -79,15 +79,15 @@ REFUSED: tuple[Refused, ...] = (
 )
 
 
-def refuse_features(config: Fields, runs: Collection[str] = ()) -> None:
-    """Raise UnsupportedError for the first feature that is on, except those of the keys `runs`, which are supported."""
-    for row in (row for row in REFUSED if row.key not in runs):
+def refuse_features(config: Fields, supported_keys: Collection[str] = ()) -> None:
+    """Raise UnsupportedError for the first feature that is on, unless its key is one of `supported_keys`."""
+    for row in (row for row in REFUSED if row.key not in supported_keys):
         value = config.get(row.key)
         if value and value not in row.off:
             fact = f"{row.key} = {_short(value)} means {row.feature}, which is not supported"
             raise UnsupportedError(config.where, fact, "use a checkpoint without it")
     activation = config.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS and "hidden_act" not in runs:
+    if activation not in ACTIVATIONS and "hidden_act" not in supported_keys:
         raise UnsupportedError(config.where, f"hidden_act {activation!r} is not supported", "Coterie runs silu")
 
 

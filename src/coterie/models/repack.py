@@ -31,7 +31,15 @@ from coterie.models.blocks import TABLES
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.model import open_model, synthetic_model
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
+from coterie.models.new_folder import (
+    Entry,
+    copy_other_files,
+    free_path,
+    new_folder,
+    row_pieces,
+    write_config,
+    write_tensors,
+)
 from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
 from coterie.models.packing_error import ErrorSums
 from coterie.models.quantised.find import Part, find_tensors
@@ -81,7 +89,7 @@ def repack_folder(
 
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in entries)
     with new_folder(out, "the repacked expert", size_bytes) as begun:
-        copy_others(stored.path, begun)
+        copy_other_files(stored.path, begun)
         write_config(begun, raw | section)
         write_tensors(begun / SINGLE, entries, {KEY: json.dumps(section[KEY])} if section else {}, write)
         open_model(begun)

@@ -105,7 +105,7 @@ def _growth(rope: Fields, family: Family) -> dict[str, Any]:
 
 def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:
     """Number of rotated channels per head, which is even."""
-    unsaid = family.rotated_part
+    unsaid = family.rotated_fraction
     if family.rotated_key and config.get(family.rotated_key) is not None:
         unsaid = config.count(family.rotated_key) / head_dim
     part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", unsaid))

@@ -24,7 +24,7 @@ def scales_of(config: Fields, family: Family) -> dict[str, float]:
     if "scale_depth" in family.supported_keys:
         found["residual_scale"] = config.number("scale_depth") / config.count("num_hidden_layers") ** 0.5
         found["logits_scale"] = config.count("dim_model_base") / config.count("hidden_size")
-    if family.embeds_by_width or (family.embeds_by_width_key and config.flag(family.embeds_by_width_key)):
+    if family.scaled_embeddings or (family.scaled_embeddings_key and config.flag(family.scaled_embeddings_key)):
         found["embed_scale"] = config.count("hidden_size") ** 0.5
     if family.logits_factor:
         found["logits_scale"] = config.number("logit_scale", family.logits_factor)

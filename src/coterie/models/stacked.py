@@ -49,7 +49,7 @@ def usually_named(tensors: Mapping[str, TensorInfo], layer: str, found: Branches
     """The tensors by the names that a graph uses; a bias stored as one row becomes a vector."""
     tensors, names = dict(tensors), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
-        for name, stored in ((prefix + name, prefix + other) for name, other in names.also):
+        for name, stored in ((prefix + name, prefix + other) for name, other in names.aliases):
             if stored in tensors and name not in tensors:
                 tensors[name] = replace(tensors.pop(stored), name=name)
         bias = tensors.get(prefix + names.bias)

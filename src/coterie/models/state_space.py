@@ -73,7 +73,7 @@ class ScanKeys:
     norm_first_key: str = ""
     has_factors: bool = False  # the config has factors for groups of channels (factors.py)
     activation: str = "hidden_act"  # key of the activation after the convolution
-    others: tuple[str, ...] = ()  # types of layers that are neither a state space nor attention
+    other_types: tuple[str, ...] = ()  # types of layers that are neither a state space nor attention
     names: ScanNames = field(default_factory=ScanNames)
 
 
@@ -165,12 +165,12 @@ def _layers(config: Fields, keys: ScanKeys, num_layers: int) -> tuple[int, ...]:
         return tuple(layer for layer in range(num_layers) if layer not in attending)
     types = config.get("layer_types") if keys.where is Where.BY_TYPES else None
     types = [_SPACE[0]] * num_layers if types is None else types
-    known = (*_SPACE, *_ATTENDS, *keys.others)
+    known = (*_SPACE, *_ATTENDS, *keys.other_types)
     if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
         raise config.wrong(
             "layer_types",
             f"is {types!r}",
-            f"a list of {num_layers} names, {', '.join(('mamba', *keys.others))} or attention",
+            f"a list of {num_layers} names, {', '.join(('mamba', *keys.other_types))} or attention",
         )
     return tuple(layer for layer, kind in enumerate(types) if kind in _SPACE)
 

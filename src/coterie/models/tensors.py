@@ -25,7 +25,7 @@ IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _COMPARE_BYTES = 1 << 24
 
 
-def read_by_a_step(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
+def step_tensors(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
     """The tensors that a step reads, without those for multi-token prediction (such as extra layers after the last).
 
     In a layer that reads the keys and values of another, its own key and value projections are left out as well.

@@ -37,7 +37,7 @@ def text_model_of(checkpoint: Checkpoint) -> Checkpoint:
     config = dict(text_config(checkpoint.config, str(checkpoint.path / CONFIG)))
     if not whole:
         return replace(checkpoint, config=config)
-    unread = [_UNREAD[other] for other in NESTED[whole].others]
+    unread = [_UNREAD[other] for other in NESTED[whole].unused_parts]
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
         if not any(names.match(name) for names in unread):

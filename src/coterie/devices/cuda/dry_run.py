@@ -28,7 +28,7 @@ from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.shares import Shares
 from coterie.devices.real.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
-from coterie.graph.rows import more_rows
+from coterie.graph.rows import derived_rows
 from coterie.kernels.triton import compile_ahead, words
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.compile_ahead import Wanted
@@ -202,8 +202,8 @@ def buckets_within(limits: Limits, samples_tokens: bool = True) -> list[Bucket]:
         for B in {*decode, *(min(B, most) for B in (*sequences, max(T - 1, 1)))}:
             found += [bucket_of(Sizes(T, B, min(R, most), 0, 0), shortest) for R in _doubled(1, most)]
             found += [bucket_of(Sizes(T, B, 1, 0, 0), context) for context in others]
-        more_rows = [] if samples_tokens else [rows for rows in _doubled(1, T) if rows > most]
-        found += [bucket_of(Sizes(T, 1, rows, 0, 0), shortest) for rows in more_rows]
+        many_rows = [] if samples_tokens else [rows for rows in _doubled(1, T) if rows > most]
+        found += [bucket_of(Sizes(T, 1, rows, 0, 0), shortest) for rows in many_rows]
     return list(dict.fromkeys(found))
 
 
@@ -249,7 +249,7 @@ def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, places: Seque
         "block_tables": np.zeros((B, columns), np.int32),
         "rows": np.minimum(np.arange(R, dtype=np.int32), T - 1),
     }
-    inputs |= more_rows(exe.program.graph, inputs["positions"], sequence_T)
+    inputs |= derived_rows(exe.program.graph, inputs["positions"], sequence_T)
     weights = WEIGHTS_AT + APART * np.arange(len(exe.program.weights), dtype=np.int64)
     own, shares = None, None
     if places is not None:

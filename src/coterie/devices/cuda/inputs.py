@@ -25,7 +25,7 @@ from coterie.devices.cuda.packet import ALIGN_BYTES, Place, places_of
 from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.lower_delta_net import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
-from coterie.graph.ops import MORE_ROWS
+from coterie.graph.ops import DERIVED_ROWS
 from coterie.kernels.cpu import I64, SETTING_WORDS
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import power_of_two
@@ -112,7 +112,7 @@ class Inputs:
             "ends": INT_BYTES * ends,
             "first_end": INT_BYTES * (R + 1),
         }
-        names = [name for bit, name in enumerate(MORE_ROWS) if more >> bit & 1]
+        names = [name for bit, name in enumerate(DERIVED_ROWS) if more >> bit & 1]
         sizes |= dict.fromkeys(names, INT_BYTES * T)
         self.key = key
         self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # by the names of the kernels' operands
@@ -134,7 +134,7 @@ class Inputs:
         power of two, so that a sequence that grows by a block rarely changes the layout.
         """
         sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1] - state_blocks)
-        more = sum([1 << bit for bit, name in enumerate(MORE_ROWS) if name in rows.inputs])
+        more = sum([1 << bit for bit, name in enumerate(DERIVED_ROWS) if name in rows.inputs])
         return sizes.T, sizes.B, sizes.R, state_blocks, columns, sum(map(len, rows.end_ids)), more
 
     def addresses(self, at: int) -> dict[str, int]:

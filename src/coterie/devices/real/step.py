@@ -26,7 +26,7 @@ from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind
 from coterie.graph.mixing import mixes
 from coterie.graph.program import Program
-from coterie.graph.rows import more_rows, rows_of_tables
+from coterie.graph.rows import derived_rows, min_table_rows
 from coterie.graph.vectors import row_values
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -179,7 +179,7 @@ class StepRows:
         changes = _changes(rows.sampling, steps)
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes, None, changes)
         _check(step, program, binding, steps)
-        inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"], rows.types_T)
+        inputs |= derived_rows(program.graph, inputs["positions"], inputs["sequence"], rows.types_T)
         if binding.variants is None:
             return step
         expert_B = _checked(binding.variants, sizes.B)
@@ -245,7 +245,7 @@ def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> No
     columns = tables.shape[1] - program.kv.state_blocks(binding.block_bytes)
     blocks, reach = binding.kv.size_bytes // binding.block_bytes, columns * Z
     if program.bidirectional:
-        most = rows_of_tables(program.graph, "positions")
+        most = min_table_rows(program.graph, "positions")
         reach = reach if most is None else min(reach, most)
     bounds = (program.vocab_size, max(reach - (steps - 1), 0), sizes.B, blocks, sizes.T)
     for (name, values), bound in zip(step.inputs.items(), bounds, strict=True):

@@ -26,7 +26,7 @@ BAMBA = Family(
     o_bias=Bias.BY_CONFIG,
     mlp_bias=Bias.BY_CONFIG,
     partial_rope=True,
-    rotated_part=0.5,
+    rotated_fraction=0.5,
     state_spaces=_SCAN,
     names=BAMBA_NAMES,
 )

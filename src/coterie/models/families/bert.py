@@ -198,7 +198,7 @@ GTE = replace(
     encoder=replace(
         _KEYS,
         model="gte.",
-        older="new.",
+        older_prefix="new.",
         own_code=True,
         required={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
     ),

@@ -34,6 +34,6 @@ ERNIE4_5_MOE = replace(
         choice=ChoiceKeys(normalises=True, biased=True, min_sum=1e-12, min_sum_key="moe_norm_min"),
         plain=Plain.OUTSIDE,
         shared=SharedKeys(count_key="moe_num_shared_experts", default=2),
-        names=BranchNames(bias=f"mlp.{_BIAS}", also=((f"mlp.{_BIAS}", f"mlp.gate.{_BIAS}"),)),
+        names=BranchNames(bias=f"mlp.{_BIAS}", aliases=((f"mlp.{_BIAS}", f"mlp.gate.{_BIAS}"),)),
     ),
 )

@@ -30,7 +30,7 @@ GEMMA = Family(
     # Released configs say gelu but mean the tanh form.
     feed_forwards={**_GELUS, "gelu": FeedForward.GATED_GELU_TANH},
     activation_key="hidden_act",
-    embeds_by_width=True,
+    scaled_embeddings=True,
     tied_embeddings=True,
     supported_keys=("hidden_act",),
 )

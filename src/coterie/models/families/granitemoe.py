@@ -26,7 +26,7 @@ GRANITE_MOE_KEYS = BranchKeys(
             (f"{_PLACE}gate_up_proj", _UP),
             (f"{_PLACE}down_proj", _DOWN),
         ),
-        also=((f"{_STORED}router.layer.weight", f"{_STORED}router.weight"),),
+        aliases=((f"{_STORED}router.layer.weight", f"{_STORED}router.weight"),),
     ),
 )
 GRANITE_MOE = replace(

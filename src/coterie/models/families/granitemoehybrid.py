@@ -27,7 +27,7 @@ GRANITE4 = replace(
     state_spaces=_SCAN,
     branches=replace(
         GRANITE_MOE_KEYS,
-        or_none=True,
+        may_be_zero=True,
         shared=SharedKeys("shared_intermediate_size", default=1024),
         names=replace(GRANITE_MOE_KEYS.names, shared=_SHARED),
     ),

@@ -19,7 +19,7 @@ MINIMAX_M2 = Family(
     num_kv_heads=8,
     head_dim=128,
     qk_norm=True,
-    heads_normed_together=True,
+    qk_norm_all_heads=True,
     rope_theta=5_000_000.0,
     partial_rope=True,
     rotated_key="rotary_dim",
@@ -35,7 +35,7 @@ MINIMAX_M2 = Family(
         names=replace(
             MIXTRAL_NAMES,
             bias=f"block_sparse_moe.{_BIAS}",
-            also=(*MIXTRAL_NAMES.also, (f"block_sparse_moe.{_BIAS}", f"mlp.{_BIAS}")),
+            aliases=(*MIXTRAL_NAMES.aliases, (f"block_sparse_moe.{_BIAS}", f"mlp.{_BIAS}")),
         ),
     ),
 )

@@ -16,7 +16,7 @@ MIXTRAL_NAMES = BranchNames(
     up="w3",
     down="w2",
     stacked=(("mlp.experts.gate_up_proj", ("w1", "w3")), ("mlp.experts.down_proj", ("w2",))),
-    also=(("block_sparse_moe.gate.weight", "mlp.gate.weight"),),
+    aliases=(("block_sparse_moe.gate.weight", "mlp.gate.weight"),),
 )
 MIXTRAL = replace(
     MISTRAL,

@@ -27,7 +27,7 @@ NEMOTRON_H = Family(
     state_spaces=replace(
         KEYS,
         where=Where.BY_TYPES,
-        others=(PLAIN,),
+        other_types=(PLAIN,),
         activation="mamba_hidden_act",
         heads=("mamba_num_heads", 128),
         dim=("mamba_head_dim", 64),

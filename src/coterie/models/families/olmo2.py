@@ -22,7 +22,7 @@ OLMO2 = Family(
     qkv_bias=Bias.BY_CONFIG,
     o_bias=Bias.BY_CONFIG,
     qk_norm=True,
-    heads_normed_together=True,
+    qk_norm_all_heads=True,
     norm_eps=1e-5,
     names=OLMO2_NAMES,
 )

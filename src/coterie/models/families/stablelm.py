@@ -14,7 +14,7 @@ STABLELM = Family(
     norm=Norm.LAYER,
     norm_eps=1e-5,
     partial_rope=True,
-    rotated_part=0.25,
+    rotated_fraction=0.25,
     parallel_key="use_parallel_residual",
     names=Names(shared_norm="input_layernorm"),
     keys={"rms_norm_eps": "layer_norm_eps", "attention_bias": "use_qkv_bias"},

@@ -185,4 +185,4 @@ def _layout(folder: Path, raw: Mapping[str, Any], config: ModelConfig, made: Arc
     stages = {weight: stage for weight, stage in made.weight_stage.items() if weight in stored.tensors}
     tables = (table for table in (config.names.embed, delta_name(config.names.embed)) if table in stages)
     table = next(tables, None)
-    return place(stored, stages, made.stages, table, made.read_again(table) if table else ())
+    return place(stored, stages, made.stages, table, made.stages_reading_whole(table) if table else ())

@@ -37,7 +37,15 @@ from coterie.models.fine_tunes.delta import (
 )
 from coterie.models.fingerprint import fingerprint
 from coterie.models.model import Model, open_model, weight_rows_f32
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
+from coterie.models.new_folder import (
+    Entry,
+    copy_other_files,
+    free_path,
+    new_folder,
+    row_pieces,
+    write_config,
+    write_tensors,
+)
 from coterie.models.packing import KEY, Packing
 from coterie.models.packing_error import ErrorSums
 from coterie.models.tensors import kind_of, map_bytes
@@ -131,7 +139,7 @@ def write_delta(base: str | Path, expert: str | Path, target: str | Path, packin
     tensors = plan.expert.checkpoint.tensors
     sizes = {value.name: tensors[value.name].size_bytes for value in plan.expert.graph.weights}
     with new_folder(out, "the delta", sum(sizes[name] for name in plan.stored)) as begun:
-        copy_others(plan.expert.checkpoint.path, begun)
+        copy_other_files(plan.expert.checkpoint.path, begun)
         write_config(begun, plan.expert.checkpoint.config)
         (begun / DELTA_CONFIG).write_text(json.dumps(_config(plan, packing), indent=2) + "\n", encoding="utf-8")
         kinds = _write_weights(begun / DELTA_WEIGHTS, plan)
@@ -159,8 +167,8 @@ def _plan(base: Model, expert: Model, packing: Packing) -> _Plan:
         if _equal(base, expert, value):
             continue
         in_base = base.graph.values.get(value.name)
-        beside = in_base is not None and in_base.shape == value.shape and value.name in sums
-        stored[value.name] = packing.dtype_of(value.name, fixed(value.shape)) if beside else None
+        subtracts = in_base is not None and in_base.shape == value.shape and value.name in sums
+        stored[value.name] = packing.dtype_of(value.name, fixed(value.shape)) if subtracts else None
     if not stored:
         fact = f"has the weights of {base.path}, to the last bit"
         raise CheckpointError(str(expert.path), fact, "serve the base under both names")

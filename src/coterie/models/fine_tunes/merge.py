@@ -27,7 +27,7 @@ from coterie.models.fine_tunes.merge_delta import check_delta, merge_delta
 from coterie.models.fine_tunes.merged import Merged, Sums, changed_kinds, check_opens, pieces
 from coterie.models.joined import own_name
 from coterie.models.model import Model, open_model
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
+from coterie.models.new_folder import Entry, copy_other_files, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY
 from coterie.models.scores import refuse_head
 from coterie.models.tensors import equal_bytes, map_bytes
@@ -84,7 +84,7 @@ def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> M
 
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in plan.entries)
     with new_folder(out, "the merged expert", size_bytes) as begun:
-        copy_others(plan.stored.path, begun)
+        copy_other_files(plan.stored.path, begun)
         _copy_tokenizer(plan.adapter.path, begun)
         write_config(begun, _config(plan))
         write_tensors(begun / SINGLE, plan.entries, _METADATA, write)

@@ -29,7 +29,7 @@ from coterie.models.model import Model, declared_dtype, open_model, weight_rows_
 from coterie.models.new_folder import (
     PIECE_WEIGHTS,
     Entry,
-    copy_others,
+    copy_other_files,
     free_path,
     new_folder,
     row_pieces,
@@ -73,7 +73,7 @@ def merge_delta(base: str | Path, delta: str | Path, target: str | Path) -> Merg
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in plan.entries)
     folder = user_path(delta)
     with new_folder(out, "the merged expert", size_bytes) as begun:
-        copy_others(folder, begun)
+        copy_other_files(folder, begun)
         (begun / DELTA_CONFIG).unlink()
         write_config(begun, plan.expert.checkpoint.config)
         write_tensors(begun / SINGLE, plan.entries, {"format": "pt"}, write)

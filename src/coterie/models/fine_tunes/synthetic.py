@@ -47,7 +47,7 @@ def synthetic_adapter(base: Model, rank: int, name: str) -> Model:
         fact = "has no product in its layers that an adapter could change"
         raise UnsupportedError(base.name, fact, "give its fine-tunes whole")
     own = {value.name: (dtype, fixed(value.shape)) for change in changes.values() for value in (change.a, change.b)}
-    return _beside(base, with_low_rank(base.graph, changes), own, name)
+    return _expert_model(base, with_low_rank(base.graph, changes), own, name)
 
 
 def synthetic_delta(base: Model, packed: DType, name: str) -> Model:
@@ -62,10 +62,10 @@ def synthetic_delta(base: Model, packed: DType, name: str) -> Model:
             own[found.name] = packed.stored(shape)
         else:
             own[value.name] = value.dtype, shape
-    return _beside(base, with_differences(base.graph, differences), own, name)
+    return _expert_model(base, with_differences(base.graph, differences), own, name)
 
 
-def _beside(base: Model, graph: Graph, own: Mapping[str, tuple[DType, tuple[int, ...]]], name: str) -> Model:
+def _expert_model(base: Model, graph: Graph, own: Mapping[str, tuple[DType, tuple[int, ...]]], name: str) -> Model:
     """The expert with this graph, whose own tensors are `own`."""
     tensors = without_bytes(own)
     stored = Checkpoint(Path(), base.checkpoint.config, tensors)

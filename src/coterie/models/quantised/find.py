@@ -24,7 +24,7 @@ from coterie.models.quantised.matrix import AGAIN, UNQUANTISED, Matrix
 from coterie.models.quantised.method import Method
 from coterie.models.registry import weight_shapes
 from coterie.models.stacked import usually_named
-from coterie.models.tensors import IGNORED, equal_bytes, map_bytes, read_by_a_step
+from coterie.models.tensors import IGNORED, equal_bytes, map_bytes, step_tensors
 
 _OF_KV = re.compile(r".*\.(q|k|v|kv)_(scale|zero_point)")  # scales of a quantised KV cache
 _OTHER = "check that config.json belongs to these weights"
@@ -81,7 +81,7 @@ def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dic
 
 def _read(stored: Checkpoint, config: ModelConfig) -> Checkpoint:
     """The tensors that a step reads, under their usual names."""
-    tensors = read_by_a_step(stored.tensors, config)
+    tensors = step_tensors(stored.tensors, config)
     if config.branches:
         tensors = usually_named(tensors, config.names.layer, config.branches)
     return replace(stored, tensors=tensors)

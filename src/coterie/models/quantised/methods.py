@@ -13,7 +13,7 @@ from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.core.paths import user_path
 from coterie.models.families import FAMILIES
 from coterie.models.fields import Fields
-from coterie.models.packing import KEY, OTHERS
+from coterie.models.packing import KEY, REPACKED_METHODS
 from coterie.models.quantised.awq import awq_method
 from coterie.models.quantised.compressed import compressed_method
 from coterie.models.quantised.float8 import fp8_method
@@ -39,7 +39,7 @@ def is_repacked(source: str | Path) -> bool:
     """
     config = Fields(read_object_if_present(user_path(source) / CONFIG), str(source))
     section = config.get(KEY)
-    if isinstance(section, dict) and section.get("quant_method") in OTHERS:
+    if isinstance(section, dict) and section.get("quant_method") in REPACKED_METHODS:
         return True
     transposed = () if section else _transposed(config)
     return bool(transposed) and any(name.endswith(transposed) for name in Checkpoint.open(source).tensors)
