@@ -45,14 +45,14 @@ def batch(
         Path, typer.Argument(metavar="IN.jsonl", help="Requests, one JSON object per line: custom_id, url and body.")
     ],
     answers: Annotated[
-        Path, typer.Argument(metavar="OUT.jsonl", help="The answers; rows that are there already are kept.")
+        Path, typer.Argument(metavar="OUT.jsonl", help="The answers; rows that it already has are kept.")
     ],
     *,
     how: Options,
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left.
+    """Answer a file of requests in OpenAI's batch format; a second run continues with unanswered requests.
 
-    The exit status is 1 where a request failed.
+    The exit status is 1 if a request failed.
     """
     with _of(requests):
         rows = _requests(requests)

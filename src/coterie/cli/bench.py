@@ -65,7 +65,7 @@ CheckpointOpt = Annotated[
 ]
 DraftFolderOpt = Annotated[
     str | None,
-    typer.Option("--draft", metavar="FOLDER", help="A smaller expert that drafts for that of --checkpoint."),
+    typer.Option("--draft", metavar="FOLDER", help="A smaller expert that drafts for the one of --checkpoint."),
 ]
 GgufOpt = Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for peers to run.")]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Take at least this many samples.")]
@@ -108,7 +108,9 @@ def bench_fusion(
     way: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help=f"GPU only: {', '.join(gpu_bench.GPU_WAYS)}; repeatable. Default: all but the last."
+            metavar="NAME",
+            help=f"GPU only: compare only these of {', '.join(gpu_bench.GPU_WAYS)}; repeatable. Default: all but the "
+            "last.",
         ),
     ] = None,
     device: RealOpt = "cpu",
@@ -144,7 +146,7 @@ def bench_decode(
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
+    """Tokens per second at batch 1 and in a batch, compared with the memory's read rate and with peers."""
     gpu, effort = _gpu(device, activations), Effort(rounds, seconds)
     target = _target(Target(shape, weights, activations, tuple(peer or ())), gpu, checkpoint, gguf)
     if gpu is not None:
@@ -165,8 +167,8 @@ def bench_speculate(
     draft: DraftFolderOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Tokens per second of one user with and without guesses: of experts that repeat themselves, or have forms; or of
-    an expert with and without a draft.
+    """Tokens per second of one user with and without speculation: synthetic experts that repeat themselves or answer
+    in JSON; or --checkpoint with --draft.
     """
     if (checkpoint is None) != (draft is None):
         raise UsageError("--draft", "an expert and its draft are measured together", "give --checkpoint and --draft")
@@ -192,7 +194,7 @@ def bench_prefill(
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
+    """One prompt's tokens per second, compared with the cores' multiply-add rate and with peers."""
     gpu, effort = _gpu(device, activations), Effort(rounds, seconds)
     target = _target(Target(shape, weights, activations, tuple(peer or ())), gpu, checkpoint, gguf)
     if gpu is not None:
@@ -237,7 +239,7 @@ def bench_neighbour(
     threads: ThreadsOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Decode alone, and beside a process that keeps one of our CPUs busy."""
+    """Decode alone, and while another process keeps one of our CPUs busy."""
     print_report(neighbour(shape, CONTEXT_TOKENS, threads, Effort(rounds, 0.0)), json_)
 
 
@@ -283,7 +285,7 @@ def bench_coe(
     trace: TraceOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Many experts in little memory, by policy. All of it is 18 runs, an hour on two cores: --requests 200 is a tenth.
+    """Many experts in little memory, by policy. All 18 runs take an hour on two cores; --requests 200: a tenth of it.
 
     On --device synthetic:MACHINE the same engine serves in modelled time, without weights. With --peer all are Llamas;
     on --device cuda all have the 1b shape, and the output says how many experts and how much HBM were chosen.

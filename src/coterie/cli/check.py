@@ -47,7 +47,7 @@ from coterie.server.response_store import DEFAULT_BYTES
 def check(composition: CompositionArg, json_: JsonOpt = False, leave_out: LeaveOutOpt = False, *, how: Options) -> None:
     """Check a composition and print where the bytes go.
 
-    What is left out, of a folder or with --leave-out, is told on stderr, and the exit status is 2.
+    Experts that are left out, of a folder or with --leave-out, are reported on stderr, and the exit status is then 2.
     """
     named = load_composition(composition, leave_out)
     make_router(named)

@@ -38,14 +38,14 @@ def compile_(
     capability: Annotated[
         str,
         typer.Option(
-            metavar="MAJOR.MINOR", help="Compute capability of a GPU that need not be here, e.g. 9.0 for an H100."
+            metavar="MAJOR.MINOR", help="Compute capability of a GPU that this machine may lack, e.g. 9.0 for an H100."
         ),
     ] = "",
     multiprocessors: Annotated[
         int | None, typer.Option(min=1, help="Multiprocessors of that GPU, if not 132: tile sizes depend on it.")
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Most sequences of a step.")] = POLICY.max_batch,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a step.")] = POLICY.max_step_tokens,
+    sequences: Annotated[int, typer.Option(min=1, help="Maximum sequences in a step.")] = POLICY.max_batch,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in a step.")] = POLICY.max_step_tokens,
     context: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="The longest context; default: that of each expert.")
     ] = None,

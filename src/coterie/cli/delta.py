@@ -37,16 +37,16 @@ def delta(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of the differences of embedding and head, or 16: these are whole; the default is as --bits.",
+            help="Bits of the differences of embedding and head; 16 stores these tensors whole; default: as --bits.",
             show_default=False,
         ),
     ] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Write a fine-tune as its packed difference from BASE; the sizes and what was lost are printed.
+    """Write a fine-tune as its packed difference from BASE; its size and the error are printed.
 
-    It is served beside BASE, whose weights are in memory once for all its deltas. What is no matrix of a product
-    (norms, biases, branches) is whole where it differs from the base's; what does not differ is left out.
+    It is served together with BASE, whose weights are in memory once for all its deltas. Tensors other than matrices
+    (norms, biases, experts' branches) are stored whole if they differ from the base's, and omitted if they do not.
     """
     layers = _type("--bits", bits, TYPES)
     tables = layers if embedding_bits is None else _type("--embedding-bits", embedding_bits, {**TYPES, AS_IS: None})

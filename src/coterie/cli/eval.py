@@ -37,11 +37,11 @@ NAME_CHARS = 16  # minimum width of expert names in an 80-column table; longer n
 def evaluate(
     composition: CompositionArg,
     questions: Annotated[
-        Path | None, typer.Option(help="JSON lines; default: questions.jsonl beside the composition.")
+        Path | None, typer.Option(help="A JSON Lines file; default: questions.jsonl next to the composition file.")
     ] = None,
     router_only: Annotated[bool, typer.Option("--router-only", help="Score the router alone; run no expert.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions per expert.")] = None,
-    show_wrong: Annotated[int, typer.Option(help="Print so many wrong answers.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions per expert.")] = None,
+    show_wrong: Annotated[int, typer.Option(help="Print this many wrong answers.")] = 0,
     json_: JsonOpt = False,
     *,
     how: Options,

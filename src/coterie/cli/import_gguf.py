@@ -29,19 +29,21 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A GGUF file; of one that was cut into several, the first. Or a folder of such files."
+            metavar="FILE", help="A GGUF file, the first of its parts if it is split; or a folder of such files."
         ),
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The folder to write, which must not exist; or where to write one a file."),
+        typer.Argument(
+            metavar="OUT", help="The folder to write, which must not exist; or the folder for one expert per file."
+        ),
     ],
     weights: Annotated[
         str,
         typer.Option(
             metavar="TYPE",
             help="keep (unquantised weights as they are, quantised ones in the smallest of int4, int4z, int6 and int8 "
-            "that adds little), keep8 (the same with int8 in the place of int6), bf16, int8, int6, int4 or "
+            "that adds little error), keep8 (the same with int8 in place of int6), bf16, int8, int6, int4 or "
             "int4z.",
         ),
     ] = KEEP,
@@ -55,10 +57,10 @@ def import_(
     ] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is printed.
+    """Write an ordinary expert folder from a GGUF file (llama.cpp); the error that this adds is printed.
 
-    A file is imported once; the folder is then served as any other. Of a folder, each file becomes an expert in OUT;
-    those that are there already are left as they are.
+    A file is imported once; the folder is then served as any other. If FILE is a folder, each file in it becomes an
+    expert in OUT; those that exist already are left as they are.
     """
     if file.is_dir():
         _import_folder(file, target, weights, tokenizer, json_)

@@ -46,14 +46,23 @@ def info(
     ] = "",
     host_links: Annotated[int | None, typer.Option(help="How many of a DGX's host links copy at once.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine and write its file.")] = False,
-    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="Its name.")] = Path("this-machine.toml"),
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write with --calibrate.")] = Path(
+        "this-machine.toml"
+    ),
     shape: Annotated[str, typer.Option(help=f"The model to calibrate with; {SHAPE}, on a GPU {GPU_SHAPE}.")] = "",
     device: Annotated[str, typer.Option("--device", help="To calibrate: cpu, or cuda (a GPU and its host).")] = "cpu",
     threads: ThreadsOpt = None,
-    model: Annotated[str, typer.Option("--sensitivity", metavar="MODEL", help="Of a zoo model's step times.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--sensitivity",
+            metavar="MODEL",
+            help="Show how a zoo model's step times depend on each unpublished number.",
+        ),
+    ] = "",
     json_: JsonOpt = False,
 ) -> None:
-    """Show a machine: its tiers and links, with the source of each number, and what nobody published."""
+    """Show a machine: its tiers and links, with the source of each number, and which numbers are unpublished."""
     if device != "cpu" and not calibrate:
         raise UsageError("--device", "says what to calibrate", "add --calibrate, or leave it out: a GPU is named here")
     if threads is not None and not calibrate:

@@ -36,7 +36,7 @@ def init(
 ) -> None:
     """Write a composition file of a folder's experts, with the beginnings of a router; nothing is overwritten.
 
-    What cannot be served is left out, and told on stderr.
+    Experts that cannot be served are left out, and reported on stderr.
     """
     if not folder.is_dir():
         raise NotFoundError(str(folder), "is no folder", "give a folder of checkpoints")

@@ -23,8 +23,8 @@ from coterie import __version__
 COMMANDS = {
     "run": "Query a composition; each answer shows the expert, hit or switch, and the speed.",
     "serve": "Serve a composition over HTTP until interrupted.",
-    "batch": "Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left.",
-    "ps": "Show which experts a running server has where, and what they do.",
+    "batch": "Answer a file of requests in OpenAI's batch format; a second run continues with unanswered requests.",
+    "ps": "Show a running server's experts: where each is and what it does.",
     "route": "Print where each prompt would go, without running any expert.",
     "init": "Write a composition file of a folder's experts, with the beginnings of a router; nothing is overwritten.",
     "check": "Check a composition and print where the bytes go.",
@@ -32,19 +32,18 @@ COMMANDS = {
     "lines).",
     "diff": "Compare a device with the reference: first values and largest error of every stored buffer.",
     "merge": "Write an ordinary expert folder from a base and a LoRA adapter or a delta; changes are printed.",
-    "delta": "Write a fine-tune as its packed difference from BASE; the sizes and what was lost are printed.",
+    "delta": "Write a fine-tune as its packed difference from BASE; its size and the error are printed.",
     "quantize": "Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is "
     "printed.",
-    "import": "Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is "
-    "printed.",
+    "import": "Write an ordinary expert folder from a GGUF file (llama.cpp); the error that this adds is printed.",
     "compile": "Compile a GPU's kernels before it serves a composition, on a machine with or without a GPU.",
-    "info": "Show a machine: its tiers and links, with the source of each number, and what nobody published.",
-    "simulate": "Serve a workload in modelled time with the engine that serves for real; several machines side by "
-    "side.",
+    "info": "Show a machine: its tiers and links, with the source of each number, and which numbers are unpublished.",
+    "simulate": "Simulate a workload in modelled time with the engine that serves for real; compares machines and "
+    "policies.",
     "plan": "Find the smallest number of each machine that meets an SLO under a load, and where the experts go.",
-    "map": "Lay a model out in space: sections, units, times; draw a section or write its tile timeline.",
+    "map": "Map a model onto a dataflow machine: sections, units, times; draw a section or write its tile timeline.",
     "trace": "Show how busy each lane was; draw what ran when.",
-    "validate": "Hold modelled times against measured ones: public data sets, and this machine's own benches.",
+    "validate": "Compare modelled times with measured ones: public data sets, and this machine's own benches.",
     "paper": "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
     "bench": "Measure this machine; without a command, small versions of everything.",
 }

@@ -1,4 +1,4 @@
-"""`coterie map`: maps a model onto a dataflow machine in space: its sections, and one of them unit by unit.
+"""`coterie map`: maps a model onto a dataflow machine: its sections, and one of them unit by unit.
 
 Knows nothing about how sections are chosen or mapped.
 """
@@ -68,7 +68,11 @@ def map_(
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the step.")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens (prefill) or context (decode) of each.")] = 4096,
     how: Annotated[
-        str, typer.Option(help="best, stage, unfused, or none, cache, epilogue, served, section, o0.")
+        str,
+        typer.Option(
+            help="How to cut sections: best, stage, unfused, or a fusion rule set: none, cache, epilogue, served, "
+            "section or o0."
+        ),
     ] = "best",
     tp: Annotated[int, typer.Option(min=1, help="Sockets that share the model (tensor parallel).")] = 1,
     section: Annotated[str, typer.Option(help="The section to draw; by default the one that takes longest.")] = "",
@@ -80,7 +84,7 @@ def map_(
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write its tile timeline for Perfetto.")] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Lay a model out in space: sections, units, times; draw a section or write its tile timeline."""
+    """Map a model onto a dataflow machine: sections, units, times; draw a section or write its tile timeline."""
     if orchestration not in ("device", "host"):
         raise UsageError("--orchestration", f"{orchestration!r} is unknown", "use device or host")
     graph = _graph(model, phase)

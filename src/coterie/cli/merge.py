@@ -24,13 +24,13 @@ from coterie.models.fine_tunes.merged import Merged
 @sentences
 def merge(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="The folder that it was trained on; or a composition file.")
+        Path, typer.Argument(metavar="BASE", help="The folder of the adapter's base; or a composition file.")
     ],
     adapter: Annotated[
         Path,
         typer.Argument(
             metavar="ADAPTER",
-            help="A LoRA adapter that PEFT saved, or what coterie delta wrote; left out with a file, which names them.",
+            help="A LoRA adapter that PEFT saved, or what coterie delta wrote; omit it if BASE is a composition file.",
         ),
     ],
     target: Annotated[
@@ -40,7 +40,8 @@ def merge(
 ) -> None:
     """Write an ordinary expert folder from a base and a LoRA adapter or a delta; changes are printed.
 
-    `coterie merge office.toml OUT` merges each adapter and delta of a composition file, and writes a file beside them.
+    `coterie merge office.toml OUT` merges each adapter and delta of a composition file, and writes a new composition
+    file next to them.
     """
     if target is not None:
         merged = merge_folder(base, adapter, target)

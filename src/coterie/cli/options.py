@@ -103,14 +103,15 @@ DraftOpt = Annotated[
 DeviceOpt = Annotated[
     str,
     typer.Option(
-        help="cpu, cuda (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers)."
+        help="cpu, cuda (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (nothing "
+        "is computed)."
     ),
 ]
 DevicesOpt = Annotated[
     list[str],
     typer.Option(
         help="cpu, cuda (a GPU; cuda:1 is the second), modelled:MACHINE (real tokens, modelled time) or "
-        "synthetic:MACHINE (no numbers). Given again (--device cuda:0 --device cuda:1), several of a kind answer."
+        "synthetic:MACHINE (nothing is computed). Repeatable: several devices of one kind share the requests."
     ),
 ]
 TraceOpt = Annotated[
@@ -128,7 +129,7 @@ ActivationsOpt = Annotated[
 KvTypeOpt = Annotated[
     str,
     typer.Option(
-        help="How a CPU keeps keys and values: auto (as the weights are, mostly 16 bits) or int8, less exact, "
+        help="How a CPU stores keys and values: auto (as the weights are, mostly 16 bits) or int8, less exact, "
         "with nearly twice the tokens in --kv."
     ),
 ]
@@ -149,7 +150,7 @@ SamplingOpt = Annotated[
 ]
 MaxBatchOpt = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Sequences of one expert in one step, at most; 64 on a CPU, 32 elsewhere."),
+    typer.Option(min=1, max=256, help="Maximum sequences of one expert in one step; 64 on a CPU, 32 elsewhere."),
 ]
 ThreadsOpt = Annotated[
     int | None, typer.Option(min=1, help="Compute threads; by default one for each core (coterie info says how many).")

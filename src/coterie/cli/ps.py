@@ -40,7 +40,7 @@ def ps(
         str | None, typer.Option(envvar="COTERIE_API_KEY", help="The server's key, if it needs one.")
     ] = None,
 ) -> None:
-    """Show which experts a running server has where, and what they do."""
+    """Show a running server's experts: where each is and what it does."""
     status = ask(url, api_key)
     if watch is None:
         print_json(status) if json_ else print_whole(show(status, url, whole=True))

@@ -45,8 +45,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of a weight: 8 (the default), 6, 4, 4z (4 with zero points), 2 (which suit deltas), mxfp4 "
-            "(floats of 4) or 16 (bfloat16).",
+            help="Bits of a weight: 8 (the default), 6, 4, 4z (4 with zero points), 2 (for deltas), mxfp4 (4-bit "
+            "floats) or 16 (bfloat16).",
             show_default=False,
         ),
     ] = None,
@@ -54,8 +54,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of embedding and head: 8 (the default), 6, 4, 4z, 2, mxfp4, or 16: as they are (the default of "
-            "what others quantised).",
+            help="Bits of embedding and head: 8 (the default), 6, 4, 4z, 2, mxfp4 or 16. 16 leaves them as they are, "
+            "the default for checkpoints already quantised.",
             show_default=False,
         ),
     ] = None,
@@ -64,9 +64,9 @@ def quantize(
     """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
 
     With --bits 16 they are bfloat16, embedding and head too, which suits encoders: most were released in float32.
-    What others quantised keeps its whole numbers and zeros where a packed type holds them; where none does, --bits says
-    how to round those weights anew, and the error is relative to them. Folders of gpt-oss that nobody quantised have
-    their matrices transposed: without --bits these are turned and stay what they are.
+    A checkpoint that is already quantised keeps its integers and zero points if a packed type can hold them; if none
+    can, --bits says how to quantise those weights again, and the error is relative to them. In unquantised gpt-oss
+    folders the matrices are stored transposed: without --bits they are only turned round.
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:

@@ -33,7 +33,7 @@ def route(
 ) -> None:
     """Print where each prompt would go, without running any expert.
 
-    A prompt that is too long for the router's choice goes to the next with room, as served; with --kv, as served so.
+    A prompt too long for the chosen expert goes to the next one with room, as in serving with the same --kv.
     """
     found = load_composition(composition)
     texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]

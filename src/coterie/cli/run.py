@@ -55,7 +55,7 @@ def run(
     repetition_penalty: Annotated[float | None, typer.Option(help="1 is none; 1.1 keeps small models going.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random numbers; default: a new one per run.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens per answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per answer.")] = None,
     json_schema: Annotated[
         str | None,
         typer.Option(metavar="FILE|JSON", help="Constrain answers to a JSON schema: a file, or the schema itself."),

@@ -87,7 +87,7 @@ def serve(
     grace: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="When told to end, let answers in flight go on for this long; 5s."
+            parser=seconds, metavar="TIME", help="On SIGTERM, let running answers finish for up to this long; 5s."
         ),
     ] = None,
     log_answers: Annotated[
@@ -96,7 +96,8 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ORIGIN", help="Whose pages may use the API in a browser: http://localhost:3000, say; * for all."
+            metavar="ORIGIN",
+            help="Origin whose pages may call the API (CORS), e.g. http://localhost:3000; * for all; repeatable.",
         ),
     ] = None,
 ) -> None:

@@ -98,7 +98,7 @@ def simulation(
     behind: BehindOpt = 0.0,
     seed: SeedOpt = 7,
     slo: SloOpt = "",
-    steps: Annotated[int, typer.Option(min=1, help="Most decode steps per run: more are faster to simulate.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum decode steps per run: larger values simulate faster.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Processes: each simulates one machine and policy.")] = 1,
     near: NearOpt = None,
     kv: KvOpt = None,
@@ -107,7 +107,7 @@ def simulation(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with distributions.")] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Serve a workload in modelled time with the engine that serves for real; several machines side by side."""
+    """Simulate a workload in modelled time with the engine that serves for real; compares machines and policies."""
     if html is not None:
         check_plots("--html")
     _check_once("--machine", machine)

@@ -31,7 +31,7 @@ def validate(
     rows: Annotated[bool, typer.Option("--rows", help="Print every row, not only the summary.")] = False,
     json_: JsonOpt = False,
 ) -> None:
-    """Hold modelled times against measured ones: public data sets, and this machine's own benches."""
+    """Compare modelled times with measured ones: public data sets, and this machine's own benches."""
     if results is not None and not results.is_dir():
         raise UsageError("--results", f"{results} is not a folder", "give one with results of coterie bench")
     outcome = run(results or (RESULTS if RESULTS.is_dir() else None), shape_config)
