@@ -137,9 +137,9 @@ def test_a_begun_answer_ends_as_that_of_transformers(pair, said):
         pytest.skip("transformers wants the word in the template")
     messages = [USER, {"role": "assistant", "content": "It"}, USER, {"role": "assistant", "content": said}]
     wanted = theirs.apply_chat_template(messages, tokenize=False, continue_final_message=True)
-    assert ours.render_begun(messages) == wanted
+    assert ours.render_continued(messages) == wanted
     assert wanted.endswith(said.lstrip())
-    assert ours.render_begun([*messages[:-1], {"role": "assistant", "content": said + " \n"}]) == wanted + " \n"
+    assert ours.render_continued([*messages[:-1], {"role": "assistant", "content": said + " \n"}]) == wanted + " \n"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_begun_answer_ends_as_that_of_transformers(pair, said):
 )
 def test_what_no_answer_can_go_on_with(tmp_path, template, last, fact):
     with pytest.raises(RequestError, match=rf"\[messages\] the last one is to be continued.*{fact}"):
-        ChatTemplate.from_folder(save(tmp_path, {"chat_template": template})).render_begun([USER, last])
+        ChatTemplate.from_folder(save(tmp_path, {"chat_template": template})).render_continued([USER, last])
 
 
 @pytest.mark.parametrize("style", ["file", "list", "file wins"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tests.pure.test_grammar import VOCABULARIES
 
+from coterie.checkpoint.answer_structure import AnswerStructure
 from coterie.checkpoint.constraint import Constraint
 from coterie.checkpoint.grammar import Grammar, grammar_of
-from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import Marks
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
@@ -36,10 +36,12 @@ def made(name: str) -> tuple[Tokenizer, tuple[int, ...], Grammar]:
     return tokenizer, ends, grammar_of(tokenizer, tokenizer.vocab_size + 7, ends)
 
 
-def walk(name: str, form: Constraint, seed: int, speech: Speech | None = None, most: int = 400) -> str | None:
+def walk(
+    name: str, form: Constraint, seed: int, structure: AnswerStructure | None = None, most: int = 400
+) -> str | None:
     """Text of tokens drawn alike from those that may come; None where it is not whole after so many."""
     tokenizer, ends, grammar = made(name)
-    rng, mask, said = np.random.default_rng(seed), grammar.constrained(form, speech or Speech()), b""
+    rng, mask, said = np.random.default_rng(seed), grammar.constrained(form, structure or AnswerStructure()), b""
     for _ in range(most):
         if mask.complete:
             return said.decode()
@@ -79,12 +81,12 @@ def test_the_end_may_come_where_a_text_is_whole_and_only_there() -> None:
 
 
 def test_behind_a_thought_and_in_a_channel() -> None:
-    opened = Speech(Marks("<think>", "</think>"), True)
-    channels = Speech(channels=True), "<|channel|>final<|message|>"
-    for speech, before in ((Speech(Marks("<think>", "</think>")), ""), channels):
+    opened = AnswerStructure(Marks("<think>", "</think>"), True)
+    channels = AnswerStructure(channels=True), "<|channel|>final<|message|>"
+    for structure, before in ((AnswerStructure(Marks("<think>", "</think>")), ""), channels):
         for form in ("choice", "regex", "gbnf"):
             constraint, pattern = FORMS[form]
-            found = [walk("byte-level", constraint, seed, speech, 60) for seed in range(8)]
+            found = [walk("byte-level", constraint, seed, structure, 60) for seed in range(8)]
             # The end of this vocabulary is that of a thought in a channel, too.
             whole = [said for said in found if said is not None and said.startswith(before)]
             assert whole

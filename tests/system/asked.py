@@ -26,7 +26,7 @@ from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.api.types import Query
 from coterie.cli import compile as command
-from coterie.cli.opening import opened_to_price
+from coterie.cli.opening import open_for_modelling
 from coterie.devices.cuda import device as cuda
 from coterie.devices.cuda import gpu
 from coterie.devices.cuda.kernels import TritonKernels
@@ -109,9 +109,9 @@ def main():
     serve(folder, found)
     launches = found["kernels"].launches
     maker = gpu.ahead_of("cuda", "9.0", MULTIPROCESSORS)
-    wanted = command._wanted(opened_to_price(folder)[1], maker, POLICY.max_batch, POLICY.max_step_tokens, None)
+    wanted = command._wanted(open_for_modelling(folder)[1], maker, POLICY.max_batch, POLICY.max_step_tokens, None)
     command.plan = lambda *given: replace(made := plan(*given), block_bytes=2 * made.block_bytes)
-    other = command._wanted(opened_to_price(folder)[1], maker, POLICY.max_batch, POLICY.max_step_tokens, None)
+    other = command._wanted(open_for_modelling(folder)[1], maker, POLICY.max_batch, POLICY.max_step_tokens, None)
     keys = {"ahead": wanted, "other": other, "here": compile_ahead.wanted_by(launches)}
     keys = {name: sorted({one.key(CAPABILITY) for one in some}) for name, some in keys.items()}
     names = {one.name for one in compile_ahead.wanted_by(launches)}

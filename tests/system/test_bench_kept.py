@@ -117,7 +117,7 @@ def test_what_was_begun_is_never_found(keep: Path, monkeypatch: pytest.MonkeyPat
 
     def killed(path: Path, **__: object) -> None:
         write(path, **__)
-        os.link(path, keep / ("0" * 64 + kept.BEGUN))  # somebody else's, who was killed
+        os.link(path, keep / ("0" * 64 + kept.PARTIAL))  # somebody else's, who was killed
 
     monkeypatch.setattr(experts, "write_tensors", killed)
     with random_experts(MEASURED, 1) as (model,):

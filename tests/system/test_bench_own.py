@@ -35,14 +35,14 @@ def test_what_is_measured_is_the_folder_as_it_is(packed: Path, measured: Model) 
     assert "shape" not in got["workload"]
     assert got["peers"] == {}
     with subject(Target("demo", activations="int8", own=Own(packed)), 9) as it:
-        assert (it.weights, it.stored, it.met) == (OWN, DType.Q4Z, "int8")
+        assert (it.weights, it.stored, it.activation_type) == (OWN, DType.Q4Z, "int8")
         assert {value.dtype for value in it.model.graph.weights} == {DType.Q4Z, DType.BF16}
     own = Target("demo", own=Own(measured.checkpoint.path))
     with subject(replace(own, activations="int16"), 9) as it:
-        assert (it.stored, it.met) == (DType.BF16, "float32")
+        assert (it.stored, it.activation_type) == (DType.BF16, "float32")
         assert it.model.layout == open_model(measured.checkpoint.path).layout
     with subject(replace(own, activations="bf16"), 9) as it:
-        assert it.met == "bf16"
+        assert it.activation_type == "bf16"
         assert it.model.key != open_model(measured.checkpoint.path).key
     assert "are int4z, and bf16 activations are only for bfloat16 weights" in refused(
         "decode", "--checkpoint", packed, "--activations", "bf16"

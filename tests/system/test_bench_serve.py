@@ -16,9 +16,9 @@ from tests.system.tiny import CONFIG, write_adapter, write_expert
 
 from coterie.api import Coterie, Options
 from coterie.bench.http_stream import Origin, origin_of
-from coterie.bench.serve_asked import CHAT, TEXT, Way, draw_round
 from coterie.bench.serve_drive import Answered, Sent, drive, read
 from coterie.bench.serve_own import in_process
+from coterie.bench.serve_requests import CHAT, TEXT, Way, draw_round
 from coterie.bench.serve_rows import Round, row_of
 from coterie.bench.words import prompt, write_tokenizer
 from coterie.checkpoint.tokenizer import Tokenizer

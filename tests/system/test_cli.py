@@ -20,7 +20,7 @@ from tests.system.tiny import write_adapter, write_expert
 
 from coterie.api import Chunk, Coterie, Message, Query
 from coterie.cli.main import COMMANDS, command
-from coterie.cli.run import CONTROL, told
+from coterie.cli.run import CONTROL, print_stream
 from coterie.models.model import open_model
 
 
@@ -124,7 +124,7 @@ def test_an_answer_is_shown_as_it_comes(
                 yield replace(chunk, text=chunk.text.replace("a", "\x1b"))
 
         monkeypatch.setattr(coterie, "stream", watched)
-        assert told(coterie.stream(query)).text == expected
+        assert print_stream(coterie.stream(query)).text == expected
     assert any(seen)  # some of it before the last chunk
     shown = "".join(seen) + capsys.readouterr().out
     wanted = expected.replace("a", "\x1b")

@@ -187,7 +187,7 @@ def test_a_trained_router_may_know_who_is_left_out() -> None:
     with pytest.raises(CompositionError, match=f"trained for '{route.expert}'"):
         Routing(rest)
     left_out = {route.expert: CompositionError("experts", "is not there", "mend it")}
-    found, _ = Routing(replace(rest, left_out=left_out, leaves_out=True)).route(sums)
+    found, _ = Routing(replace(rest, left_out=left_out, skips_unservable=True)).route(sums)
     assert demo.router is not None
     assert (found.expert, found.is_fallback) == (demo.router.fallback, True)
     assert found.reason == f"{route.expert} is left out; {route.reason}"

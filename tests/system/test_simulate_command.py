@@ -14,8 +14,8 @@ from tests.system.commands import refused
 from tests.system.tiny import write_expert
 from typer.testing import CliRunner
 
+from coterie.cli.in_parallel import in_parallel
 from coterie.cli.main import app
-from coterie.cli.side_by_side import side_by_side
 from coterie.core.trace import read_trace
 
 runner = CliRunner()
@@ -87,8 +87,8 @@ def test_work_that_ends_without_a_word_is_done_here(tmp_path):
             os._exit(1)
         return number, os.getpid() == here
 
-    assert list(side_by_side(work, 3, 2)) == [(0, False), (1, True), (2, False)]
-    assert list(side_by_side(work, 3, 1)) == [(number, True) for number in range(3)]
+    assert list(in_parallel(work, 3, 2)) == [(0, False), (1, True), (2, False)]
+    assert list(in_parallel(work, 3, 1)) == [(number, True) for number in range(3)]
 
 
 def test_the_next_work_begins_as_soon_as_any_ends(tmp_path):
@@ -102,7 +102,7 @@ def test_the_next_work_begins_as_soon_as_any_ends(tmp_path):
         (tmp_path / str(number)).touch()
         return number, os.getpid()
 
-    found = list(side_by_side(work, 4, 2))
+    found = list(in_parallel(work, 4, 2))
     assert [number for number, _ in found] == [0, 1, 2, 3]
     assert len({os.getpid(), *(process for _, process in found)}) == 5
 
@@ -115,7 +115,7 @@ def test_an_interrupt_is_the_parents_affair():
             os.kill(os.getpid(), signal.SIGINT)
         return os.getpid()
 
-    assert here not in side_by_side(work, 2, jobs=2)
+    assert here not in in_parallel(work, 2, jobs=2)
 
 
 def test_progress_is_shown_on_a_terminal_alone(many, monkeypatch):

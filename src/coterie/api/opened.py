@@ -1,7 +1,7 @@
 """Opens a composition's experts: models and tokenizers. In a folder, those that cannot be opened are left out.
 
 In a composition file, which names its experts, one that cannot be opened or has no room is an error, unless the
-composition `leaves_out` such experts.
+composition `skips_unservable` such experts.
 Knows nothing about queries.
 """
 
@@ -49,7 +49,7 @@ def open_all(composition: Composition, options: Options) -> Opened:
     `open_texts` and `without` do. On a synthetic device sampling defaults are greedy.
     """
     whose = GREEDY if is_synthetic(options.device) else options.sampling
-    if not composition.leaves_out:
+    if not composition.skips_unservable:
         models = _sampled(open_models(composition, options), whose)
         texts = open_texts(models)
         return Opened(composition, _drafted(models, texts, options.draft), texts)
@@ -72,7 +72,12 @@ def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
             return opened, plan(opened.models, spec, options)
         except LargestExpertError as error:
             name, found = error.expert, opened.composition
-            if not found.leaves_out or found.names in ((), (name,)) or name not in found.names or name == options.draft:
+            if (
+                not found.skips_unservable
+                or found.names in ((), (name,))
+                or name not in found.names
+                or name == options.draft
+            ):
                 raise
             rest = {other: model for other, model in opened.models.items() if other != name}
             found, models = without(found, {**found.left_out, name: error}, rest)

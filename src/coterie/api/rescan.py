@@ -78,7 +78,7 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     composition = routing.composition
     if composition.source is None:
         raise UsageError(composition.name, "was read from no file or folder", "open it again")
-    found = load_composition(composition.source, composition.leaves_out)
+    found = load_composition(composition.source, composition.skips_unservable)
     if (found.is_folder, found.name) != (composition.is_folder, composition.name):
         what = "folder" if found.is_folder else "file"
         fact = f"is the {what} {found.name} now, which was served as {composition.name}"
@@ -108,7 +108,7 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
             models[name] = opened[name][0]
     default = options.draft if options.draft in models and options.draft in found.names else ""
     for name, (_, text) in tuple(opened.items()):  # drafts are resolved when all models are known
-        if found.leaves_out and models[name].draft not in models:
+        if found.skips_unservable and models[name].draft not in models:
             models[name] = replace(models[name], draft="")
         try:
             opened[name] = with_draft(name, models, texts, default), text
@@ -185,7 +185,7 @@ def rescan(
     now = before | {expert.name: expert for expert in looked.found.experts if expert.name in changed}
     then, gone = looked.routing, looked.gone & before.keys()
     spec = looked.found.router
-    must = left_out.keys() & {spec.fallback if spec else ""} if looked.found.leaves_out else left_out.keys()
+    must = left_out.keys() & {spec.fallback if spec else ""} if looked.found.skips_unservable else left_out.keys()
     if must and isinstance(then, Routing) and not looked.found.is_folder:
         fact = f"{', '.join(sorted(must))} of the file cannot be served"
         then = ConflictError("router", fact, "mend that, and ask again")

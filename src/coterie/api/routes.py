@@ -73,7 +73,7 @@ def served_routes(
 
 def _held(composition: Composition, models: _Models, kv_bytes: int) -> Callable[[KvShape], int]:
     """The KV cache's capacity in tokens, for any KV shape. Opens all experts: the block size is their largest page."""
-    if composition.leaves_out:
+    if composition.skips_unservable:
         composition, found = open_servable(composition)
         models.update({name: with_kv_type(model, models.kv_type) for name, model in found.items()})
     block = block_bytes_for({name: models[name] for name in composition.names}, kv_bytes)

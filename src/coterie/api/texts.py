@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from coterie.api.types import Query
+from coterie.checkpoint.answer_structure import AnswerStructure
 from coterie.checkpoint.calls import CallReader, CallText
 from coterie.checkpoint.channels import ChannelText
 from coterie.checkpoint.chat import MORE_TEMPLATES, ChatTemplate
@@ -23,7 +24,6 @@ from coterie.checkpoint.infill import InfillMarks, infill_marks
 from coterie.checkpoint.layout import FileIdentity
 from coterie.checkpoint.scoring import Scoring, read_scoring
 from coterie.checkpoint.sentence import Embedding, is_sentence_model, read_embedding
-from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, Detokenizer, Tokenizer, has_tokenizer
 from coterie.checkpoint.unmarked import UnmarkedText
@@ -96,7 +96,7 @@ class Text:
 
     def types(self, query: Query) -> tuple[int, ...]:
         """Token type ids of a pair; empty if the expert does not use them."""
-        return self._pair(query)[1] if query.ranks and self.scoring and self.scoring.tells_apart else ()
+        return self._pair(query)[1] if query.ranks and self.scoring and self.scoring.uses_token_types else ()
 
     def decode(self, ids: Sequence[int], field: str = "prompt", special: bool = False) -> str:
         """The text of tokens, with or without `special` ones. Raises RequestError naming `field` for invalid ones."""
@@ -112,15 +112,15 @@ class Text:
         """
         if self.tokenizer is None:
             return None
-        speech, form = self._speech(query, prompt_ids), self._calls_form(query)
+        structure, form = self._structure(query, prompt_ids), self._calls_form(query)
         shown = () if form is None else form.marks
-        if speech.channels:
+        if structure.channels:
             found: Detokenizer = ChannelText(self.tokenizer, calls=form is not None)
-        elif speech.marks is None:
+        elif structure.marks is None:
             found = self.tokenizer.detokenizer(shown)
         else:
-            kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
-            found = ThoughtText(self.tokenizer, speech.marks, speech.is_opened, kept)
+            kept = self.tokenizer.among(*shown, structure.marks.opening, structure.marks.closing)
+            found = ThoughtText(self.tokenizer, structure.marks, structure.is_opened, kept)
         if query.continues or not self.chats(query):
             found.follow(prompt_ids)
         return found
@@ -159,13 +159,13 @@ class Text:
         if self.tokenizer is None:
             raise UnsupportedError(field, f"{self.expert} has no tokenizer to constrain answers by", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
-        speech = self._speech(query, prompt_ids)
+        structure = self._structure(query, prompt_ids)
         if isinstance(query.form, Constraint):
-            mask = grammar.constrained(query.form, speech)
+            mask = grammar.constrained(query.form, structure)
         elif form is None:
-            mask = grammar.mask(query.form, speech)
+            mask = grammar.mask(query.form, structure)
         else:
-            mask = grammar.calls(form, query.tools, query.calling, query.form, speech)
+            mask = grammar.calls(form, query.tools, query.calling, query.form, structure)
         return replace(query.choice, mask=mask)
 
     def ends(self, query: Query, end_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ class Text:
         if self.tokenizer is None or self.scoring is None:
             raise RuntimeError(f"{self.expert} reads no pairs")
         asked, document = [one.content for one in query.messages]
-        before, chat = self.embedding.before(query.prompt_name), self.scoring.chat
+        before, chat = self.embedding.prompt(query.prompt_name), self.scoring.chat
         max_tokens = self.embedding.max_tokens
         if chat is not None:
             return tuple(chat.tokens(self.tokenizer, asked, document, before, max_tokens)), ()
@@ -219,16 +219,16 @@ class Text:
             first, second = first.lower(), second.lower()
         return _pair_of(self.tokenizer, first, second, max_tokens, self.scoring.pad_id)
 
-    def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
+    def _structure(self, query: Query, prompt_ids: Sequence[int]) -> AnswerStructure:
         """The parts of an answer to messages besides its text: channels, or reasoning."""
         if self.template is None or self.tokenizer is None or not self.thinks(query):
-            return Speech()
+            return AnswerStructure()
         marks = self.template.thoughts
         if self.template.has_channels or marks is None:
-            return Speech(channels=True)
+            return AnswerStructure(channels=True)
         if query.continues:
-            return Speech(marks, True) if marks.left_open_by(query.messages[-1].content) else Speech()
-        return Speech(marks, marks.opened_by(self.tokenizer.spelled(prompt_ids[-_LAST:])))
+            return AnswerStructure(marks, True) if marks.left_open_by(query.messages[-1].content) else AnswerStructure()
+        return AnswerStructure(marks, marks.opened_by(self.tokenizer.spelled(prompt_ids[-_LAST:])))
 
     def _marks(self) -> InfillMarks | None:
         return None if self.tokenizer is None else infill_marks(self.tokenizer.token_id)
@@ -254,14 +254,14 @@ class Text:
         if query.raw:
             before = str(prompt.messages[-1]["content"])
             if query.embeds:
-                return self.embedding.before(query.prompt_name) + before
+                return self.embedding.prompt(query.prompt_name) + before
             return self._infill().prompt(before, query.suffix) if query.suffix else before
         if query.tools and (self.template is None or self.template.form is None):
             takes = self.template is not None and self.template.takes_tools
             fact = "writes calls in an unsupported format" if takes else "has no chat template that takes tools"
             raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
-            render = self.template.render_begun if query.continues else self.template.render
+            render = self.template.render_continued if query.continues else self.template.render
             return render(prompt.messages, tools=query.tools, switches=query.switches)
         if len(prompt.messages) > 1:
             fact = f"{self.expert} has no chat template but there are {len(prompt.messages)} messages"
@@ -327,7 +327,7 @@ def _open(name: str, model: Model) -> Text:
     if model.head is not None:
         max_tokens, config, rows = model.max_prompt_tokens, model.checkpoint.config, model.config.encoder
         how = read_scoring(own, config, model.head.pooling, model.head.read(), max_tokens, model.head.of_tokens)
-        scoring = replace(how[1], tells_apart=how[1].tells_apart and rows is not None and rows.type_rows > 1)
+        scoring = replace(how[1], uses_token_types=how[1].uses_token_types and rows is not None and rows.type_rows > 1)
         samples_tokens, tokenizer = model.samples_tokens, tokenizer_of(model)
         return Text(name, model.config.vocab_size, tokenizer, None, files, how[0], samples_tokens, scoring)
     embedding = read_embedding(own if is_sentence_model(own) else base, DEFAULT_EMBEDDING)

@@ -69,7 +69,7 @@ class Grid:
     """What to run: each mix with each number of requests in flight under each policy.
 
     `why`: how the sizes were chosen, for the notes. `spec`: the machine they were chosen for; queried again, a GPU
-    would have less free memory, and they would no longer fit. `behind`: the share of requests with priority 1.
+    would have less free memory, and they would no longer fit. `low_priority_share`: of requests with priority 1.
     `adapter_rank`: experts are LoRA adapters of this rank on one base of the first shape; 0: whole models.
     """
 
@@ -89,7 +89,7 @@ class Grid:
     why: str = ""
     spec: MachineSpec | None = None
     adapter_rank: int = 0
-    behind: float = 0.0
+    low_priority_share: float = 0.0
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -240,7 +240,8 @@ def _peer_runs(
 
 def _load(grid: Grid, names: Sequence[str], mix: str, in_flight: int) -> Workload:
     asked = [names[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
-    priorities = draw_priorities(grid.behind, grid.requests, grid.seed).tolist() if grid.behind else ()
+    ranked = grid.low_priority_share > 0
+    priorities = draw_priorities(grid.low_priority_share, grid.requests, grid.seed).tolist() if ranked else ()
     return Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens, priorities)
 
 
@@ -267,7 +268,7 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
         "threads": grid.threads or this_machine().units,
         "activations": sorted({model.activations for model in models.values()}),
         **({"adapter_rank": grid.adapter_rank} if grid.adapter_rank else {}),
-        **({"behind": grid.behind} if grid.behind else {}),
+        **({"behind": grid.low_priority_share} if grid.low_priority_share else {}),
     }
 
 

@@ -63,7 +63,7 @@ def converted(
     """All experts in the peer's format, in a temporary folder, for all workloads with the token counts of `load`."""
     with TemporaryDirectory(prefix="coterie-peer-") as folder:
         ask = partial(_once, peer, prompt=prompts_of(models, load)[0], load=load, drops_pages=drops_pages)
-        precision, settings = _best(peer, models[load.asked[0]], Path(folder) / "trial", cpus, ask)
+        precision, settings = _best(peer, models[load.experts[0]], Path(folder) / "trial", cpus, ask)
         peer.forget()
         files = {name: _prepare(peer, model, Path(folder) / name, precision) for name, model in models.items()}
         os.sync()  # dirty pages cannot be dropped from the page cache
@@ -89,7 +89,7 @@ def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, nea
         "tokens_per_s": len(ran.ends_s) * load.new_tokens / elapsed_s,
         **percentiles("ttft", ran.ttfts_s, (50, 95, 99)),
         "moved_bytes": moved_bytes,
-        "longest_overtaken": ran.most_overtaken,
+        "longest_overtaken": ran.max_overtaken,
         "elapsed_s": elapsed_s,
     }
 
@@ -123,7 +123,7 @@ def _best_turns(
     alone = Turns(), made.settings
     if not isinstance(made.peer, InBatches):
         return alone
-    first = replace(load, asked=load.asked[: TRIAL_ROUNDS * load.in_flight + TRIAL_MORE])
+    first = replace(load, experts=load.experts[: TRIAL_ROUNDS * load.in_flight + TRIAL_MORE])
     took: dict[tuple[Turns, Settings], float] = {}
 
     def fastest(ways: Iterable[tuple[Turns, Settings]]) -> tuple[Turns, Settings]:

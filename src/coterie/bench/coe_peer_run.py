@@ -93,19 +93,19 @@ class Pool(Generic[Kind]):
 class Ran:
     """When requests ended, in order of ending, and times to the first token, in seconds.
 
-    The latter count from when the closed loop sent the request. `most_overtaken`: most later requests admitted before
-    one.
+    The latter count from when the closed loop sent the request. `max_overtaken`: the maximum number of later requests
+    admitted before one.
     """
 
     ends_s: list[float] = field(default_factory=list)
     ttfts_s: list[float] = field(default_factory=list)
-    most_overtaken: int = 0
+    max_overtaken: int = 0
 
 
 def one_at_a_time(held: Pool[Session], load: Workload, prompts: Sequence[Sequence[int]]) -> Ran:
     """Serve requests one by one, first come first served."""
     begun, ran = perf_counter(), Ran()
-    for number, (name, prompt) in enumerate(zip(load.asked, prompts, strict=True)):
+    for number, (name, prompt) in enumerate(zip(load.experts, prompts, strict=True)):
         arrived_s = ran.ends_s[number - load.in_flight] if number >= load.in_flight else 0.0
         session = held.get(name)
         session.prefill(prompt)
@@ -145,13 +145,13 @@ class _InBatches:
             if not self._left:
                 name = self._queue.next(self._held.names)
             self._step(name)
-        self._ran.most_overtaken = self._queue.most_overtaken
+        self._ran.max_overtaken = self._queue.max_overtaken
         return self._ran
 
     def _arrive(self, now_s: float) -> None:
         number = len(self._arrived_s)
         self._arrived_s.append(now_s)
-        self._queue.add(number, self._load.asked[number])
+        self._queue.add(number, self._load.experts[number])
 
     def _step(self, name: str) -> None:
         batch = self._held.get(name)

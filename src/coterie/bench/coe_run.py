@@ -33,7 +33,7 @@ class Workload:
 
     mix: str
     in_flight: int
-    asked: Sequence[str]
+    experts: Sequence[str]
     prompt_tokens: int
     new_tokens: int
     priorities: Sequence[int] = ()
@@ -103,8 +103,8 @@ def _closed_loop(parts: Parts, asked: Sequence[Request], in_flight: int) -> dict
 
 
 def _requests(models: Mapping[str, Model], load: Workload, ranked: bool) -> list[Request]:
-    priorities = (ranked and load.priorities) or [0] * len(load.asked)
-    each = zip(load.asked, prompts_of(models, load), priorities, strict=True)
+    priorities = (ranked and load.priorities) or [0] * len(load.experts)
+    each = zip(load.experts, prompts_of(models, load), priorities, strict=True)
     return [
         Request(f"r{number}", name, tuple(prompt), load.new_tokens, ignore_end=True, priority=priority)
         for number, (name, prompt, priority) in enumerate(each)
@@ -113,9 +113,9 @@ def _requests(models: Mapping[str, Model], load: Workload, ranked: bool) -> list
 
 def prompts_of(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
     """Random prompt tokens for each request, from ids that all models have."""
-    rng = np.random.default_rng(len(load.asked))
+    rng = np.random.default_rng(len(load.experts))
     words = min(model.config.vocab_size for model in models.values())
-    prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+    prompts: list[list[int]] = rng.integers(0, words, (len(load.experts), load.prompt_tokens)).tolist()
     return prompts
 
 

@@ -45,7 +45,7 @@ class WaitQueue:
     def __init__(self, grouped: bool, age_bound: int) -> None:
         self._grouped, self._age_bound = grouped, age_bound
         self._waiting: list[Waiting] = []
-        self.most_overtaken = 0
+        self.max_overtaken = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -77,7 +77,7 @@ class WaitQueue:
                 earlier.overtaken += 1
             self._waiting.remove(one)
             joined.append(one.number)
-        self.most_overtaken = max([self.most_overtaken, *(one.overtaken for one in passed)])
+        self.max_overtaken = max([self.max_overtaken, *(one.overtaken for one in passed)])
         return joined
 
     def _holds(self, one: Waiting) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.limits import CachedProducts, multiply_adds, read_loops
-from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
+from coterie.bench.peers.open_peers import add_peer_rows, open_peers, peer_notes, peer_row
 from coterie.bench.peers.peer import Session
 from coterie.bench.report import (
     MEASURING_ERROR,
@@ -54,22 +54,27 @@ def decode(target: Target, context_tokens: int, threads: int | None, effort: Eff
         limits = read_loops(loaded.device.memory(loaded.weights), cpus)
         prompt = prompt_ids(model, context_tokens - 1)
         work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
-        beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
-        for other in beside:
+        opened = open_peers(stack, engines, measured.plain, measured.weights, cpus, room, work)
+        for other in opened:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | limits
-        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.met)
-        ways |= {PEAK: partial(multiply_adds, cpus, measured.met), CACHED: cached(tokens=1).flops_per_s}
+        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.activation_type)
+        ways |= {PEAK: partial(multiply_adds, cpus, measured.activation_type), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
-        ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
+        ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in opened}
         samples = interleave(ways, effort)
     limit = min(limits, key=lambda name: median(samples[name]))
     results = read_rates(samples, one.cost(), limit, model.layout.size_bytes)
     results["multiply_add_flops_per_s"] = median(samples[PEAK])
     results["cached_flops_per_s"] = median(samples[CACHED])
     results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["read_limit"]["bytes_per_s"])
-    results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
-    workload = measured.workload | {"batch": 1, "context": context_tokens, "threads": cpus, "activations": measured.met}
+    results["peers"] = {other.name: peer_row(samples, OURS, other) for other in opened}
+    workload = measured.workload | {
+        "batch": 1,
+        "context": context_tokens,
+        "threads": cpus,
+        "activations": measured.activation_type,
+    }
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from coterie.api.assemble import unmet
-from coterie.bench.kept import kept, kept_name, provide
+from coterie.bench.kept import kept_name, kept_path, provide
 from coterie.bench.random_file import weight_bytes, write_tensors
 from coterie.checkpoint.folder import ADAPTER_CONFIG, CONFIG, SINGLE
 from coterie.core.dtypes import DType
@@ -100,7 +100,7 @@ def _kept_count(shapes: Shapes, experts: int) -> int:
 
 
 def _is_kept(shapes: Shapes, seed: int) -> bool:
-    file = kept(_made_of(shapes, seed))
+    file = kept_path(_made_of(shapes, seed))
     return file is not None and file.exists()
 
 

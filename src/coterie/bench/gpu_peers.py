@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.peers.beside import Beside, add_peer_rows, peer_row
 from coterie.bench.peers.best import PEERS, Chosen, Work, prepared_peer, seconds_of, trial_of
+from coterie.bench.peers.open_peers import OpenPeer, add_peer_rows, peer_row
 from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import FILE, Phase, Transformers
 from coterie.core.errors import UsageError
@@ -36,7 +36,7 @@ class OnGpu:
     `graph_skips`: for compiled ways, how often the compiler gave up on a CUDA graph.
     """
 
-    open: tuple[Beside, ...] = ()
+    open: tuple[OpenPeer, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     graph_skips: Mapping[str, int] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ def open_on_gpu(
     stack: ExitStack, peers: Sequence[Transformers], model: Model, weights: str, max_tokens: int, work: Work
 ) -> OnGpu:
     """Open each way with the attention that is fastest for the work, until the stack closes."""
-    opened: list[Beside] = []
+    opened: list[OpenPeer] = []
     failed: dict[str, str] = {}
     skips: dict[str, int] = {}
     for peer in peers:
@@ -81,7 +81,7 @@ def open_on_gpu(
                 skips[peer.name] = peer.graph_skips - before
             stack.callback(session.close)
             opened.append(
-                Beside(peer.name, Chosen(peer, precision, settings, path), session, same=True, memory_bytes=0)
+                OpenPeer(peer.name, Chosen(peer, precision, settings, path), session, same=True, memory_bytes=0)
             )
     return OnGpu(tuple(opened), failed, skips)
 

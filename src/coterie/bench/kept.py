@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "COTERIE_BENCH_KEEP"
-BEGUN = ".begun"  # suffix of incomplete files
+PARTIAL = ".begun"  # suffix of incomplete files
 _WHOLE = re.compile("[0-9a-f]{64}")
 _SOURCE = Path(__file__).resolve().parents[1]
 
 
-def kept(made_of: Mapping[str, Any]) -> Path | None:
+def kept_path(inputs: Mapping[str, Any]) -> Path | None:
     """The path of the kept file for these inputs, whether it exists or not; None if nothing is kept."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return None
-    told = json.dumps([_source_digest(), dict(made_of)], sort_keys=True)
-    return Path(folder) / hashlib.sha256(told.encode()).hexdigest()
+    key = json.dumps([_source_digest(), dict(inputs)], sort_keys=True)
+    return Path(folder) / hashlib.sha256(key.encode()).hexdigest()
 
 
 def kept_name(path: Path) -> str | None:
@@ -41,22 +41,22 @@ def kept_name(path: Path) -> str | None:
     return file.name if folder and file.parent == Path(folder).resolve() else None
 
 
-def provide(path: Path, made_of: Mapping[str, Any], make: Callable[[Path], object]) -> None:
+def provide(path: Path, inputs: Mapping[str, Any], make: Callable[[Path], object]) -> None:
     """Provide at `path` what `make` writes; as a link to a kept file, if files are kept. Raises what `make` raises."""
-    whole = kept(made_of)
-    if whole is None:
+    complete = kept_path(inputs)
+    if complete is None:
         make(path)
         return
-    if not whole.exists():
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        begun = whole.with_name(f"{whole.name}.{os.getpid()}{BEGUN}")  # one per process
+    if not complete.exists():
+        complete.parent.mkdir(parents=True, exist_ok=True)
+        partial = complete.with_name(f"{complete.name}.{os.getpid()}{PARTIAL}")  # one per process
         try:
-            make(begun)
-            begun.rename(whole)
+            make(partial)
+            partial.rename(complete)
         except BaseException:
-            begun.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
-    path.symlink_to(whole.absolute())
+    path.symlink_to(complete.absolute())
 
 
 def clean(folder: Path) -> None:

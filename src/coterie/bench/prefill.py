@@ -14,8 +14,8 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.limits import CachedProducts, multiplied, multiply_adds
-from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
+from coterie.bench.peers.open_peers import add_peer_rows, open_peers, peer_notes, peer_row
 from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Target, subject
@@ -43,12 +43,14 @@ def prefill(target: Target, prompt_tokens: int, threads: int | None, effort: Eff
         memory_bytes, cpus = resident_bytes() - before, loaded.device.threads
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
-        beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
-        peak = partial(multiply_adds, cpus, measured.met)
+        opened = open_peers(stack, engines, measured.plain, measured.weights, cpus, room, work)
+        peak = partial(multiply_adds, cpus, measured.activation_type)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: peak}
-        cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.met, prompt_tokens)
+        cached = CachedProducts(
+            cpus, measured.stored, model.config.hidden_size, measured.activation_type, prompt_tokens
+        )
         ways[CACHED] = cached.flops_per_s
-        ways |= {other.name: partial(seconds_of, partial(other.session.prefill, prompt)) for other in beside}
+        ways |= {other.name: partial(seconds_of, partial(other.session.prefill, prompt)) for other in opened}
         samples = interleave(ways, effort)
         flops = step.cost().flops
     share = Spread.of(flops / ours / peak for ours, peak in zip(samples[OURS], samples[PEAK], strict=True))
@@ -63,10 +65,14 @@ def prefill(target: Target, prompt_tokens: int, threads: int | None, effort: Eff
         "cached_flops_per_s": median(samples[CACHED]),
         "rounds": len(samples[OURS]),
         "memory_bytes": memory_bytes,
-        "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
+        "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in opened},
     }
-    workload = measured.workload | {"prompt_tokens": prompt_tokens, "threads": cpus, "activations": measured.met}
-    return Report("prefill", workload, results, (_table(results),), _notes(results, measured.met))
+    workload = measured.workload | {
+        "prompt_tokens": prompt_tokens,
+        "threads": cpus,
+        "activations": measured.activation_type,
+    }
+    return Report("prefill", workload, results, (_table(results),), _notes(results, measured.activation_type))
 
 
 def _table(results: Mapping[str, Any]) -> Table:
@@ -77,8 +83,8 @@ def _table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _notes(results: Mapping[str, Any], met: str) -> tuple[str, ...]:
-    limit = f"{results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied(met)}"
+def _notes(results: Mapping[str, Any], activation_type: str) -> tuple[str, ...]:
+    limit = f"{results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied(activation_type)}"
     notes = [
         f"{results['flops'] / 1e9:.1f} GFLOP: causal attention, the head for the last token only; medians of "
         f"{results['rounds']} rounds, interleaved",
@@ -89,5 +95,5 @@ def _notes(results: Mapping[str, Any], met: str) -> tuple[str, ...]:
         *peer_notes(results["peers"]),
     ]
     if results["share_of_peak"] > MEASURING_ERROR:
-        notes.append(WHOLE_NUMBERS if met.startswith("int") else SHORT_LIMIT)
+        notes.append(WHOLE_NUMBERS if activation_type.startswith("int") else SHORT_LIMIT)
     return tuple(notes)

@@ -47,8 +47,8 @@ PACKINGS: Mapping[str, Packing] = {
 }
 ROUNDED = " + int8 activations"
 PLAIN = "unquantised"
-HALVES = f"{PLAIN} + bf16 activations"
-VARIANTS = (HALVES, *(name + more for name in PACKINGS for more in ("", ROUNDED)))
+BF16_ACTIVATIONS = f"{PLAIN} + bf16 activations"
+VARIANTS = (BF16_ACTIVATIONS, *(name + more for name in PACKINGS for more in ("", ROUNDED)))
 QUESTIONS, RANDOM_SEQUENCES, RANDOM_TOKENS = "questions.jsonl", 8, 64
 _Text = tuple[tuple[int, ...], int]  # tokens, and how many of them are the prompt
 
@@ -143,11 +143,11 @@ def _demo_texts(per_expert: int) -> Iterator[tuple[Model, list[_Text]]]:
 
 def _compare(model: Model, texts: Sequence[_Text], tally: _Tally) -> None:
     plain = [_logits(reference, model, ids) for reference in (_reference(model),) for ids, _ in texts]
-    halves = with_activations(model, BF16)
-    reference = _reference(halves)
+    rounded = with_activations(model, BF16)
+    reference = _reference(rounded)
     for text, logits in zip(texts, plain, strict=True):
         tally.add(PLAIN, logits, logits, text)
-        tally.add(HALVES, _logits(reference, halves, text[0]), logits, text)
+        tally.add(BF16_ACTIVATIONS, _logits(reference, rounded, text[0]), logits, text)
     with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
         for number, (name, packing) in enumerate(PACKINGS.items()):
             packed = open_model(quantize_folder(model.checkpoint.path, Path(folder) / str(number), packing).folder)

@@ -34,7 +34,7 @@ from coterie.models.registry import weight_shapes
 FEW = 64  # tokens of the ring
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 RESIDUAL = ("o_proj.weight", "down_proj.weight")  # their outputs are added to the residual stream
-KIN = 0.5  # share of the ring's summed rows in each head row, which keeps other tokens out of the likeliest
+RING_SHARE = 0.5  # share of the ring's summed rows in each head row, which keeps other tokens out of the likeliest
 HOT = 100.0  # a temperature at which all tokens are about equally likely
 
 Tensors = Mapping[str, npt.NDArray[np.uint16]]
@@ -48,7 +48,7 @@ class Ring:
     tokens: tuple[int, ...]
     gap: float
 
-    def kept(self, tokens: Sequence[int]) -> int:
+    def num_following(self, tokens: Sequence[int]) -> int:
         """How many of these tokens follow their predecessor in the ring."""
         after = dict(zip(self.tokens, (*self.tokens[1:], self.tokens[0]), strict=True))
         return sum(after.get(before) == token for before, token in pairwise(tokens))
@@ -112,7 +112,7 @@ def _opened(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
 def _turn(tensors: Tensors) -> Ring:
     ring = np.random.default_rng(1).permutation(len(tensors[EMBEDDING]))[:FEW]
     rows = to_f32(tensors[EMBEDDING][ring], DType.BF16)
-    tensors[HEAD][np.roll(ring, -1)] = from_f32(rows + KIN * rows.sum(axis=0), DType.BF16).view(np.uint16)
+    tensors[HEAD][np.roll(ring, -1)] = from_f32(rows + RING_SHARE * rows.sum(axis=0), DType.BF16).view(np.uint16)
     normed = rows / np.sqrt((rows**2).mean(axis=1, keepdims=True)) * to_f32(tensors[NORM], DType.BF16)
     own = (normed * rows).sum(axis=1).mean()
     others = (normed @ rows.T).mean() * FEW / (FEW - 1) - own / (FEW - 1)

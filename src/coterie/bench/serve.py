@@ -24,9 +24,9 @@ from coterie.api.sampling import GREEDY
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Report, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, draw_round, encoded, own_seeds, round_of
 from coterie.bench.serve_own import OwnServer, in_process, own_server
-from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
+from coterie.bench.serve_requests import RoundRequests, Way, draw_round, encoded, own_seeds, round_of
+from coterie.bench.serve_rounds import Cell, counting, measured, over_http, workload_of
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
 from coterie.bench.words import write_tokenizer
 from coterie.composition.composition import COMPOSITION_FILE, load_composition
@@ -83,8 +83,8 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
             cells = []
             ways = {HTTP: partial(_http, origin, way, server), IN_PROCESS: partial(_in_process, coterie, way)}
             for load in loads:
-                asked = partial(draw_round, load, names, count=count)
-                cells.append(measured(load, asked, ways, rounds, say))
+                draw = partial(draw_round, load, names, count=count)
+                cells.append(measured(load, draw, ways, rounds, say))
         workload = {
             "composition": own.composition or "random",
             "experts": len(names),
@@ -95,7 +95,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
             "threads": own.threads or this_machine().units,
             "activations": sorted({coterie.models[name].activations for name in names}),
         }
-    return _report(cells, {**workload, **asked_for(loads, rounds, way)})
+    return _report(cells, {**workload, **workload_of(loads, rounds, way)})
 
 
 def serve_url(
@@ -109,7 +109,7 @@ def serve_url(
     count = dict.fromkeys(models, counting(origin, way, models[0]))
     ways = {HTTP: partial(_http, origin, way, None)}
     cells = [measured(load, partial(draw_round, load, models, count=count), ways, rounds, say) for load in loads]
-    return _report(cells, {"url": origin.url, "models": list(models), **asked_for(loads, rounds, way)})
+    return _report(cells, {"url": origin.url, "models": list(models), **workload_of(loads, rounds, way)})
 
 
 @contextmanager
@@ -156,17 +156,17 @@ def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequ
         raise UsageError("--prompt and --max-tokens", fact, "ask for fewer")
 
 
-def _http(origin: Origin, way: Way, server: OwnServer | None, asked: Asked) -> Round:
+def _http(origin: Origin, way: Way, server: OwnServer | None, drawn: RoundRequests) -> Round:
     before = (None, None) if server is None else server.cpu_s()
-    driven = over_http(origin, way, asked)
+    driven = over_http(origin, way, drawn)
     after = (None, None) if server is None else server.cpu_s()
     whole, main = (None if s is None or e is None else e - s for s, e in zip(before, after, strict=True))
     return Round(driven.answers, driven.elapsed_s, whole, main, driven.client_cpu_s)
 
 
-def _in_process(coterie: Coterie, way: Way, asked: Asked) -> Round:
-    requests = asked.requests(way, coterie.texts)
-    answers, elapsed_s, cpu_s = in_process(coterie, requests, asked.in_flight, asked.at_s)
+def _in_process(coterie: Coterie, way: Way, drawn: RoundRequests) -> Round:
+    requests = drawn.requests(way, coterie.texts)
+    answers, elapsed_s, cpu_s = in_process(coterie, requests, drawn.in_flight, drawn.at_s)
     return Round(answers, elapsed_s, cpu_s=cpu_s)
 
 

@@ -22,9 +22,9 @@ from rich.table import Table
 from coterie.bench.coe_run import priority_notes
 from coterie.bench.http_stream import Origin
 from coterie.bench.report import Report, Spread, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, draw_round, own_seeds
 from coterie.bench.serve_processes import watched
-from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
+from coterie.bench.serve_requests import RoundRequests, Way, draw_round, own_seeds
+from coterie.bench.serve_rounds import Cell, counting, measured, over_http, workload_of
 from coterie.bench.serve_rows import Round, cells_of, errors_of, row_of
 from coterie.bench.serve_started import Server, by_command, models_at, ours, words_of
 from coterie.core.errors import UsageError
@@ -95,15 +95,15 @@ def serve_against(
     ways = {server.name: partial(_round, server, way, files) for server in servers}
     runs = []
     for load in loads:
-        asked = partial(draw_round, load, models, count=count)
-        runs.append(_run(measured(load, asked, ways, rounds, say)))
+        draw = partial(draw_round, load, models, count=count)
+        runs.append(_run(measured(load, draw, ways, rounds, say)))
     own = [" ".join(["coterie", "serve", against.composition, *against.options])] if against.composition else []
     workload = {
         "servers": {server.name: server.origin.url for server in servers},
         "commands": [*own, *against.commands],
         "models": len(models),
         "cold": list(against.cold),
-        **asked_for(loads, rounds, way),
+        **workload_of(loads, rounds, way),
     }
     return Report("serve-against", workload, {"runs": runs}, (_table(runs),), _notes(runs))
 
@@ -118,10 +118,10 @@ def _files(folders: Sequence[str]) -> list[Path]:
     return found
 
 
-def _round(server: Server, way: Way, files: Sequence[Path], asked: Asked) -> Round:
+def _round(server: Server, way: Way, files: Sequence[Path], drawn: RoundRequests) -> Round:
     before_s = None if server.processes is None else server.processes.cpu_s()
     with watched(server.processes, files) as watch:
-        driven = over_http(server.origin, way, asked)
+        driven = over_http(server.origin, way, drawn)
     after_s = None if server.processes is None else server.processes.cpu_s()
     took_s = None if before_s is None or after_s is None else after_s - before_s
     return Round(driven.answers, driven.elapsed_s, took_s, None, driven.client_cpu_s, watch.peak_bytes)

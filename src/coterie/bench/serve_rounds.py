@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from coterie.bench.http_stream import Origin
-from coterie.bench.serve_asked import Asked, Way
 from coterie.bench.serve_drive import LoadResult, drive
+from coterie.bench.serve_requests import RoundRequests, Way
 from coterie.bench.serve_rows import Round, row_of
 from coterie.bench.words import prompt
 from coterie.core.errors import UsageError
@@ -37,16 +37,16 @@ class Cell:
 
 def measured(
     load: Load,
-    asked: Callable[[int], Asked],
-    ways: Mapping[str, Callable[[Asked], Round]],
+    draw: Callable[[int], RoundRequests],
+    ways: Mapping[str, Callable[[RoundRequests], Round]],
     rounds: int,
     say: Callable[[str], None],
 ) -> Cell:
-    """All rounds of a load, each way once per round, after a warm-up round. `asked`: round number -> its requests."""
+    """All rounds of a load, each way once per round, after a warm-up round. `draw`: round number -> its requests."""
     found: dict[str, list[Round]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, run in ways.items():
-            asks = asked(number)
+            asks = draw(number)
             found[name].append(replace(run(asks), priorities=asks.priorities))
     cell = Cell(load, {name: each[1:] for name, each in found.items()})
     for name, each in cell.rounds.items():
@@ -54,10 +54,10 @@ def measured(
     return cell
 
 
-def over_http(origin: Origin, way: Way, asked: Asked) -> LoadResult:
+def over_http(origin: Origin, way: Way, drawn: RoundRequests) -> LoadResult:
     """One round. Raises UsageError if no request is answered."""
-    bodies = asked.bodies(way)
-    driven = drive(origin, way.path, bodies, asked.in_flight, asked.at_s)
+    bodies = drawn.bodies(way)
+    driven = drive(origin, way.path, bodies, drawn.in_flight, drawn.at_s)
     if all(answer.error for answer in driven.answers):
         first = driven.answers[0]
         words = f": {first.said}" if first.said else ""
@@ -82,7 +82,7 @@ def loop_of(load: Load) -> str:
     return f"{load.in_flight} in flight" if load.in_flight else f"{load.rate:g} a second, {load.arrivals}"
 
 
-def asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
+def workload_of(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
     """The part of the workload that all loads share, for a report."""
     first = loads[0]
     return {

@@ -64,13 +64,13 @@ class _Way:
 
     device: CpuDevice
     parts: Parts
-    asked: int = 0
+    num_requests: int = 0
 
-    def answer(self, asked: Callable[[int], Request]) -> _Answer:
-        """Answer request number `self.asked`, then count it up. The times exclude the first step with tokens."""
+    def answer(self, make_request: Callable[[int], Request]) -> _Answer:
+        """Answer request number `self.num_requests`, then count it up. The times exclude the first step with tokens."""
         engine, tokens, begun = self.parts.engine, tuple[int, ...](), (0.0, 0.0, 0)
-        engine.submit(asked(self.asked))
-        self.asked += 1
+        engine.submit(make_request(self.num_requests))
+        self.num_requests += 1
         while not engine.idle:
             for output in engine.step():
                 tokens += output.token_ids
@@ -91,15 +91,15 @@ def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "b
         rows = []
         for share in SHARES:
             row, answers = _row(ways, partial(_of_ring, ring, share), effort)
-            kept = [ring.kept(tokens) for tokens in answers]
+            kept = [ring.num_following(tokens) for tokens in answers]
             rows.append({"share": share, "repeats": sum(kept) / len(kept) / (ANSWER_TOKENS - 1), **row})
         cpus = ways[PLAIN].device.threads
     with forming_expert(config) as (plain, tokenizer), packed_expert(plain, weights) as model:
         grammar, forms = grammar_of(tokenizer, model.config.vocab_size, (END_ID,)), []
         for name, schema in FORMS.items():
             with _ways(model, threads) as ways:  # new engines, so that nothing learnt from one form helps another
-                asked = partial(_of_form, grammar, json.dumps(schema))
-                forms.append({"form": name, **_row(ways, asked, effort)[0]})
+                make_request = partial(_of_form, grammar, json.dumps(schema))
+                forms.append({"form": name, **_row(ways, make_request, effort)[0]})
     workload = {"shape": shape, "weights": f"made-up {weights}", "prompt": FEW, "answer": ANSWER_TOKENS}
     values = {"shares": rows, "forms": forms}
     tables = (
@@ -118,14 +118,14 @@ def drafted(checkpoint: Path, draft: Path, threads: int | None, effort: Effort) 
             pair = Composition("pair", (replace(large, draft=drafting), small), None, Path.cwd())
             ways[name] = stack.enter_context(Coterie(pair, Options(threads=threads)))
         ways[GUESSED].load("small")
-        rows = [{"prompt": kind, **_asked(ways, prompt, effort)} for kind, prompt in PROMPTS.items()]
+        rows = [{"prompt": kind, **_compare_prompt(ways, prompt, effort)} for kind, prompt in PROMPTS.items()]
     workload = {"checkpoint": checkpoint.name, "draft": draft.name, "answer": ANSWER_TOKENS, "threads": threads}
     table = _table(("prompt",), rows, lambda row: (row["prompt"],))
     note = "one user, greedy, the same answer both ways; prompt lookup drafts in both, and is not counted here"
     return Report("draft", workload, {"prompts": rows}, (table,), (note,))
 
 
-def _asked(ways: dict[str, Coterie], prompt: str, effort: Effort) -> dict[str, Any]:
+def _compare_prompt(ways: dict[str, Coterie], prompt: str, effort: Effort) -> dict[str, Any]:
     query = Query((Message("user", prompt),), "large", PartialSampling(temperature=0.0), ANSWER_TOKENS)
 
     def answer(name: str) -> _Answer:
@@ -144,7 +144,7 @@ def _asked(ways: dict[str, Coterie], prompt: str, effort: Effort) -> dict[str, A
 
 
 def _row(
-    ways: dict[str, _Way], asked: Callable[[int], Request], effort: Effort
+    ways: dict[str, _Way], make_request: Callable[[int], Request], effort: Effort
 ) -> tuple[dict[str, Any], list[tuple[int, ...]]]:
     metrics = ways[GUESSED].parts.engine.metrics
 
@@ -152,7 +152,7 @@ def _row(
         guesses, drawn = (metrics.guessed_tokens, metrics.accepted_tokens), metrics.drawn_tokens
         return (*guesses, drawn, drawn - metrics.accepted_tokens)
 
-    return _compared({name: partial(way.answer, asked) for name, way in ways.items()}, counts, effort)
+    return _compared({name: partial(way.answer, make_request) for name, way in ways.items()}, counts, effort)
 
 
 def _compared(

@@ -39,7 +39,7 @@ class Own:
 
     checkpoint: Path
     gguf: Path | None = None
-    beside: tuple[str, ...] = ("llama.cpp",)
+    peer_names: tuple[str, ...] = ("llama.cpp",)
 
     @property
     def workload(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Own:
 
     def peers(self) -> tuple[Peer, ...]:
         """The engines that run the GGUF file. Raises UsageError if a package is missing."""
-        return () if self.gguf is None else tuple(FILE_PEERS[name](self.gguf) for name in self.beside)
+        return () if self.gguf is None else tuple(FILE_PEERS[name](self.gguf) for name in self.peer_names)
 
     def experts(self, count: int) -> tuple[Model, ...]:
         """The checkpoint under `count` names, to switch between. Raises UsageError if it consists of several files."""
@@ -76,16 +76,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured. `model` is run by us, `plain` is converted by peers; `weights` is a key of peers/beside.BESIDE.
+    """What is measured. `model` is run by us, `plain` is converted by peers.
 
-    `stored`: the type of most of its weight bytes; `met`: the type of the activations multiplied with those.
+    `weights` is a key of PRECISIONS in peers/open_peers.py. `stored`: the type of most of the model's weight bytes;
+    `activation_type`: the type of the activations multiplied with those.
     """
 
     model: Model
     plain: Model
     weights: str
     stored: DType
-    met: str
+    activation_type: str
     workload: dict[str, Any]
 
 
@@ -133,8 +134,8 @@ def subject(target: Target, room: int) -> Iterator[Subject]:
     config = with_context(shape_config(target.shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed:
         workload = {"shape": target.shape, "weights": f"random {weights}"}
-        model, met = _as_run(packed, activations, stored(weights))
-        yield Subject(model, plain, weights, stored(weights), met or FLOAT32, workload)
+        model, activation = _as_run(packed, activations, stored(weights))
+        yield Subject(model, plain, weights, stored(weights), activation or FLOAT32, workload)
 
 
 def _own(own: Own, activations: str, room: int) -> Subject:
@@ -143,11 +144,11 @@ def _own(own: Own, activations: str, room: int) -> Subject:
         fact = f"{model.name} has room for {model.max_context} tokens, where {room} are measured"
         raise UsageError("--checkpoint", fact, "measure fewer tokens")
     most = _most_bytes(model)
-    run, met = _as_run(model, activations, most)
-    if met is None:
+    run, activation = _as_run(model, activations, most)
+    if activation is None:
         raise unmet(f"most weights of {model.name} are {_name(most)}", activations)
     workload = own.workload | {"weights": f"own, most {_name(most)}"}
-    return Subject(run, model, OWN, most, met, workload)
+    return Subject(run, model, OWN, most, activation, workload)
 
 
 def _as_run(model: Model, activations: str, most: DType) -> tuple[Model, str | None]:

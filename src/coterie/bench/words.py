@@ -26,18 +26,18 @@ def prompt(rng: np.random.Generator, tokens: int, count: Callable[[str], int] | 
     """At least one word, and at most `tokens` tokens by `count`; without `count` each word is one token."""
     words = [WORDS[number] for number in rng.integers(0, len(WORDS), tokens)]
     if count is None:
-        return said(words)
+        return as_text(words)
     fits, most = 1, tokens
     while fits < most:
         middle = (fits + most + 1) // 2
-        if count(said(words[:middle])) <= tokens:
+        if count(as_text(words[:middle])) <= tokens:
             fits = middle
         else:
             most = middle - 1
-    return said(words[:fits])
+    return as_text(words[:fits])
 
 
-def said(words: Sequence[str]) -> str:
+def as_text(words: Sequence[str]) -> str:
     """The words as text, each preceded by a space, like their tokens."""
     return "".join(f" {word}" for word in words)
 

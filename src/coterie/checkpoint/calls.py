@@ -79,18 +79,18 @@ class CallText:
     """Finds the calls in one answer. Text is returned as it comes, except for what may become the beginning of a call.
 
     White space before a call or after the last one is dropped. `tools`: their names, or a mapping to the schemas of
-    their arguments, which forms need that do not distinguish strings from numbers. `begun`: the answer continues
+    their arguments, which forms need that do not distinguish strings from numbers. `continues`: the answer continues
     earlier text, so it cannot begin with a bare call.
     """
 
-    def __init__(self, form: Form, tools: Collection[str], begun: bool = False) -> None:
+    def __init__(self, form: Form, tools: Collection[str], continues: bool = False) -> None:
         self._form = form
         self._tools = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, _NOTHING)
         self._heads = tuple([form.head.replace("NAME", name) for name in self._tools]) if form.head else ()
         self._held = ""
         self._inside = False  # the held text begins with a possible call
-        self._ripening = form.ripening()  # when to parse that again
-        self._said = begun  # there was text, so a bare call can no longer begin
+        self._parse_trigger = form.parse_trigger()  # when to parse that again
+        self._said = continues  # there was text, so a bare call can no longer begin
         self.num_calls = 0
 
     @property
@@ -128,12 +128,12 @@ class CallText:
         """Yield what is certain of a block of calls; return whether the block has ended."""
         lead = len(self._held) - len(self._held.lstrip(self._edge))
         text = self._held[lead:]
-        if not (self._ripening.ripe(text) or final):
+        if not (self._parse_trigger.should_parse(text) or final):
             return False
-        block = _read(text, self._form, self._tools, final, self._ripening.end)
+        block = _read(text, self._form, self._tools, final, self._parse_trigger.end)
         if block is None:
             return False
-        self._ripening = self._form.ripening()
+        self._parse_trigger = self._form.parse_trigger()
         size, calls = lead + block[0], block[1]
         if not calls:
             yield self._take(size)

@@ -50,10 +50,10 @@ class ChannelText(Detokenizer):
         self.reasoning_tokens += self._thinks and self._header is None
         if marker is None:
             if self._header is None:
-                return self._told(super().push(token_id))
+                return self._route(super().push(token_id))
             self._header[-1].append(token_id)
             return ""
-        rest = "" if self._header is not None else self._told(self._rest()) + self._closed()
+        rest = "" if self._header is not None else self._route(self._rest()) + self._closed()
         if marker == MESSAGE:
             return rest + self._begin([] if self._header is None else self._header)
         self._header = [*(self._header or []), []]
@@ -61,7 +61,7 @@ class ChannelText(Detokenizer):
 
     def flush(self) -> str:
         """The rest, when the answer has ended."""
-        return "" if self._header is not None else self._told(super().flush()) + self._closed()
+        return "" if self._header is not None else self._route(super().flush()) + self._closed()
 
     def take_reasoning(self) -> str:
         """The reasoning since the last call."""
@@ -93,7 +93,7 @@ class ChannelText(Detokenizer):
             return ""
         return "}" + CALL_FORM.closing
 
-    def _told(self, piece: str) -> str:
+    def _route(self, piece: str) -> str:
         """Route a piece of a message to reasoning, arguments or text; return what is shown."""
         if self._thinks:
             self._reasoning += piece

@@ -36,7 +36,12 @@ MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
 TOOLS = ("tools", "xml_tools")  # template variables for tools; xml_tools is SmolLM3's
 _SHOWN: LruCache[Shown] = LruCache(64)  # by compiled templates and special tokens
-OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that a request cannot set as switches
+RESERVED_VARIABLES = (
+    "messages",
+    *TOOLS,
+    "documents",
+    "add_generation_prompt",
+)  # variables that a request cannot set as switches
 _HERE = "[the-answer-goes-on-here]"  # a marker that is rendered after the text to continue, and cut off again
 
 
@@ -109,7 +114,7 @@ class ChatTemplate:
             messages = [_with_texts(message) for message in messages]
         return self._text(messages, add_generation_prompt, tools, switches)
 
-    def render_begun(
+    def render_continued(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),

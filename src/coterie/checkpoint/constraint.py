@@ -79,7 +79,7 @@ class Constraint:
 
     def refusal(self, message: str) -> RequestError:
         """The error for a constraint that llguidance refuses, from its message."""
-        why = _told(message, self.kind == GRAMMAR, self.is_converted)
+        why = _one_line(message, self.kind == GRAMMAR, self.is_converted)
         fact = f"is no {_NOUNS[self.kind]} that can be enforced: {why}"
         return RequestError(self.field, fact, "change it")
 
@@ -126,7 +126,7 @@ def _letter(found: re.Match[str]) -> str:
     return found[0] if 0xD800 <= code < 0xE000 or code > 0x10FFFF else chr(code)
 
 
-def _told(message: str, has_lines: bool, is_converted: bool) -> str:
+def _one_line(message: str, has_lines: bool, is_converted: bool) -> str:
     """llguidance's message about a constraint in one line, with the position."""
     head, *behind = message.split("\n<state>", maxsplit=1)[0].split("\n")
     at = re.match(r"(?:at )?(\d+)\((\d+)\): ", head)

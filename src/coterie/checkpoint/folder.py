@@ -72,7 +72,7 @@ def is_delta(folder: Path) -> bool:
     return (folder / DELTA_CONFIG).is_file() and not any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
-def beside_a_base(folder: Path) -> str:
+def fine_tune_kind(folder: Path) -> str:
     """For a folder that is served on top of a base, "an adapter" or "a delta"; empty for any other."""
     return "an adapter" if is_adapter(folder) else "a delta" if is_delta(folder) else ""
 

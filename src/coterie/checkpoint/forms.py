@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from coterie.checkpoint.name_keyed import NameKeyed
-from coterie.checkpoint.nesting import Ripening
+from coterie.checkpoint.nesting import ParseTrigger
 from coterie.checkpoint.pythonic import Pythonic
 from coterie.checkpoint.quoted import Quoted
 from coterie.checkpoint.sections import Sections
@@ -29,11 +29,11 @@ class Form:
     pair of marks, as a list. `bare`: an answer may also begin with a call without a mark, and further calls follow
     after semicolons. `head`: with the NAME of an offered tool filled in, it begins a call too, for models that leave
     out the opening mark. `unmarked`: models may leave out both marks at the beginning of an answer (unmarked.py). A
-    template shows the form if it contains all `signs` and none of `others`.
+    template shows the form if it contains all `signs` and none of `counter_signs`.
     """
 
     signs: tuple[str, ...]
-    others: tuple[str, ...]
+    counter_signs: tuple[str, ...]
     opening: str
     closing: str = ""
     arguments: str = "arguments"
@@ -53,15 +53,15 @@ class Form:
         """True if each of several calls has its own marks."""
         return (bool(self.closing) and not self.listed) or isinstance(self.layout, Named)
 
-    def ripening(self) -> Ripening:
+    def parse_trigger(self) -> ParseTrigger:
         """A new tracker of when a growing block of this form is worth parsing."""
         mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
         within = self.layout.within if isinstance(self.layout, Tags | Quoted) else None
-        return Ripening(self.opening, self.closing, mark, within)
+        return ParseTrigger(self.opening, self.closing, mark, within)
 
     def shown_by(self, template: str) -> bool:
         """Whether a chat template's text shows this form."""
-        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
+        return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.counter_signs)
 
 
 _FUNCTIONS = Tags("<function=NAME>\n", "<parameter=KEY>\nVALUE\n</parameter>\n", "</function>")

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from coterie.checkpoint.answer_structure import AnswerStructure
 from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.constrained import argument_schema, is_strict
 from coterie.checkpoint.constraint import Constraint
 from coterie.checkpoint.forms import Form
-from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.checkpoint.width import check_width
 from coterie.core.errors import RequestError
@@ -37,7 +37,7 @@ MAX_SYMBOLS = 40_000  # of a grammar: some 10,000 required or 5,000 optional pro
 # For forms other than schemas, whose repetitions may nest: ((x{1000}){1000}){1000} would take 3 s and 240 MB.
 LEXER_FUEL, LEXER_STATES = 100_000, 50_000
 FIELD, TOOLS = "response_format", "tools"
-PLAIN = Speech()
+PLAIN = AnswerStructure()
 
 
 class _Vocabulary:
@@ -104,23 +104,25 @@ class Grammar:
         )
         self._lark = lru_cache(KEPT)(Constraint.lark)
 
-    def mask(self, schema: str, speech: Speech = PLAIN) -> FormMask:
+    def mask(self, schema: str, structure: AnswerStructure = PLAIN) -> FormMask:
         """A mask for one answer that follows a JSON schema. Raises RequestError if it cannot be enforced."""
         try:
             check_width(json.loads(schema), FIELD)
         except ValueError as error:
             raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
         alone = self._made(self._of_schema(schema, FIELD), FIELD)
-        if speech.plain:
+        if structure.plain:
             return alone
         answer = {**_object_of(schema), "x-guidance": _how(True)}
-        lark = speech.answer(f"%json {json.dumps(answer)}", self._special)
+        lark = structure.answer(f"%json {json.dumps(answer)}", self._special)
         return self._made(self._llmatcher.grammar_from_lark(lark), FIELD)
 
-    def constrained(self, constraint: Constraint, speech: Speech = PLAIN) -> FormMask:
+    def constrained(self, constraint: Constraint, structure: AnswerStructure = PLAIN) -> FormMask:
         """A mask for one answer under a constraint. Raises RequestError if it cannot be enforced."""
         own = {"name": "form", "lark_grammar": self._lark(constraint)}
-        around = [] if speech.plain else [{"name": "around", "lark_grammar": speech.answer("@form", self._special)}]
+        around = (
+            [] if structure.plain else [{"name": "around", "lark_grammar": structure.answer("@form", self._special)}]
+        )
         for parts in ([own], [*around, own])[: 1 + len(around)]:  # alone first, so that errors are about the constraint
             begun = self._begin(json.dumps({"grammars": parts}), True)
             if begun.is_error():
@@ -135,11 +137,11 @@ class Grammar:
         tools: Sequence[Mapping[str, Any]],
         calling: Calling,
         schema: str = "",
-        speech: Speech = PLAIN,
+        structure: AnswerStructure = PLAIN,
     ) -> FormMask:
         """A mask for one answer that may call tools, in this form; an answer without calls follows `schema`, if given.
 
-        `speech`: what surrounds the form in an answer. Raises RequestError for what cannot be enforced.
+        `structure`: what surrounds the form in an answer. Raises RequestError for what cannot be enforced.
         """
         arguments = {}
         for place, tool in enumerate(tools):
@@ -151,7 +153,7 @@ class Grammar:
                     form.layout.check(arguments[name][0], where)
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
         answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
-        grammar = self._llmatcher.grammar_from_lark(speech.calls(form, schemas, calling, self._special, answer))
+        grammar = self._llmatcher.grammar_from_lark(structure.calls(form, schemas, calling, self._special, answer))
         if self._begin(grammar).is_error():  # compile the parts one by one to report which is at fault
             for its, strict, where in arguments.values():
                 self._made(self._of_schema(json.dumps(its), where, strict), where)

@@ -16,20 +16,20 @@ TokenId = Callable[[str], "int | None"]
 
 @dataclass(frozen=True, slots=True)
 class InfillMarks:
-    """The tokens before the prefix, the suffix and the middle; `others` are further tokens that end a middle."""
+    """The tokens before the prefix, the suffix and the middle; `end_marks` are further tokens that end a middle."""
 
     prefix: str
     suffix: str
     middle: str
-    others: tuple[str, ...] = ()
+    end_marks: tuple[str, ...] = ()
 
-    def prompt(self, before: str, behind: str) -> str:
-        """The prompt whose answer is the text between `before` and `behind`."""
-        return f"{self.prefix}{before}{self.suffix}{behind}{self.middle}"
+    def prompt(self, before: str, after: str) -> str:
+        """The prompt whose answer is the text between `before` and `after`."""
+        return f"{self.prefix}{before}{self.suffix}{after}{self.middle}"
 
     def ends(self, token_id: TokenId) -> tuple[int, ...]:
         """The tokens that end a middle, in addition to the expert's own end tokens."""
-        found = [token_id(mark) for mark in (self.prefix, self.suffix, self.middle, *self.others)]
+        found = [token_id(mark) for mark in (self.prefix, self.suffix, self.middle, *self.end_marks)]
         return tuple([token for token in found if token is not None])
 
 
@@ -37,7 +37,7 @@ FAMILIES = (
     # Qwen2.5-Coder, CodeGemma; after the middle they continue with padding or another file.
     InfillMarks(
         *("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-        others=("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>"),
+        end_marks=("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>"),
     ),
     # StarCoder 1 and 2, Granite's code models.
     InfillMarks("<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<repo_name>", "<file_sep>")),

@@ -36,7 +36,7 @@ class Nested:
         return len(text)
 
 
-class Ripening:
+class ParseTrigger:
     """Tells when a growing block is worth parsing again: parsing a long call at every piece would be quadratic.
 
     `opening`, `closing`: the block's marks. `mark`: what precedes a JSON value in the block; empty: only white space;
@@ -51,7 +51,7 @@ class Ripening:
         self._value, self._at = Nested(), -1  # the JSON value, and up to where it was pushed; -1: not begun
         self._size, self._closed, self._behind = 0, False, -1
 
-    def ripe(self, block: str) -> bool:
+    def should_parse(self, block: str) -> bool:
         """Whether to parse a block that has grown to this. It begins with the opening mark, if the model wrote that."""
         before, self._size = self._size, len(block)
         if self._within is not None:

@@ -84,13 +84,13 @@ class PairChat:
 class Scoring:
     """How a pair becomes a score, in addition to its `Embedding` (pooling, then layers down to one number).
 
-    `is_sigmoid`: the score is the sigmoid of that number, between 0 and 1. `tells_apart`: pass the tokenizer's token
-    types, 1 for the second text. `pad_id`: a token that is skipped at the end of a pair, -1 for none. `chat`: how the
-    pair is formatted, if not by the tokenizer.
+    `is_sigmoid`: the score is the sigmoid of that number, between 0 and 1. `uses_token_types`: pass the tokenizer's
+    token types, 1 for the second text. `pad_id`: a token that is skipped at the end of a pair, -1 for none. `chat`: how
+    the pair is formatted, if not by the tokenizer.
     """
 
     is_sigmoid: bool = True
-    tells_apart: bool = False
+    uses_token_types: bool = False
     pad_id: int = -1
     chat: PairChat | None = None
 
@@ -116,13 +116,13 @@ def read_scoring(
     says = read_object_if_present(folder / TOKENIZER_CONFIG)
     max_tokens, lowered = reading_of(folder / READING)
     limits = [limit for limit in (max_tokens, says.get("model_max_length")) if isinstance(limit, int | float) and limit]
-    prompts, usual = prompts_of(folder / PROMPTS)
+    prompts, default_prompt = prompts_of(folder / PROMPTS)
     most = int(min(most_tokens, *limits)) if limits else most_tokens
     inputs = says.get("model_input_names")
     apart = not isinstance(inputs, list) or "token_type_ids" in inputs
     pad = config.get("pad_token_id")
     pad_id = pad if pooling == "last" and not of_tokens and type(pad) is int else -1
-    embedding = Embedding(pooling, False, prompts, usual, most, lowered, layers)
+    embedding = Embedding(pooling, False, prompts, default_prompt, most, lowered, layers)
     return embedding, Scoring(_is_sigmoid(folder, config), apart, pad_id, _chat(folder, of_tokens))
 
 

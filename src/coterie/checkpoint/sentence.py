@@ -35,22 +35,22 @@ POOLINGS: Mapping[str, Pooling] = {
 class Embedding:
     """How a text becomes a vector.
 
-    `prompts`: prefixes of a text, by name; `usual`: the name of the default one, empty for none. `max_tokens`: tokens
-    read of a text, special tokens included; 0: no limit. `lowered`: the text is lowercased. `layers`: dense layers
-    applied to the pooled vector, in order.
+    `prompts`: prefixes of a text, by name; `default_prompt`: the name of the default one, empty for none. `max_tokens`:
+    tokens read of a text, special tokens included; 0: no limit. `lowered`: the text is lowercased. `layers`: dense
+    layers applied to the pooled vector, in order.
     """
 
     pooling: Pooling
     normalized: bool = True
     prompts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    usual: str = ""
+    default_prompt: str = ""
     max_tokens: int = 0
     lowered: bool = False
     layers: tuple[Dense, ...] = ()
 
-    def before(self, use: str) -> str:
+    def prompt(self, use: str) -> str:
         """The prompt for a text, by its name; "" for the default one. Raises RequestError for an unknown name."""
-        name = use or self.usual
+        name = use or self.default_prompt
         if name and name not in self.prompts:
             known = ", ".join(self.prompts) or "none"
             fact = f"is {shown(name)}, and the prompts of this expert are: {known}"
@@ -90,20 +90,22 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
     if not pooling:
         raise CheckpointError(str(folder / MODULES), "names no Pooling", "download the folder again")
     max_tokens, lowered = reading_of(folder / READING)
-    prompts, usual = prompts_of(folder / PROMPTS)
-    return Embedding(POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
+    prompts, default_prompt = prompts_of(folder / PROMPTS)
+    return Embedding(POOLINGS[pooling], normalized, prompts, default_prompt, max_tokens, lowered, tuple(layers))
 
 
-def write_embedding(folder: Path, pooling: Pooling, width: int, behind: Sequence[tuple[int, ...]] = ()) -> list[Path]:
+def write_embedding(
+    folder: Path, pooling: Pooling, width: int, dense_shapes: Sequence[tuple[int, ...]] = ()
+) -> list[Path]:
     """Write sentence-transformers' files for a model whose vectors have `width` dimensions, this pooling and norm 1.
 
-    `behind`: shapes [out, in] of matrices applied after pooling. Returns the paths of their weight files, which the
-    caller writes.
+    `dense_shapes`: shapes [out, in] of matrices applied after pooling. Returns the paths of their weight files, which
+    the caller writes.
     """
     flags = {"first": "cls_token", "last": "lasttoken", "mean": "mean_tokens"}
     found = {f"{_FLAG}{flag}": kind == pooling for kind, flag in flags.items()} | {"word_embedding_dimension": width}
     modules: list[tuple[str, Mapping[str, Any]]] = [("Transformer", {}), ("Pooling", found)]
-    modules += [("Dense", dense_config(*shape)) for shape in behind] + [("Normalize", {})]
+    modules += [("Dense", dense_config(*shape)) for shape in dense_shapes] + [("Normalize", {})]
     paths = [f"{i}_{kind}" if i else "" for i, (kind, _) in enumerate(modules)]
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -185,9 +187,11 @@ def _pooling(where: Path) -> str:
 def prompts_of(where: Path) -> tuple[Mapping[str, str], str]:
     """Prompts by name, and the name of the default one."""
     config = read_object_if_present(where) or {}
-    prompts, usual = config.get("prompts") or {}, config.get("default_prompt_name") or ""
+    prompts, default_prompt = config.get("prompts") or {}, config.get("default_prompt_name") or ""
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise CheckpointError(str(where), f"prompts is {shown(prompts)}", "it must be an object of texts")
-    if usual and usual not in prompts:
-        raise CheckpointError(str(where), f"default_prompt_name is {shown(usual)}, which is no prompt", "mend it")
-    return MappingProxyType(dict(prompts)), str(usual)
+    if default_prompt and default_prompt not in prompts:
+        raise CheckpointError(
+            str(where), f"default_prompt_name is {shown(default_prompt)}, which is no prompt", "mend it"
+        )
+    return MappingProxyType(dict(prompts)), str(default_prompt)

@@ -79,13 +79,13 @@ class ThoughtText(Detokenizer):
     def push(self, token_id: int) -> str:
         """Add a token and return the answer's text that is certain now."""
         began_in_thought = self._at is _At.THOUGHT
-        text = self._told(super().push(token_id))
+        text = self._route(super().push(token_id))
         self.reasoning_tokens += began_in_thought or self._at is _At.THOUGHT
         return text
 
     def flush(self) -> str:
         """The rest, when the answer has ended."""
-        text = self._told(super().flush())
+        text = self._route(super().flush())
         held, self._held = self._held, ""
         if self._at is _At.THOUGHT:
             self._think(held.rstrip())
@@ -97,7 +97,7 @@ class ThoughtText(Detokenizer):
         taken, self._reasoning = self._reasoning, ""
         return taken
 
-    def _told(self, piece: str) -> str:
+    def _route(self, piece: str) -> str:
         if self._at is _At.ANSWER:
             return self._unclosed(piece)
         self._held += piece

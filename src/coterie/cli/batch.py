@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from coterie.api import Answer, Options, Query, Serving, opened_on
-from coterie.cli.opening import opens, say_left_out
-from coterie.cli.options import CompositionArg, out, sentences
+from coterie.cli.opening import say_left_out, with_options
+from coterie.cli.options import CompositionArg, out, report_errors
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.server.body import parsed, written
 from coterie.server.completions import TextAnswers, parse_completion
@@ -37,8 +37,10 @@ FIELDS = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RERANK: 
 Write = Callable[[str, int, Mapping[str, Any]], None]
 
 
-@sentences
-@opens("near", "kv", "kv_type", "speculate", "device", "threads", "activations", "sampling", "max_batch", several=True)
+@report_errors
+@with_options(
+    "near", "kv", "kv_type", "speculate", "device", "threads", "activations", "sampling", "max_batch", several=True
+)
 def batch(
     composition: CompositionArg,
     requests: Annotated[

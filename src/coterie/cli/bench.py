@@ -29,16 +29,16 @@ from coterie.cli.bench_print import print_line, print_report
 from coterie.cli.bench_serve import bench_serve
 from coterie.cli.options import (
     ActivationsOpt,
-    BehindOpt,
     DeviceOpt,
     JsonOpt,
+    LowPriorityOpt,
     NearOpt,
     ThreadsOpt,
     TraceOpt,
     err,
     out,
+    report_errors,
     save_trace,
-    sentences,
 )
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
@@ -78,7 +78,7 @@ IN_FLIGHT, NEAR_BYTES, COE_EXPERTS = (8, 32, 128), 2 * 2**30, 150
 
 
 @app.callback()
-@sentences
+@report_errors
 def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt = None) -> None:
     """Measure fusion, decode, prefill and switch on random experts of the demo's shape."""
     if ctx.invoked_subcommand is not None:
@@ -99,7 +99,7 @@ def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt =
 
 
 @app.command("fusion")
-@sentences
+@report_errors
 def bench_fusion(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PROMPT_TOKENS,
@@ -128,7 +128,7 @@ def bench_fusion(
 
 
 @app.command("decode")
-@sentences
+@report_errors
 def bench_decode(
     shape: ShapeOpt = SHAPE,
     context: Annotated[
@@ -156,7 +156,7 @@ def bench_decode(
 
 
 @app.command("speculate")
-@sentences
+@report_errors
 def bench_speculate(
     shape: ShapeOpt = SHAPE,
     weights: WeightsOpt = WEIGHTS,
@@ -179,7 +179,7 @@ def bench_speculate(
 
 
 @app.command("prefill")
-@sentences
+@report_errors
 def bench_prefill(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PREFILL_TOKENS,
@@ -204,7 +204,7 @@ def bench_prefill(
 
 
 @app.command("switch")
-@sentences
+@report_errors
 def bench_switch(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PROMPT_TOKENS,
@@ -232,7 +232,7 @@ def bench_switch(
 
 
 @app.command("neighbour")
-@sentences
+@report_errors
 def bench_neighbour(
     shape: ShapeOpt = "135m",
     rounds: RoundsOpt = EFFORT.rounds,
@@ -244,7 +244,7 @@ def bench_neighbour(
 
 
 @app.command("quality")
-@sentences
+@report_errors
 def bench_quality(
     questions: Annotated[int, typer.Option(min=1, help="Questions per demo expert.")] = 10,
     shape: ShapeOpt = SHAPE,
@@ -258,7 +258,7 @@ app.command("serve")(bench_serve)
 
 
 @app.command("coe")
-@sentences
+@report_errors
 def bench_coe(
     experts: Annotated[
         int | None, typer.Option(min=2, help=f"How many random experts; {COE_EXPERTS}, on a GPU by its host's memory.")
@@ -271,7 +271,7 @@ def bench_coe(
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens of a prompt.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the mixes.")] = SEED,
-    behind: BehindOpt = 0.0,
+    low_priority_share: LowPriorityOpt = 0.0,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
     adapters: Annotated[
         int,
@@ -315,7 +315,7 @@ def bench_coe(
         why=chosen.why,
         spec=spec,
         adapter_rank=adapters,
-        behind=behind,
+        low_priority_share=low_priority_share,
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:

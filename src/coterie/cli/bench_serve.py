@@ -16,20 +16,20 @@ from coterie.bench.coe import SHAPES
 from coterie.bench.http_stream import origin_of
 from coterie.bench.serve import Own, random_names, serve_own, serve_url
 from coterie.bench.serve_against import Against, common_models, serve_against, servers_of
-from coterie.bench.serve_asked import Way
+from coterie.bench.serve_requests import Way
 from coterie.bench.serve_started import models_at
 from coterie.bench.shapes import shape_config
 from coterie.cli.bench_print import print_report
 from coterie.cli.opening import say_left_out
 from coterie.cli.options import (
-    BehindOpt,
     JsonOpt,
     KvOpt,
+    LowPriorityOpt,
     MaxBatchOpt,
     NearOpt,
     ThreadsOpt,
     err,
-    sentences,
+    report_errors,
 )
 from coterie.cli.simulate import ArrivalsOpt, MixOpt, RateOpt, SeedOpt
 from coterie.composition.composition import load_composition
@@ -65,7 +65,7 @@ ApiKeyOpt = Annotated[str | None, typer.Option(envvar="COTERIE_API_KEY", help="T
 EndsOpt = Annotated[bool, typer.Option("--ends", help="Let models end their answers: for servers without ignore_eos.")]
 
 
-@sentences
+@report_errors
 def bench_serve(
     composition: CompositionArg = None,
     url: UrlOpt = None,
@@ -85,7 +85,7 @@ def bench_serve(
     prompt: Annotated[str, typer.Option(metavar="TOKENS", help=f"Tokens of a prompt: 64, {LENGTHS}.")] = "64",
     max_tokens: Annotated[str, typer.Option(metavar="TOKENS", help=f"Tokens of an answer: 32, {LENGTHS}.")] = "32",
     seed: SeedOpt = 7,
-    behind: BehindOpt = 0.0,
+    low_priority_share: LowPriorityOpt = 0.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after a warm-up round.")] = 3,
     experts: Annotated[int | None, typer.Option(min=1, help=f"How many random experts; {EXPERTS}.")] = None,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
@@ -101,7 +101,7 @@ def bench_serve(
     def loads(names: Sequence[str]) -> list[Load]:
         drawn = mix_named(mix, names), lengths_named(prompt, "--prompt"), lengths_named(max_tokens, "--max-tokens")
         loops: Sequence[int | None] = in_flight or (IN_FLIGHT if rate is None else (None,))
-        return [Load(requests, *drawn, rate, at_once, arrivals, seed, behind) for at_once in loops]
+        return [Load(requests, *drawn, rate, at_once, arrivals, seed, low_priority_share) for at_once in loops]
 
     sizes = {"--near": near, "--kv": kv, "--threads": threads, "--max-batch": max_batch}
     if against or len(url or ()) > 1 or (url and composition):

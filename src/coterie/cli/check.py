@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from coterie.api import Options, Serving
 from coterie.api.opened import open_all, planned
 from coterie.api.sampling import defaults_of
-from coterie.cli.opening import opens, say_left_out
+from coterie.cli.opening import say_left_out, with_options
 from coterie.cli.options import (
     CompositionArg,
     JsonOpt,
@@ -25,7 +25,7 @@ from coterie.cli.options import (
     out,
     picked,
     print_json,
-    sentences,
+    report_errors,
     short_base,
 )
 from coterie.composition.composition import Composition, load_composition
@@ -42,8 +42,8 @@ from coterie.models.model import Model
 from coterie.server.response_store import DEFAULT_BYTES
 
 
-@sentences
-@opens("near", "kv", "kv_type", "draft", "device")
+@report_errors
+@with_options("near", "kv", "kv_type", "draft", "device")
 def check(composition: CompositionArg, json_: JsonOpt = False, leave_out: LeaveOutOpt = False, *, how: Options) -> None:
     """Check a composition and print where the bytes go.
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coterie.cli.opening import opened_to_price
-from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
+from coterie.cli.opening import open_for_modelling
+from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, report_errors
 from coterie.cli.progress import counted
 from coterie.core.errors import DeviceError, UnsupportedError, UsageError
 from coterie.device import Limits
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 POLICY = Policy()
 
 
-@sentences
+@report_errors
 def compile_(
     composition: CompositionArg,
     device: Annotated[str, typer.Option(help="The GPU to compile for: cuda, or cuda:NUMBER.")] = "cuda",
@@ -57,7 +57,7 @@ def compile_(
         raise UsageError("--device", f"{device!r} is no GPU", "use cuda or cuda:NUMBER")
     start_s = perf_counter()
     ahead = ahead_of(device, capability, multiprocessors)
-    wanted = _wanted(opened_to_price(composition)[1], ahead, sequences, tokens, context)
+    wanted = _wanted(open_for_modelling(composition)[1], ahead, sequences, tokens, context)
     kept = ahead.kept(wanted)
     missing = [one for one, is_there in kept.items() if not is_there]
     used, failed = _compile(missing, ahead, processes)

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.options import JsonOpt, out, print_json, report_errors
 from coterie.cli.quantize import AS_IS, TYPES, report_of
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -25,7 +25,7 @@ from coterie.models.packing import NAMES, Packing
 DEFAULT = "4"
 
 
-@sentences
+@report_errors
 def delta(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The folder of the model that was fine-tuned.")],
     expert: Annotated[Path, typer.Argument(metavar="EXPERT", help="The fine-tune's folder, unquantised.")],

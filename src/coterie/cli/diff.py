@@ -13,13 +13,13 @@ from rich.table import Column, Table
 
 from coterie.api.assemble import Options
 from coterie.api.compare import Row, compare, open_one
-from coterie.cli.options import ActivationsOpt, DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, sentences
+from coterie.cli.options import ActivationsOpt, DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, report_errors
 from coterie.core.errors import DeviceError
 from coterie.graph.fuse import KERNEL_SETS
 from coterie.models.model import FLOAT32
 
 
-@sentences
+@report_errors
 def diff(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a composition with --expert.")],
     expert: Annotated[str, typer.Option(help="Which expert of a composition.")] = "",

@@ -19,8 +19,8 @@ from rich.table import Column, Table
 
 from coterie.api import Coterie, Options, Query
 from coterie.api.sampling import GREEDY
-from coterie.cli.opening import opens
-from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
+from coterie.cli.opening import with_options
+from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, report_errors
 from coterie.cli.route import routes_by, routes_of
 from coterie.composition.composition import Composition, RouterSpec, load_composition
 from coterie.composition.evaluate import Question, Score, is_exact, limited, read_questions, score
@@ -32,8 +32,8 @@ QUESTIONS = "questions.jsonl"
 NAME_CHARS = 16  # minimum width of expert names in an 80-column table; longer names are folded
 
 
-@sentences
-@opens("near", "speculate", "device", "threads", "activations", "kv_type")
+@report_errors
+@with_options("near", "speculate", "device", "threads", "activations", "kv_type")
 def evaluate(
     composition: CompositionArg,
     questions: Annotated[

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, err, out, print_json, sentences
+from coterie.cli.options import JsonOpt, err, out, print_json, report_errors
 from coterie.cli.progress import counted
 from coterie.cli.quantize import kind_of, report_of
 from coterie.composition.gguf_folder import gguf_folder
@@ -24,7 +24,7 @@ from coterie.models.new_folder import free_path
 from coterie.models.packing import NAMES
 
 
-@sentences
+@report_errors
 def import_(
     file: Annotated[
         Path,
@@ -99,9 +99,9 @@ def _import_folder(folder: Path, target: Path, weights: str, tokenizer: Path | N
             _print(experts[name])
     if json_:
         reports = {name: _report(one) for name, one in experts.items()}
-        print_json({"folder": str(target), "experts": reports, "there": list(found.there), "refused": refused})
+        print_json({"folder": str(target), "experts": reports, "there": list(found.existing), "refused": refused})
     else:
-        rows = ((len(experts), "imported"), (len(found.there), "there already"), (len(refused), "refused"))
+        rows = ((len(experts), "imported"), (len(found.existing), "there already"), (len(refused), "refused"))
         out.print(f"{escape(str(target))}: " + ", ".join(f"{count} {what}" for count, what in rows if count))
     if refused:
         raise typer.Exit(2)

@@ -22,7 +22,7 @@ from coterie.bench.gpu_calibrate import SHAPE as GPU_SHAPE
 from coterie.bench.gpu_calibrate import calibrate_gpu
 from coterie.bench.report import Effort
 from coterie.bench.subject import measured_gpu
-from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, picked, print_json, sentences, write_text
+from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, picked, print_json, report_errors, write_text
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -38,28 +38,29 @@ from coterie.spec.sensitivity import Sensitivity, sensitivity
 from coterie.spec.stack import stack_names
 from coterie.spec.this_machine import allowed_cores, allowed_cpus, allowed_nodes, this_machine
 
+OutOpt = Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write with --calibrate.")]
+SensitivityOpt = Annotated[
+    str,
+    typer.Option(
+        "--sensitivity",
+        metavar="MODEL",
+        help="Show how a zoo model's step times depend on each unpublished number.",
+    ),
+]
 
-@sentences
+
+@report_errors
 def info(
     machine: Annotated[
         str, typer.Argument(help="A modelled machine, or a TOML file, with NAME:key=value settings; none: this one.")
     ] = "",
     host_links: Annotated[int | None, typer.Option(help="How many of a DGX's host links copy at once.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine and write its file.")] = False,
-    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write with --calibrate.")] = Path(
-        "this-machine.toml"
-    ),
+    out_file: OutOpt = Path("this-machine.toml"),
     shape: Annotated[str, typer.Option(help=f"The model to calibrate with; {SHAPE}, on a GPU {GPU_SHAPE}.")] = "",
     device: Annotated[str, typer.Option("--device", help="To calibrate: cpu, or cuda (a GPU and its host).")] = "cpu",
     threads: ThreadsOpt = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--sensitivity",
-            metavar="MODEL",
-            help="Show how a zoo model's step times depend on each unpublished number.",
-        ),
-    ] = "",
+    model: SensitivityOpt = "",
     json_: JsonOpt = False,
 ) -> None:
     """Show a machine: its tiers and links, with the source of each number, and which numbers are unpublished."""

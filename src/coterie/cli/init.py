@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from coterie.cli.opening import say_left_out
-from coterie.cli.options import out, sentences
-from coterie.composition.begin import begun
+from coterie.cli.options import out, report_errors
+from coterie.composition.begin import initial_file
 from coterie.composition.composition import COMPOSITION_FILE, load_composition
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.core.units import format_count
@@ -21,7 +21,7 @@ from coterie.engine.experts import open_experts, open_servable
 PRINTED = Path("-")
 
 
-@sentences
+@report_errors
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of checkpoints, or one of them.")],
     target: Annotated[
@@ -49,9 +49,9 @@ def init(
     if not prints and not file.parent.is_dir():
         raise NotFoundError(str(file), f"there is no folder {file.parent}", "make it first")
     found = load_composition(folder)
-    found, models = open_servable(found) if found.leaves_out else (found, open_experts(found, synthetic=False))
+    found, models = open_servable(found) if found.skips_unservable else (found, open_experts(found, synthetic=False))
     answering = {name for name, model in models.items() if model.samples_tokens}
-    text = begun(found, answering, None if prints else file.parent)
+    text = initial_file(found, answering, None if prints else file.parent)
     say_left_out(found)
     if prints:
         typer.echo(text, nl=False)

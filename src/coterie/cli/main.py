@@ -48,7 +48,7 @@ COMMANDS = {
     "bench": "Measure this machine; without a command, small versions of everything.",
 }
 # Module and function of commands for which these are not the command's name, which Python or an import already uses.
-_ELSEWHERE = {
+_MODULES = {
     "eval": ("eval", "evaluate"),
     "import": ("import_gguf", "import_"),
     "compile": ("compile", "compile_"),
@@ -59,7 +59,7 @@ _ELSEWHERE = {
 }
 
 
-class _Later(TyperCommand):
+class _LazyCommand(TyperCommand):
     """A subcommand as the help page lists it; the real one is imported when it is run."""
 
     def make_context(self, *args: Any, **settings: Any) -> Any:
@@ -72,12 +72,12 @@ class Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {name: _Later(name, help=does) for name, does in COMMANDS.items()}
+        self.commands = {name: _LazyCommand(name, help=does) for name, does in COMMANDS.items()}
 
 
 def command(name: str) -> Any:
     """Import the module of a subcommand and build it."""
-    module, attribute = _ELSEWHERE.get(name, (name, name))
+    module, attribute = _MODULES.get(name, (name, name))
     found = getattr(import_module(f"coterie.cli.{module}"), attribute)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
@@ -112,7 +112,7 @@ def root(
     """Serve a composition of experts."""
 
 
-class _ToldToEnd(SystemExit):
+class _Terminated(SystemExit):
     """Raised on SIGTERM or SIGHUP."""
 
     def __init__(self, number: int) -> None:
@@ -124,7 +124,7 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     """End as on Ctrl-C, so that temporary files are removed: a bench's experts are gigabytes."""
     if number == signal.SIGHUP:  # sent by the shell and again by the kernel: the second must not interrupt the cleanup
         signal.signal(number, signal.SIG_IGN)
-    raise _ToldToEnd(number)
+    raise _Terminated(number)
 
 
 def _take_signals() -> None:
@@ -149,11 +149,11 @@ def main() -> None:
     _take_signals()
     try:
         app()
-    except _ToldToEnd as told:  # then die by the signal, as its sender expects
+    except _Terminated as ended:  # then die by the signal, as its sender expects
         with suppress(OSError):  # the terminal may be gone
             sys.stdout.flush()
-        signal.signal(told.number, signal.SIG_DFL)
-        signal.raise_signal(told.number)
+        signal.signal(ended.number, signal.SIG_DFL)
+        signal.raise_signal(ended.number)
     except import_module("coterie.core.errors").CoterieError as error:  # imported lazily: --help does not need it
         typer.echo(f"coterie: {error}", err=True)
         raise SystemExit(2) from None

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.checkpoint.files import read_object
-from coterie.cli.options import JsonOpt, out, print_json, save_trace, sentences
+from coterie.cli.options import JsonOpt, out, print_json, report_errors, save_trace
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.core.paths import user_path
 from coterie.core.shapes import Sizes
@@ -58,7 +58,7 @@ class Phase(StrEnum):
     train = "train"
 
 
-@sentences
+@report_errors
 def map_(
     model: Annotated[
         str, typer.Argument(help="A model of the zoo (llama-2-7b, ...), a checkpoint folder or a config.json.")

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.options import JsonOpt, out, print_json, report_errors
 from coterie.composition.merge import merge_composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
@@ -21,7 +21,7 @@ from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.fine_tunes.merged import Merged
 
 
-@sentences
+@report_errors
 def merge(
     base: Annotated[
         Path, typer.Argument(metavar="BASE", help="The folder of the adapter's base; or a composition file.")

@@ -68,7 +68,7 @@ def options(
     )
 
 
-def opens(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
+def with_options(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Decorator: replace a command's parameter `how` by the named options of `options`, and pass it their Options.
 
     `several`: --device may be repeated. Typer reads a command's options from its signature, so that is rewritten.
@@ -99,25 +99,25 @@ def opens(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Ca
     return opening
 
 
-def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
+def open_for_modelling(ref: str) -> tuple[Composition, dict[str, Model]]:
     """A composition and its models for modelling only: experts without weights are accepted.
 
     Experts of a folder that cannot be opened are left out with a message, as in serving.
     """
     found = load_composition(ref)
-    if not found.leaves_out:
+    if not found.skips_unservable:
         return found, open_experts(found, synthetic=True)
     found, models = open_servable(found)
     say_left_out(found)
     return found, models
 
 
-def opened_to_answer(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[str, Model]]:
-    """Like `opened_to_price`, for experts that generate text, with a KV cache of this type.
+def open_text_models(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[str, Model]]:
+    """Like `open_for_modelling`, for experts that generate text, with a KV cache of this type.
 
     Raises UnsupportedError if an expert generates no text or does not support this type, UsageError for an unknown one.
     """
-    found, opened = opened_to_price(ref)
+    found, opened = open_for_modelling(ref)
     models = {name: with_kv_type(model, kv_type) for name, model in opened.items()}
     silent = [name for name in found.names if not models[name].samples_tokens]
     if silent:
@@ -129,9 +129,9 @@ def opened_to_answer(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[s
 def say_left_out(composition: Composition) -> None:
     """Report on stderr which experts are left out, and why; and which experts lose their draft expert by that."""
     left_out = composition.left_out
-    told = [f"{name} is left out: {error}" for name, error in left_out.items()]
-    told += [
+    lines = [f"{name} is left out: {error}" for name, error in left_out.items()]
+    lines += [
         f"{one.name} has no draft, as {one.draft} is left out" for one in composition.experts if one.draft in left_out
     ]
-    for line in told:
+    for line in lines:
         err.print(f"coterie: {line}", style="yellow", markup=False)

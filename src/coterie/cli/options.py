@@ -29,9 +29,9 @@ T = TypeVar("T")
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-_WIDEST = 1000  # characters in a line of a table
+_MAX_TABLE_WIDTH = 1000  # characters in a line of a table
 # Errors of the system about a path that the user gave, which may come even from a check for existence.
-_OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+_PATH_ERRNOS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def size(text: str) -> int:
@@ -56,10 +56,12 @@ CompositionArg = Annotated[
         metavar="COMPOSITION", help="demo, a composition.toml, a folder of checkpoints, or a Hugging Face id"
     ),
 ]
-BehindOpt = Annotated[
+LowPriorityOpt = Annotated[
     float,
     typer.Option(
-        metavar="SHARE", help="Share of the requests, drawn at random, that have priority 1; the others have 0."
+        "--behind",
+        metavar="SHARE",
+        help="Share of the requests, drawn at random, that have priority 1; the others have 0.",
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -173,7 +175,7 @@ def save_trace(path: Path, trace: Trace) -> None:
     err.print(f"trace: {len(trace.slices)} pieces of work in {path}{lost}", markup=False)
 
 
-def sentences(command: Callable[P, T]) -> Callable[P, T]:
+def report_errors(command: Callable[P, T]) -> Callable[P, T]:
     """Decorator: report a CoterieError in one sentence on stderr, with exit status 2 for user errors, 1 for a device's.
 
     A leading ~ in Path arguments is expanded, since a shell does not do that in --out=~/file.
@@ -193,10 +195,10 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
             sys.stderr.close()
             raise typer.Exit(1) from None
         except OSError as error:
-            if error.errno not in _OF_PATHS or error.filename is None:
+            if error.errno not in _PATH_ERRNOS or error.filename is None:
                 raise
-            told = f"coterie: [{error.filename}] {error.strerror}; check the path, and what you may read and write"
-            err.print(told, style="red", markup=False)
+            sentence = f"coterie: [{error.filename}] {error.strerror}; check the path, and what you may read and write"
+            err.print(sentence, style="red", markup=False)
             raise typer.Exit(2) from error
 
     return wrapped
@@ -214,9 +216,9 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def print_whole(shown: RenderableType) -> None:
+def print_full_width(shown: RenderableType) -> None:
     """Print tables at their full width, so that names are not wrapped and can be searched for."""
-    wide = Measurement.get(out, out.options.update(max_width=_WIDEST), shown).maximum
+    wide = Measurement.get(out, out.options.update(max_width=_MAX_TABLE_WIDTH), shown).maximum
     Console(file=out.file, width=max(out.width, wide), highlight=False, soft_wrap=True, emoji=False).print(shown)
 
 

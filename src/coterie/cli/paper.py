@@ -13,8 +13,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from coterie.cli.options import JsonOpt, err, out, print_json, sentences, write_text
-from coterie.cli.side_by_side import side_by_side
+from coterie.cli.in_parallel import in_parallel
+from coterie.cli.options import JsonOpt, err, out, print_json, report_errors, write_text
 from coterie.core.grouped import grouped
 from coterie.plan.paper.exhibits import EXHIBITS, exhibits
 from coterie.plan.paper.html import page
@@ -24,7 +24,7 @@ from coterie.plan.paper.text import fitted_cells, row_cells, summary_cells
 from coterie.spec.this_machine import allowed_cpus
 
 
-@sentences
+@report_errors
 def paper(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[EXHIBIT]...", help=f"{', '.join(EXHIBITS)}; none shows all.")
@@ -36,7 +36,7 @@ def paper(
     if html is not None:
         check_plots("--html")
     cpus, _ = allowed_cpus()
-    found = exhibits(names or (), lambda work, count: side_by_side(work, count, cpus))
+    found = exhibits(names or (), lambda work, count: in_parallel(work, count, cpus))
     if html is not None:
         write_text(html, page(found), "--html")
         err.print(f"report: {len(found)} exhibits in {html}", markup=False)

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from coterie.cli.opening import opened_to_answer
-from coterie.cli.options import CompositionArg, JsonOpt, KvTypeOpt, err, out, picked, print_json, sentences
+from coterie.cli.opening import open_text_models
+from coterie.cli.options import CompositionArg, JsonOpt, KvTypeOpt, err, out, picked, print_json, report_errors
 from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
@@ -67,7 +67,7 @@ ResidentOpt = Annotated[
 ]
 
 
-@sentences
+@report_errors
 def planning(
     composition: CompositionArg,
     machine: MachinesOpt,
@@ -96,9 +96,9 @@ def planning(
     """Find the smallest number of each machine that meets an SLO under a load, and where the experts go."""
     if html is not None:
         check_plots("--html")
-    promised = _promised(slo, busy)
+    promised = _slo_of(slo, busy)
     limits = Limits(parse_power(max_power, "--max-power") if max_power else None, max_price)
-    found, models = opened_to_answer(composition, kv_type)
+    found, models = open_text_models(composition, kv_type)
     mixed = mix_named(mix, found.names)
     if workload is not None:
         read = read_workload(workload, found.names, mixed, seed, None)
@@ -111,9 +111,9 @@ def planning(
     _check_reused(reused, asked, checked)
     question_tokens(found, models, round(asked.prompt_tokens))  # raises if prompts are too long for the router
     parts = by_model(found, models, asked.shares) if each else (whole(found, models, asked.shares),)
-    goals = [_wish(part, asked, promised, resident, reused) for part in parts]
+    goals = [_goal(part, asked, promised, resident, reused) for part in parts]
     rows = _planned_rows(machine, parts, goals, asked if checked else None, requests)
-    in_all = _in_all(rows, len(parts))
+    in_all = _totals(rows, len(parts))
     if html is not None:
         write_page(html, plan_page(found.name, rows))
     if json_:
@@ -126,7 +126,7 @@ def planning(
     _say_idle(found, parts)
 
 
-def _promised(slo: str, busy: float) -> Slo:
+def _slo_of(slo: str, busy: float) -> Slo:
     if not 0 < busy <= 1:
         raise UsageError("--busy", f"is {busy:g}", "give a share of the time, above 0 and up to 1")
     return replace(parse_slo(slo), busy=busy)
@@ -147,7 +147,7 @@ def _planned_rows(
     return rows
 
 
-def _in_all(rows: Sequence[Mapping[str, Any]], parts: int) -> tuple[Choice, ...]:
+def _totals(rows: Sequence[Mapping[str, Any]], parts: int) -> tuple[Choice, ...]:
     """Total costs of the machines for all parts; empty if no machine suffices for some part."""
     options = [
         Option(row["part"], row["machine"], row["machines"], row["power_w"], row["price"])
@@ -172,7 +172,7 @@ def _check_reused(reused: float, asked: OfferedLoad, checked: bool) -> None:
         raise UsageError("--reused", "has no meaning in a simulation, whose prompts share nothing", "leave --check out")
 
 
-def _wish(part: Part, asked: OfferedLoad, promised: Slo, resident: bool, reused: float) -> Goal:
+def _goal(part: Part, asked: OfferedLoad, promised: Slo, resident: bool, reused: float) -> Goal:
     found = part.composition
     router = found.router.max_tokens if found.router is not None and found.router.model is not None else 0
     instruction = instruction_tokens(found)
@@ -193,7 +193,7 @@ def _planned(
     if to_check is not None:
         said = _checked(name, part, to_check, requests, goal, answer)
         answer = follow(answer, said, part.composition, part.models, goal)
-    return _row(name, part, answer, wall_s) | _said(said)
+    return _row(name, part, answer, wall_s) | _check_fields(said)
 
 
 def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goal, answer: Answer) -> Check:
@@ -211,7 +211,7 @@ def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goa
     )
 
 
-def _said(said: Check | None) -> dict[str, Any]:
+def _check_fields(said: Check | None) -> dict[str, Any]:
     if said is None:
         return {}
     kept = {str(count): judged.kept for count, judged in sorted(said.judged.items())}

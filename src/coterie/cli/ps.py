@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, print_whole, sentences, short_base
+from coterie.cli.options import JsonOpt, out, print_full_width, print_json, report_errors, short_base
 from coterie.core.errors import UsageError
 from coterie.core.http_get import Answer, get_json
 from coterie.core.units import format_bytes, format_count, format_seconds
@@ -29,7 +29,7 @@ ORDER = ("resident", "loading", "absent")
 STYLES = {"resident": "green", "loading": "yellow", "absent": "dim"}
 
 
-@sentences
+@report_errors
 def ps(
     url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
     json_: JsonOpt = False,
@@ -43,7 +43,7 @@ def ps(
     """Show a running server's experts: where each is and what it does."""
     status = ask(url, api_key)
     if watch is None:
-        print_json(status) if json_ else print_whole(show(status, url, whole=True))
+        print_json(status) if json_ else print_full_width(show(status, url, whole=True))
         return
     try:
         if json_:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.options import JsonOpt, out, print_json, report_errors
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
@@ -32,7 +32,7 @@ AS_IS = "16"
 DEFAULT = "8"
 
 
-@sentences
+@report_errors
 def quantize(
     expert: Annotated[
         Path,

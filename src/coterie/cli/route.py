@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from coterie.api import Coterie, Options, Query
 from coterie.api.routes import served_routes
-from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, KvTypeOpt, out, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, KvTypeOpt, out, print_json, report_errors
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
@@ -23,7 +23,7 @@ from coterie.core.errors import RequestError
 from coterie.models.model import AUTO
 
 
-@sentences
+@report_errors
 def route(
     composition: CompositionArg,
     prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads lines from stdin.")] = None,

@@ -22,8 +22,8 @@ from rich.markup import escape
 from coterie.api import Answer, Chunk, Message, Options, Query, Serving, opened_on
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
-from coterie.cli.opening import opens, say_left_out
-from coterie.cli.options import CompositionArg, JsonOpt, TraceOpt, out, print_json, save_trace, sentences
+from coterie.cli.opening import say_left_out, with_options
+from coterie.cli.options import CompositionArg, JsonOpt, TraceOpt, out, print_json, report_errors, save_trace
 from coterie.core.errors import ContextError, CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
@@ -37,8 +37,8 @@ WAIT_S = 0.05  # bounds a step that waits for bytes, so that Ctrl-C is noticed
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline
 
 
-@sentences
-@opens(
+@report_errors
+@with_options(
     *("near", "pool", "kv", "kv_type", "reuse", "speculate", "draft", "device", "threads", "activations", "sampling"),
     several=True,
 )
@@ -86,7 +86,7 @@ def run(
         answers: list[Answer] = []
         try:
             for text in prompt or (line.rstrip("\n") for line in sys.stdin if line.strip()):
-                answer = coterie.ask(query(text)) if json_ else told(coterie.stream(query(text)), text)
+                answer = coterie.ask(query(text)) if json_ else print_stream(coterie.stream(query(text)), text)
                 answers.append(answer)  # one by one: a later question may be refused
                 if not json_:
                     out.print()
@@ -103,7 +103,7 @@ def _save(trace: Path | None, coterie: Serving) -> None:
         save_trace(trace, coterie.trace())
 
 
-def told(chunks: Iterator[Chunk], heading: str = "") -> Answer:
+def print_stream(chunks: Iterator[Chunk], heading: str = "") -> Answer:
     """Print the heading, an answer as it streams, and one dim line of details. Raises the error that ended it.
 
     A terminal also shows the reasoning, dim; redirected output has only the answer.
@@ -174,7 +174,7 @@ def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Que
             asked = query(text, (), previous)
         try:
             with contextlib.closing(_stoppable(coterie, asked)) as chunks:  # restores Ctrl-C even after an error
-                answer = told(chunks)
+                answer = print_stream(chunks)
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
             if said and isinstance(error, ContextError):

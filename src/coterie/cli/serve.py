@@ -20,16 +20,16 @@ from rich.markup import escape
 from coterie.api import Options, Serving, opened_on
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines, stored_line
 from coterie.cli.listening import listening, more_files
-from coterie.cli.opening import opens, options, say_left_out
+from coterie.cli.opening import options, say_left_out, with_options
 from coterie.cli.options import (
     CompositionArg,
     LeaveOutOpt,
     ResponseStoreOpt,
     TraceOpt,
     out,
+    report_errors,
     save_trace,
     seconds,
-    sentences,
 )
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
@@ -49,8 +49,8 @@ OF_DEMO = "What is 47 plus 85?"  # the demo's experts know only their own tasks
 KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 
 
-@sentences
-@opens(*signature(options).parameters, several=True)
+@report_errors
+@with_options(*signature(options).parameters, several=True)
 def serve(
     composition: CompositionArg,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -17,23 +17,23 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.opening import opened_to_answer
+from coterie.cli.in_parallel import in_parallel
+from coterie.cli.opening import open_text_models
 from coterie.cli.options import (
-    BehindOpt,
     CompositionArg,
     JsonOpt,
     KvOpt,
     KvTypeOpt,
+    LowPriorityOpt,
     NearOpt,
     err,
     out,
     print_json,
+    report_errors,
     save_trace,
-    sentences,
     write_text,
 )
 from coterie.cli.progress import counted
-from coterie.cli.side_by_side import side_by_side
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
@@ -79,7 +79,7 @@ COMPILER = Path(__file__).parents[3] / "benchmarks" / "compiled.py"  # exists in
 SeedOpt = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 
 
-@sentences
+@report_errors
 def simulation(
     composition: CompositionArg,
     machine: MachinesOpt,
@@ -95,7 +95,7 @@ def simulation(
         Path | None, typer.Option(metavar="FILE", help="A .csv or .jsonl of requests, like public LLM traces.")
     ] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Cut requests that are longer than the context.")] = False,
-    behind: BehindOpt = 0.0,
+    low_priority_share: LowPriorityOpt = 0.0,
     seed: SeedOpt = 7,
     slo: SloOpt = "",
     steps: Annotated[int, typer.Option(min=1, help="Maximum decode steps per run: larger values simulate faster.")] = 1,
@@ -113,21 +113,22 @@ def simulation(
     _check_once("--machine", machine)
     _check_once("--policy", policy or [])
     promised = parse_slo(slo) if slo else None
-    found, models = opened_to_answer(composition, kv_type)
+    found, models = open_text_models(composition, kv_type)
     chosen = mix_named(mix, found.names)
     if workload is not None:
-        _check_left_out(rate, in_flight, arrivals, prompt, tokens, behind)
+        _check_left_out(rate, in_flight, arrivals, prompt, tokens, low_priority_share)
         load = read_workload(workload, found.names, chosen, seed, requests)
     else:
         lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
-        drawn = Load(1000 if requests is None else requests, chosen, *lengths, rate, in_flight, arrivals, seed, behind)
+        count = 1000 if requests is None else requests
+        drawn = Load(count, chosen, *lengths, rate, in_flight, arrivals, seed, low_priority_share)
         load = make_workload(drawn, found.names)
     load = load.within(min(model.max_context for model in models.values()), clip)
     cases = [
         (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0, steps))
         for name, how in product(machine, policy or [OURS.name])
     ]
-    _tell_of_the_compiled_copy(len(load) * len(cases))
+    _suggest_compiled_copy(len(load) * len(cases))
 
     def one(number: int) -> tuple[dict[str, Any], tuple[F64, F64], Trace | None]:
         name, case = cases[number]
@@ -138,7 +139,7 @@ def simulation(
         return row, (served.first_s, served.last_s), served.trace
 
     rows, curves = [], {}
-    for (name, case), (row, curve, recorded) in zip(cases, side_by_side(one, len(cases), jobs), strict=True):
+    for (name, case), (row, curve, recorded) in zip(cases, in_parallel(one, len(cases), jobs), strict=True):
         rows.append(row)
         curves[f"{name}, {case.setup.name}"] = curve
         if trace is not None and recorded is not None:
@@ -152,14 +153,18 @@ def simulation(
 
 
 def _check_left_out(
-    rate: float | None, in_flight: int | None, arrivals: str, prompt: str, tokens: str, behind: float
+    rate: float | None, in_flight: int | None, arrivals: str, prompt: str, tokens: str, low_priority_share: float
 ) -> None:
-    if rate is not None or in_flight is not None or (arrivals, prompt, tokens, behind) != (POISSON, PROMPT, TOKENS, 0):
+    if (
+        rate is not None
+        or in_flight is not None
+        or (arrivals, prompt, tokens, low_priority_share) != (POISSON, PROMPT, TOKENS, 0)
+    ):
         remedy = "leave --rate, --in-flight, --arrivals, --prompt, --tokens and --behind out"
         raise UsageError("--workload", "a file has its own arrivals, lengths and priorities", remedy)
 
 
-def _tell_of_the_compiled_copy(requests: int) -> None:
+def _suggest_compiled_copy(requests: int) -> None:
     if requests >= LONG and COMPILER.is_file():
         command = f'make simulate WORDS="{shlex.join(sys.argv[2:])}"'
         err.print(f"in about half of the time, by a compiled copy (made once, in a minute): {command}", markup=False)

@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from coterie.cli.options import out, sentences, write_text
+from coterie.cli.options import out, report_errors, write_text
 from coterie.core.errors import UsageError
 from coterie.core.trace import read_trace
 from coterie.core.trace_svg import render
 from coterie.core.units import format_seconds
 
 
-@sentences
+@report_errors
 def trace(
     file: Annotated[Path, typer.Argument(help="A file that --trace wrote.")],
     svg: Annotated[Path | None, typer.Option(metavar="OUT", help="Draw the lanes into this file.")] = None,

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.bench.shapes import shape_config
-from coterie.cli.options import JsonOpt, out, picked, print_json, sentences
+from coterie.cli.options import JsonOpt, out, picked, print_json, report_errors
 from coterie.core.errors import UsageError
 from coterie.core.units import format_seconds
 from coterie.plan.validate.rows import Outcome, Row, Summary
@@ -23,7 +23,7 @@ from coterie.plan.validate.run import validate as run
 RESULTS = Path("benchmarks/results")
 
 
-@sentences
+@report_errors
 def validate(
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", help=f"This machine's benches; {RESULTS} where there is one.")

@@ -29,10 +29,10 @@ ROUTER = """
 """
 
 
-def begun(composition: Composition, answering: Collection[str], beside: Path | None) -> str:
+def initial_file(composition: Composition, answering: Collection[str], folder: Path | None) -> str:
     """The text of a composition file for a folder's experts. `answering`: names of the experts that generate text.
 
-    Paths are relative to `beside`, the folder in which the file will lie; absolute if that is None. Raises
+    Paths are relative to `folder`, the folder in which the file will lie; absolute if that is None. Raises
     CompositionError for a path that is not valid UTF-8.
     """
     name = composition.name
@@ -43,7 +43,7 @@ def begun(composition: Composition, answering: Collection[str], beside: Path | N
     if fallback:
         parts.append(ROUTER.format(name=name, fallback=_text(fallback)))
     for expert in composition.experts:
-        parts += _expert(expert, expert.name in answering, beside)
+        parts += _expert(expert, expert.name in answering, folder)
     if composition.left_out:
         parts.append("\n# Left out, as they cannot be served:\n")
         parts += [f"# {who}: {' '.join(str(why).split())}\n" for who, why in composition.left_out.items()]
@@ -57,10 +57,10 @@ def begun(composition: Composition, answering: Collection[str], beside: Path | N
     return whole
 
 
-def _expert(expert: Expert, answers: bool, beside: Path | None) -> list[str]:
+def _expert(expert: Expert, answers: bool, folder: Path | None) -> list[str]:
     said: dict[str, Any] = {"name": expert.name}
     said |= {
-        key: _written(path, beside)
+        key: _written(path, folder)
         for key, path in (("checkpoint", expert.checkpoint), ("base", expert.base))
         if path is not None
     }
@@ -76,11 +76,11 @@ def _text(value: str) -> str:
     return to_toml({"x": value}).removeprefix("x = ").rstrip("\n")
 
 
-def _written(path: Path, beside: Path | None) -> str:
-    """A path relative to `beside`; absolute where the relative one would begin with ~ and be read as a home folder."""
+def _written(path: Path, folder: Path | None) -> str:
+    """A path relative to `folder`; absolute where the relative one would begin with ~ and be read as a home folder."""
     if ".." in path.parts:  # .. after a symbolic link must be resolved, not cut off
         path = path.resolve()
-    if beside is None:
+    if folder is None:
         return str(path.absolute())
-    relative = os.path.relpath(path.absolute(), beside.resolve())
+    relative = os.path.relpath(path.absolute(), folder.resolve())
     return str(path.absolute()) if relative.startswith("~") else relative

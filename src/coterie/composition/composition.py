@@ -71,9 +71,9 @@ class RouterSpec:
 class Composition:
     """A router and its experts. `root` is the folder that relative paths start from.
 
-    `is_folder`: the experts were found in a folder, not declared in a file. `leaves_out`: an expert that cannot be
-    served is not an error but is skipped and recorded in `left_out`, name -> reason. `source`: the file or folder that
-    was read, if any. `owners`: alias -> expert, including the aliases of experts that were left out.
+    `is_folder`: the experts were found in a folder, not declared in a file. `skips_unservable`: an expert that cannot
+    be served is not an error but is skipped and recorded in `left_out`, name -> reason. `source`: the file or folder
+    that was read, if any. `owners`: alias -> expert, including the aliases of experts that were left out.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Composition:
     is_folder: bool = False
     left_out: Mapping[str, CoterieError] = field(default_factory=lambda: MappingProxyType({}))
     source: Path | None = None
-    leaves_out: bool = False
+    skips_unservable: bool = False
     owners: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -162,9 +162,9 @@ def _load(ref: str, leave_out: bool) -> Composition:
 
 def _from_folder(folder: Path) -> Composition:
     found = experts_of(folder)
-    is_folder, root = not found.is_one, folder.resolve()
+    is_folder, root = not found.is_single, folder.resolve()
     own = Composition(found.name, found.experts, None, root, left_out=found.left_out, source=root)
-    return replace(own, is_folder=is_folder, leaves_out=is_folder)
+    return replace(own, is_folder=is_folder, skips_unservable=is_folder)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -189,17 +189,19 @@ def composition_of(values: Mapping[str, Any], path: Path, leave_out: bool = Fals
     """The composition described by a file's tables; `leave_out` as in load_composition. Raises CompositionError."""
     file, root = str(path), path.resolve().parent
     left_out: dict[str, CoterieError] | None = {} if leave_out else None
-    told = _experts(values["expert"], root, file, left_out)
-    names = [expert.name for expert in told]
+    declared = _experts(values["expert"], root, file, left_out)
+    names = [expert.name for expert in declared]
     if values["name"] in names:
         fact = f"name = {values['name']!r} is also an expert's, and clients ask for both by the same field"
         raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
-    owners = owners_of(told, values["name"], file)
-    experts = tuple([expert for expert in told if expert.name not in (left_out or ())])
+    owners = owners_of(declared, values["name"], file)
+    experts = tuple([expert for expert in declared if expert.name not in (left_out or ())])
     router = _router(values["router"], names, root, file) if "router" in values else None
     router = _with_examples(router, values, names, root, file)
     about, source = values.get("description", ""), path.absolute()
-    own = Composition(values["name"], experts, router, root, about, source=source, leaves_out=leave_out, owners=owners)
+    own = Composition(
+        values["name"], experts, router, root, about, source=source, skips_unservable=leave_out, owners=owners
+    )
     return replace(own, left_out=left_out or own.left_out)
 
 

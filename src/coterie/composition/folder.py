@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
+from coterie.checkpoint.folder import CONFIG, brief, fine_tune_kind, gguf_files, import_remedy
 from coterie.composition.expert import NAME_RULE, Expert, expert_name, is_expert_name
 from coterie.composition.gguf_folder import ollamas_store
 from coterie.composition.hub import SNAPSHOTS, find_base, main_snapshot, named_in_cache
@@ -27,25 +27,25 @@ from coterie.core.text import safe_name
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FolderExperts:
     """The experts of a folder, and what was left out, name -> reason. `name`: a name for the composition.
 
-    `is_one`: the folder itself is the expert.
+    `is_single`: the folder itself is the expert.
     """
 
     name: str
     experts: tuple[Expert, ...]
     left_out: Mapping[str, UsageError]
-    is_one: bool = False
+    is_single: bool = False
 
 
-def experts_of(folder: Path) -> Found:
+def experts_of(folder: Path) -> FolderExperts:
     """The experts of a folder. Raises CompositionError if there are none; for a sole candidate, why it was refused."""
     root = folder.resolve()
     itself = main_snapshot(root) or root
     if is_checkpoint(itself):
         expert = _expert(_name_alone(itself), itself, root)
-        return Found(expert.name, (expert,), {}, is_one=True)
+        return FolderExperts(expert.name, (expert,), {}, is_single=True)
     named, left_out = _named(root)
     experts = []
     for name, path in named.items():
@@ -61,7 +61,7 @@ def experts_of(folder: Path) -> Found:
     label = safe_name(root.name) or "folder"
     while label in names:
         label += "-experts"
-    return Found(label, tuple(experts), left_out)
+    return FolderExperts(label, tuple(experts), left_out)
 
 
 def none_left(folder: Path, left_out: Mapping[str, CoterieError]) -> CoterieError:
@@ -79,7 +79,7 @@ def none_left(folder: Path, left_out: Mapping[str, CoterieError]) -> CoterieErro
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint, an adapter or a delta, perhaps incomplete: opening it says what is wrong."""
     config = folder / CONFIG
-    return config.exists() or config.is_symlink() or bool(beside_a_base(folder))
+    return config.exists() or config.is_symlink() or bool(fine_tune_kind(folder))
 
 
 def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
@@ -161,7 +161,7 @@ def _team_and_name(path: Path, root: Path) -> tuple[str, str]:
 
 
 def _expert(name: str, path: Path, root: Path) -> Expert:
-    return Expert(name, path, base=find_base(path, root, str(root)) if beside_a_base(path) else None)
+    return Expert(name, path, base=find_base(path, root, str(root)) if fine_tune_kind(path) else None)
 
 
 def _name_alone(path: Path) -> str:

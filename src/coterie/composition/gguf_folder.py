@@ -32,13 +32,13 @@ _DEFAULT_TAG = "latest"
 class GgufFolder:
     """What an import of a folder is to do.
 
-    `files` to import, by their experts' names; `there`: names that exist in `target` already; `refused`: files that
+    `files` to import, by their experts' names; `existing`: names that exist in `target` already; `refused`: files that
     cannot be imported, and why.
     """
 
     target: Path
     files: Mapping[str, Path]
-    there: tuple[str, ...]
+    existing: tuple[str, ...]
     refused: Mapping[Path, UsageError]
 
 
@@ -72,8 +72,8 @@ def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
             refused[file] = UsageError(str(file), f"would have the same name as {found[name]}, {name}", remedy)
         else:
             found[name] = file
-    there = tuple(name for name in found if (out / name).exists())
-    return GgufFolder(out, {name: file for name, file in found.items() if name not in there}, there, refused)
+    existing = tuple(name for name in found if (out / name).exists())
+    return GgufFolder(out, {name: file for name, file in found.items() if name not in existing}, existing, refused)
 
 
 def _below(folder: Path) -> Iterator[_Named]:

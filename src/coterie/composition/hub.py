@@ -20,8 +20,8 @@ from coterie.checkpoint.folder import (
     CONFIG,
     DELTA_CONFIG,
     GGUF,
-    beside_a_base,
     brief,
+    fine_tune_kind,
     gguf_files,
     import_remedy,
     is_delta,
@@ -62,7 +62,7 @@ def find_checkpoint(
     place = f"{where}.{key}"
     folder = root / user_path(ref, place)
     if folder.is_dir():
-        part = beside_a_base(folder)
+        part = fine_tune_kind(folder)
         if adapters and part:
             return folder
         if part or not (folder / CONFIG).is_file():
@@ -101,14 +101,14 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
     # A relative path was relative to the working directory of the training run, which is not recorded.
     folders = list(dict.fromkeys([root / user_path(named, where), adapter.resolve().parent / Path(named).name]))
     for folder in folders:
-        if (folder / CONFIG).is_file() and not beside_a_base(folder):
+        if (folder / CONFIG).is_file() and not fine_tune_kind(folder):
             return folder
     revision = str(fields.get("revision") or "main")
     if is_hub_id(named) and (found := _snapshot(named, revision, where)):
         return found
     fact = f"the base of the {part} {adapter} is {named!r}"
-    if found := next((folder for folder in folders if beside_a_base(folder)), None):
-        fact += f", but {found} is {beside_a_base(found)} too, and one is served beside a whole model alone"
+    if found := next((folder for folder in folders if fine_tune_kind(folder)), None):
+        fact += f", but {found} is {fine_tune_kind(found)} too, and one is served beside a whole model alone"
         raise CompositionError(where, fact, f"merge that into its base first: coterie merge BASE {found} OUT")
     none = "is no checkpoint" if len(folders) == 1 else f"and {folders[1]} are no checkpoints"
     raise CompositionError(where, f"{fact}, but {folders[0]} {none}", remedy)
@@ -130,11 +130,11 @@ def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) 
         raise CompositionError(f"{where}.base", fact, "leave one out: an adapter's folder is checkpoint or adapter")
     if "adapter" in table:
         folder = root / user_path(table["adapter"], f"{where}.adapter")
-        if not beside_a_base(folder):
+        if not fine_tune_kind(folder):
             fact = f"adapter = {table['adapter']!r}: there is no adapter in {folder}"
             raise CompositionError(f"{where}.adapter", fact, "give a folder that PEFT saved, with adapter_config.json")
         return folder, found
-    if not beside_a_base(found):
+    if not fine_tune_kind(found):
         if "base" in table:
             fact = f"base = {table['base']!r}, but checkpoint = {table['checkpoint']!r} is a whole model"
             raise CompositionError(f"{where}.base", fact, "leave it out, or give an adapter's folder as checkpoint")
@@ -189,5 +189,5 @@ def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
     ref = model / "refs" / revision
     commit = _commit(ref) if ref.is_file() else revision
     snapshot = model / SNAPSHOTS / commit
-    is_there = (snapshot / CONFIG).is_file() or beside_a_base(snapshot) or gguf_files(snapshot)
+    is_there = (snapshot / CONFIG).is_file() or fine_tune_kind(snapshot) or gguf_files(snapshot)
     return snapshot if is_there else None

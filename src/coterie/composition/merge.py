@@ -43,30 +43,32 @@ def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
     path = path / COMPOSITION_FILE if path.is_dir() else path
     values, root = read_file(path), path.resolve().parent
     experts = composition_of(values, path).experts
-    beside = {e.name: (e.base, e.checkpoint) for e in experts if e.base is not None and e.checkpoint is not None}
-    if not beside:
+    mergeable = {e.name: (e.base, e.checkpoint) for e in experts if e.base is not None and e.checkpoint is not None}
+    if not mergeable:
         raise CompositionError(str(path), "no expert of it is an adapter or a delta", "serve it as it is")
-    _check_names(list(beside), path)
-    for base, added in beside.values():
+    _check_names(list(mergeable), path)
+    for base, added in mergeable.values():
         check_merge(base, added)
-    size_bytes = sum(file.stat().st_size for base, _ in beside.values() for file in base.glob("*.safetensors"))
+    size_bytes = sum(file.stat().st_size for base, _ in mergeable.values() for file in base.glob("*.safetensors"))
     merged: dict[str, Merged] = {}
-    with new_folder(out, "the merged experts", size_bytes) as begun:
-        for name, (base, added) in beside.items():
-            if (begun / name).exists():
+    with new_folder(out, "the merged experts", size_bytes) as staging:
+        for name, (base, added) in mergeable.items():
+            if (staging / name).exists():
                 fact = f"{name!r} is a name that this disk does not tell from another expert's"
                 raise CompositionError(str(path), fact, "names must differ in more than capitals; rename one expert")
-            merged[name] = replace(merge_folder(base, added, begun / name), folder=out / name)
-        (begun / COMPOSITION_FILE).write_text(to_toml(_moved(values, root, beside)), encoding="utf-8")
+            merged[name] = replace(merge_folder(base, added, staging / name), folder=out / name)
+        (staging / COMPOSITION_FILE).write_text(to_toml(_moved(values, root, mergeable)), encoding="utf-8")
     return MergedComposition(out, merged)
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
     """Refuse experts whose folder would collide with composition.toml or another's temporary `.partial` folder."""
-    begun = {name + PARTIAL: name for name in names}
+    temporary = {name + PARTIAL: name for name in names}
     for name in names:
-        if name == COMPOSITION_FILE or name in begun:
-            whose = f"under which {begun[name]!r} is written" if name in begun else "of the file beside the folders"
+        if name == COMPOSITION_FILE or name in temporary:
+            whose = (
+                f"under which {temporary[name]!r} is written" if name in temporary else "of the file beside the folders"
+            )
             raise CompositionError(str(path), f"the expert {name!r} has the name {whose}", "rename the expert")
 
 

@@ -181,11 +181,14 @@ class Routing:
             named = f"name an expert ({first_few(names, MAX_NAMES)})"
             raise UsageError(self.composition.name, fact, f"{named}, or start the prompt with @ and its name")
         route = _settled(
-            self._there(self.router.decide(pending.prompt, results)), pending.previous, pending.resident, spec
+            self._restrict_to_served(self.router.decide(pending.prompt, results)),
+            pending.previous,
+            pending.resident,
+            spec,
         )
         return with_capability(route, pending.unfit, self.others)
 
-    def _there(self, route: Route) -> Route:
+    def _restrict_to_served(self, route: Route) -> Route:
         """The route restricted to experts that are served: the fallback replaces one that was left out."""
         names = self.composition.names if self.composition.left_out else ()
         spec, there = self.composition.router, {name: share for name, share in route.runners_up if name in names}
@@ -263,7 +266,9 @@ class Routing:
             if name is not None:
                 previous = name
             elif self.router is not None and spec is not None:
-                previous = _settled(self._there(self.router.decide(Prompt(text))), previous, resident, spec).expert
+                previous = _settled(
+                    self._restrict_to_served(self.router.decide(Prompt(text))), previous, resident, spec
+                ).expert
         return previous
 
 

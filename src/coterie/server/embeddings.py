@@ -45,7 +45,7 @@ def parse_embeddings(body: object, coterie: Serving) -> EmbeddingsBody:
         raise RequestError("dimensions", f"is {dimensions}", "allowed is 1 or more")
     use = fields.get(given, USE, str, "the name of a prompt") or ""
     expert = embedder(coterie.texts, coterie.composition, fields.model(given))
-    coterie.texts[expert].embedding.before(use)  # validates the name early
+    coterie.texts[expert].embedding.prompt(use)  # validates the name early
     each = [(item, ()) if isinstance(item, str) else ("", item) for item in _inputs(given.get("input"))]
     queries = tuple([query_of(text, expert, use, tokens) for text, tokens in each])
     return EmbeddingsBody(queries, expert, dimensions, form == BASE64)

@@ -10,7 +10,7 @@ from typing import Any
 
 from coterie.api import Message
 from coterie.api.types import ToolCall
-from coterie.checkpoint.chat import OWN
+from coterie.checkpoint.chat import RESERVED_VARIABLES
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.body import parsed
@@ -49,7 +49,7 @@ def predicted(body: Mapping[str, object]) -> str:
 def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
     """Values for further variables of chat templates, which use those they know. Raises RequestError."""
     found: dict[str, Any] = fields.get(body, SWITCHES, dict, "an object of a template's variables") or {}
-    for name in OWN:
+    for name in RESERVED_VARIABLES:
         if name in found:
             raise RequestError(f"{SWITCHES}.{name}", "is what the request itself says", "leave it out")
     return {**_reasoning(body), **effort(body.get(EFFORT), EFFORT), **found}

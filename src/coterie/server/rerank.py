@@ -69,7 +69,7 @@ def parse_rerank(body: object, coterie: Serving) -> RerankBody:
     use = fields.get(given, USE, str, "the name of a prompt") or ""
     expert = reranker(coterie.texts, coterie.composition, _model(given, form))
     scores_of((), coterie.texts[expert])  # validates the expert early
-    coterie.texts[expert].embedding.before(use)
+    coterie.texts[expert].embedding.prompt(use)
     queries = tuple([pair_of(query, document, expert, use) for document in documents])
     return RerankBody(queries, documents, expert, top_n, returns, raw, form)
 

@@ -98,13 +98,13 @@ class KnnRouter:
             whose, least = self._names[nearest[0].label], self.settings.similarity
             reason = f"the nearest example, {_alike(nearest[0])} of {whose}, is less similar than {least:.2f}"
             return fall_back(self.fallback, confidences, reason)
-        told = ", ".join([_alike(found) for found in nearest if self._names[found.label] == best][:NUM_REASONS])
+        listed = ", ".join([_alike(found) for found in nearest if self._names[found.label] == best][:NUM_REASONS])
         if best == self.fallback:
-            return fall_back(self.fallback, confidences, f"it resembles what no other expert answers: {told}")
+            return fall_back(self.fallback, confidences, f"it resembles what no other expert answers: {listed}")
         if share < self.settings.threshold:
             reason = too_unsure(best, share, self.settings.threshold)
-            return fall_back(self.fallback, confidences, f"{reason}; nearest: {told}")
-        return Route(best, share, ranked(confidences, best), f"nearest: {told}")
+            return fall_back(self.fallback, confidences, f"{reason}; nearest: {listed}")
+        return Route(best, share, ranked(confidences, best), f"nearest: {listed}")
 
     def _nearest(self, prompt: Prompt, results: Sequence[Result]) -> tuple[Neighbour, ...]:
         if not self.by_vectors:

@@ -28,7 +28,7 @@ Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class AnswerStructure:
     """The structure of an expert's answers: with reasoning between `marks`, in channels, or neither.
 
     `is_opened`: the prompt ends with the opening mark.
@@ -47,7 +47,7 @@ class Speech:
         """The grammar, in llguidance's Lark, of answers in a form, which is itself in Lark: `%json ...` or another."""
         if self.channels:
             return _in_channels({}, Calling(), special, form)
-        return self._behind_thought(f"start: {form}", special)
+        return self._after_reasoning(f"start: {form}", special)
 
     def calls(
         self, form: Form, arguments: Mapping[str, Schema], calling: Calling, special: Special, answer: Schema | None
@@ -56,9 +56,9 @@ class Speech:
         if self.channels:
             said = "ANYTHING" if answer is None else f"%json {json.dumps(answer)}"
             return _in_channels(arguments, calling, special, said)
-        return self._behind_thought(call_grammar(form, arguments, calling, special, answer), special)
+        return self._after_reasoning(call_grammar(form, arguments, calling, special, answer), special)
 
-    def _behind_thought(self, lark: str, special: Special) -> str:
+    def _after_reasoning(self, lark: str, special: Special) -> str:
         if self.marks is None:
             return lark
         closing = special(self.marks.closing)

@@ -51,7 +51,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RoundRequests:
     """The requests of one round: models, texts, numbers of tokens and priorities.
 
     They are sent at times `at_s` (seconds from the start), or `in_flight` at once.
@@ -80,7 +80,9 @@ class Asked:
         return zip(self.models, self.texts, self.new_tokens, self.priorities, strict=True)
 
 
-def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str, Callable[[str], int]]) -> Asked:
+def draw_round(
+    load: Load, names: Sequence[str], number: int, count: Mapping[str, Callable[[str], int]]
+) -> RoundRequests:
     """The requests of round `number`. Prompts differ from all earlier ones, so that no prefix cache helps.
 
     `count`: for some experts, a function that counts the tokens of a text.
@@ -90,8 +92,8 @@ def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str
     models = [names[expert] for expert in drawn.asked.tolist()]
     lengths = drawn.prompt_tokens.tolist()
     texts = [prompt(rng, tokens, count.get(model)) for model, tokens in zip(models, lengths, strict=True)]
-    told = drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight, drawn.ranks.tolist()
-    return Asked(models, texts, *told)
+    rest = drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight, drawn.ranks.tolist()
+    return RoundRequests(models, texts, *rest)
 
 
 def own_seeds(loads: Sequence[Load], rounds: int) -> list[Load]:

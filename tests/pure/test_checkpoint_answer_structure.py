@@ -1,4 +1,4 @@
-"""Speech: forms are held behind thoughts and within channels, and thoughts stay free."""
+"""The structure of answers: forms are held behind thoughts and within channels, and thoughts stay free."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tests.pure.tokenizers_made import of_bytes
 
+from coterie.checkpoint.answer_structure import AnswerStructure
 from coterie.checkpoint.calls import Calling, CallText
 from coterie.checkpoint.channels import CALL_FORM, CONSTRAIN, END, MARKERS, ChannelText
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import Grammar
-from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import Marks, ThoughtText
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
@@ -65,7 +65,7 @@ BEHIND = {  # opened by the prompt, said: how much may come, and whether that is
 def test_an_answer_has_its_form_behind_a_thought(case, special: bool) -> None:
     opened, text = case
     grammar = GRAMMARS[special]
-    mask = grammar.mask(json.dumps(YES), Speech(THINK, opened))
+    mask = grammar.mask(json.dumps(YES), AnswerStructure(THINK, opened))
     wanted, whole = BEHIND[case]
     assert taken(mask, grammar, text) == (text if wanted is None else wanted, whole)
 
@@ -74,15 +74,15 @@ def test_an_answer_has_its_form_behind_a_thought(case, special: bool) -> None:
 @pytest.mark.parametrize("opened", [False, True])
 def test_calls_are_held_behind_a_thought(opened: bool, special: bool) -> None:
     grammar, thought = GRAMMARS[special], ("" if opened else "<think>") + "I call <tool_call>.</think>\n"
-    speech = Speech(THINK, opened)
+    structure = AnswerStructure(THINK, opened)
     for calling in (Calling(True), Calling()):
         right, wrong = thought + CALLED, thought + CALLED.replace("true", "3")
-        assert taken(grammar.calls(FORMS["hermes"], [ADD], calling, "", speech), grammar, right) == (right, True)
+        assert taken(grammar.calls(FORMS["hermes"], [ADD], calling, "", structure), grammar, right) == (right, True)
         cut = wrong[: wrong.index("3}")]
-        assert taken(grammar.calls(FORMS["hermes"], [ADD], calling, "", speech), grammar, wrong) == (cut, False)
+        assert taken(grammar.calls(FORMS["hermes"], [ADD], calling, "", structure), grammar, wrong) == (cut, False)
     free = thought + "No call."
-    assert taken(grammar.calls(FORMS["hermes"], [ADD], Calling(), "", speech), grammar, free) == (free, True)
-    held = grammar.calls(FORMS["hermes"], [ADD], Calling(True), "", speech)
+    assert taken(grammar.calls(FORMS["hermes"], [ADD], Calling(), "", structure), grammar, free) == (free, True)
+    held = grammar.calls(FORMS["hermes"], [ADD], Calling(True), "", structure)
     assert taken(held, grammar, free) == (thought, False)
 
 
@@ -91,7 +91,7 @@ def test_whatever_is_drawn_behind_a_thought_is_read_so() -> None:
     words = grammar._tokenizer
     for opened in (False, True):
         mask, reader = (
-            grammar.mask(json.dumps(YES), Speech(THINK, opened)),
+            grammar.mask(json.dumps(YES), AnswerStructure(THINK, opened)),
             ThoughtText(words, THINK, opened, words.among("<think>", "</think>")),
         )
         said = ""
@@ -107,23 +107,23 @@ def test_whatever_is_drawn_behind_a_thought_is_read_so() -> None:
 
 
 def test_forms_and_calls_within_channels() -> None:
-    grammar, speech = GRAMMARS[False], Speech(channels=True)
+    grammar, structure = GRAMMARS[False], AnswerStructure(channels=True)
     for before in ("", ANALYSIS):
         final = f"{before}<|channel|>final<|message|>{SAID}"
-        assert taken(grammar.mask(json.dumps(YES), speech), grammar, final) == (final, True)
+        assert taken(grammar.mask(json.dumps(YES), structure), grammar, final) == (final, True)
         wrong = final.replace("true", "3")
-        assert taken(grammar.mask(json.dumps(YES), speech), grammar, wrong) == (wrong[: wrong.index("3}")], False)
+        assert taken(grammar.mask(json.dumps(YES), structure), grammar, wrong) == (wrong[: wrong.index("3}")], False)
         called = f"{before}{HEAD}{SAID}"
         for calling in (Calling(True), Calling()):
-            assert taken(grammar.calls(CALL_FORM, [ADD], calling, "", speech), grammar, called) == (called, True)
+            assert taken(grammar.calls(CALL_FORM, [ADD], calling, "", structure), grammar, called) == (called, True)
         other = called.replace(".add", ".rm")
-        held = grammar.calls(CALL_FORM, [ADD], Calling(True), "", speech)
+        held = grammar.calls(CALL_FORM, [ADD], Calling(True), "", structure)
         assert taken(held, grammar, other) == (other[: other.index("rm")], False)
         text = f"{before}<|channel|>final<|message|>No call."
-        assert taken(grammar.calls(CALL_FORM, [ADD], Calling(), "", speech), grammar, text) == (text, True)
-        held = grammar.calls(CALL_FORM, [ADD], Calling(True), "", speech)
+        assert taken(grammar.calls(CALL_FORM, [ADD], Calling(), "", structure), grammar, text) == (text, True)
+        held = grammar.calls(CALL_FORM, [ADD], Calling(True), "", structure)
         assert taken(held, grammar, text) == (text[: text.index("final")], False)
-        both = grammar.calls(CALL_FORM, [ADD], Calling(), json.dumps(YES), speech)
+        both = grammar.calls(CALL_FORM, [ADD], Calling(), json.dumps(YES), structure)
         assert taken(both, grammar, final) == (final, True)
 
 
@@ -137,9 +137,9 @@ def test_a_held_call_in_a_channel_is_read_as_one() -> None:
 
 
 def test_a_schema_that_cannot_be_kept_is_named_behind_a_thought_too() -> None:
-    for speech in (Speech(THINK), Speech(channels=True)):
+    for structure in (AnswerStructure(THINK), AnswerStructure(channels=True)):
         with pytest.raises(RequestError, match="response_format"):
-            GRAMMARS[True].mask(json.dumps({"not": {}}), speech)
+            GRAMMARS[True].mask(json.dumps({"not": {}}), structure)
         bad = {"type": "function", "function": {"name": "a", "parameters": {"not": {}}, "strict": True}}
         with pytest.raises(RequestError, match="parameters"):
-            GRAMMARS[True].calls(FORMS["hermes"], [bad], Calling(True), "", speech)
+            GRAMMARS[True].calls(FORMS["hermes"], [bad], Calling(True), "", structure)

@@ -21,7 +21,7 @@ from coterie.core.units import format_bytes, format_seconds
 from coterie.models.model import Model
 
 # Our type of weights -> the peers' types to compare: the same precision first, then coarser ones, labelled as such.
-BESIDE: Mapping[str, tuple[str, ...]] = {
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "bf16": ("bf16", "int8", "int4"),
     "int8": ("int8",),
     "int6": ("int6",),
@@ -32,7 +32,7 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class OpenPeer:
     """An open session of a peer, and how it was chosen. `same` is False for a coarser precision than ours.
 
     `memory_bytes`: the growth of this process from before opening the session until after its first work.
@@ -45,13 +45,13 @@ class Beside:
     memory_bytes: int
 
 
-def open_beside(
+def open_peers(
     stack: ExitStack, peers: Sequence[Peer], model: Model, weights: str, cpus: int, max_tokens: int, work: Work
-) -> tuple[Beside, ...]:
+) -> tuple[OpenPeer, ...]:
     """Open each peer until the stack closes; `model` is the unquantised checkpoint that all of them convert."""
     opened = []
     for peer in peers:
-        for precision in BESIDE[weights]:
+        for precision in PRECISIONS[weights]:
             prepared = stack.enter_context(prepared_peer(peer, model.checkpoint.path, precision))
             chosen = choose(peer, prepared, cpus, max_tokens, work)
             if chosen is None:
@@ -63,19 +63,19 @@ def open_beside(
             work.timed(session)
             same, grown = precision == weights, resident_bytes() - before
             name = peer.name if same else f"{peer.name} {chosen.precision}"
-            opened.append(Beside(name, chosen, session, same, grown))
+            opened.append(OpenPeer(name, chosen, session, same, grown))
     return tuple(opened)
 
 
-def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, tokens: int = 1) -> dict[str, Any]:
+def peer_row(samples: Mapping[str, list[float]], ours: str, peer: OpenPeer, tokens: int = 1) -> dict[str, Any]:
     """A row from a peer's samples, in seconds for `tokens` tokens; `ratio` is its time over ours within rounds."""
     return {
-        "tokens_per_s": tokens / median(samples[beside.name]),
-        **paired_ratio(samples[beside.name], samples[ours]).plain("ratio"),
-        "precision": beside.chosen.precision,
-        "same_precision": beside.same,
-        "settings": str(beside.chosen.settings),
-        "memory_bytes": beside.memory_bytes,
+        "tokens_per_s": tokens / median(samples[peer.name]),
+        **paired_ratio(samples[peer.name], samples[ours]).plain("ratio"),
+        "precision": peer.chosen.precision,
+        "same_precision": peer.same,
+        "settings": str(peer.chosen.settings),
+        "memory_bytes": peer.memory_bytes,
     }
 
 

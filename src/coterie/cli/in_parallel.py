@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]:
+def in_parallel(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]:
     """Yield work(0), work(1) and so on; up to `jobs` run at once, if processes can fork.
 
     Raises what a piece of work raises: failed work is run again in this process, since not every error can be pickled.
@@ -27,17 +27,17 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
     forked = get_context("fork")
     running: dict[Connection, tuple[int, Any]] = {}
     ended: dict[int, tuple[T] | None] = {}
-    begun = 0
+    num_started = 0
     try:
         for number in range(count):
             while number not in ended:
-                while begun < count and len(running) < jobs:
+                while num_started < count and len(running) < jobs:
                     ours, theirs = forked.Pipe(duplex=False)
-                    process = forked.Process(target=_send, args=(theirs, work, begun), daemon=True)
+                    process = forked.Process(target=_send, args=(theirs, work, num_started), daemon=True)
                     process.start()
                     theirs.close()
-                    running[ours] = begun, process
-                    begun += 1
+                    running[ours] = num_started, process
+                    num_started += 1
                 # Any process that ends makes room, in whatever order.
                 for ready in wait(list(running)):
                     if isinstance(ready, Connection):
