@@ -13,7 +13,7 @@ from coterie.models.choice import Choice
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 
-LEAST = {"vocab_size": 151_936, "hidden_act": "silu", "use_cache": True, "torch_dtype": "bfloat16"}
+MINIMAL = {"vocab_size": 151_936, "hidden_act": "silu", "use_cache": True, "torch_dtype": "bfloat16"}
 BIASED = {"sigmoid": True, "biased": True, "added_sum": 1e-20}
 RELEASED = {
     "Qwen1.5-MoE-A2.7B": {
@@ -69,7 +69,7 @@ RELEASED = {
 
 
 def opened(name, **changes):
-    return ModelConfig.from_hf({**LEAST, **RELEASED[name], **changes}, name)
+    return ModelConfig.from_hf({**MINIMAL, **RELEASED[name], **changes}, name)
 
 
 # Branches, how many are taken, their width, that of the shared one, the layers that have none.

@@ -5,7 +5,7 @@ import pytest
 from coterie.core.errors import UnsupportedError
 from coterie.models.config import ModelConfig
 
-LEAST = {"vocab_size": 151_552, "hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
+MINIMAL = {"vocab_size": 151_552, "hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
 RELEASED = {
     "ERNIE-4.5-0.3B": {
         **{"architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "hidden_size": 1024, "head_dim": 128},
@@ -76,7 +76,7 @@ RELEASED = {
 
 
 def opened(name, **changes):
-    return ModelConfig.from_hf({**LEAST, **RELEASED[name], **changes}, name)
+    return ModelConfig.from_hf({**MINIMAL, **RELEASED[name], **changes}, name)
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def vectors_graph(graph: Graph) -> Graph:
 def _norm_of(graph: Graph, place: int) -> int | None:
     """Index of the norm that reads the result of the op at `place`; None if there is none."""
     (taken,) = graph.ops[place].outputs
-    return next((at for at, op in enumerate(graph.ops) if _norms(op, taken)), None)
+    return next((at for at, op in enumerate(graph.ops) if _is_norm_of(op, taken)), None)
 
 
-def _norms(op: Op, x: str) -> bool:
+def _is_norm_of(op: Op, x: str) -> bool:
     return op.kind in ("rms_norm", "layer_norm") and op.inputs[0] == x

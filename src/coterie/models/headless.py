@@ -36,8 +36,9 @@ def with_model_prefix(checkpoint: Checkpoint, scores: bool = False) -> tuple[Che
     if family is not None and family.encoder is not None:
         return bare_encoder(checkpoint, family, family.encoder, scores), False
     bare = _is_bare(checkpoint.tensors)
-    gives = family is not None and bool(family.bidirectional_key and checkpoint.config.get(family.bidirectional_key))
-    if not (bare or gives or scores or is_sentence_model(checkpoint.path)):
+    key = family.bidirectional_key if family is not None else ""
+    gives_vectors = bool(key and checkpoint.config.get(key))
+    if not (bare or gives_vectors or scores or is_sentence_model(checkpoint.path)):
         return checkpoint, True
     where = str(checkpoint.path / CONFIG)
     if checkpoint.config.get("is_causal") is False:
@@ -50,11 +51,11 @@ def with_model_prefix(checkpoint: Checkpoint, scores: bool = False) -> tuple[Che
     tensors = {PREFIX + name if bare else name: info for name, info in checkpoint.tensors.items()}
     head = (HEAD_WEIGHT.removesuffix("weight"), *(("score.",) if scores else ()))
     kept = {name: replace(info, name=name) for name, info in tensors.items() if not name.startswith(head)}
-    config = {**checkpoint.config, "architectures": _whole_classes(checkpoint.config.get("architectures"))}
+    config = {**checkpoint.config, "architectures": _causal_classes(checkpoint.config.get("architectures"))}
     return replace(checkpoint, config=config, tensors=kept), False
 
 
-def _whole_classes(classes: Any) -> Any:
+def _causal_classes(classes: Any) -> Any:
     """Classes without a head, or with a scoring head (Qwen3Model, Gemma3TextModel, Qwen3ForSequenceClassification),
     renamed to those with a language model head (Qwen3ForCausalLM); others unchanged.
     """

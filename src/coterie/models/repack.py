@@ -191,7 +191,7 @@ def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8,
         raise UnsupportedError(matrix.where, f"groups are {kind}, where multiples of {group} are repacked", REMEDY)
     last = first + len(values)
     has_codes = dtype.has_zeros or dtype is DType.MX4
-    q = matrix.codes(first, last) - np.int16(matrix.min_code) if has_codes else matrix.whole(first, last)
+    q = matrix.codes(first, last) - np.int16(matrix.min_code) if has_codes else matrix.codes_minus_zeros(first, last)
     try:
         packed = packed_as_is(q, in_bf16(scales), dtype, zeros)
     except ValueError as error:

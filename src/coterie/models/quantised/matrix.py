@@ -80,14 +80,14 @@ class IntegerMatrix(ABC):
     def scales(self, first: int, last: int) -> F32:
         """The scale of each group of these rows [rows, groups]."""
 
-    def whole(self, first: int, last: int) -> I16:
+    def codes_minus_zeros(self, first: int, last: int) -> I16:
         """Code - zero of these rows [rows, columns]."""
         return self._by_group(np.subtract, self.codes(first, last), self.zeros(first, last))
 
     def values(self, first: int, last: int) -> F32:
         """Weights of these rows in float32; exact if scales have 16 bits."""
         with np.errstate(all="ignore"):  # callers refuse values that are not finite
-            return self._by_group(np.multiply, self.whole(first, last), self.scales(first, last))
+            return self._by_group(np.multiply, self.codes_minus_zeros(first, last), self.scales(first, last))
 
     def _by_group(self, op: np.ufunc, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Apply `op` to numbers [rows, columns] and the numbers of their groups [rows, groups]."""
