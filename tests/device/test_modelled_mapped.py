@@ -58,7 +58,7 @@ def test_looped_layers_pay_their_start_once_and_wait_for_each_other(sizes):
     graph = shard(zoo_graph("mistral-7b"), NODE.units)
     step = step_time(NODE, compile_graph(graph, SECTION), sizes, mapped=True, starts_run=False)
     part = sections_of(graph, sizes, chip_of(NODE), "stage", NODE.units).mapped[1]
-    assert step.rows[1].again_s == pytest.approx(part.interval_s)
+    assert step.rows[1].repeat_s == pytest.approx(part.interval_s)
     assert part.interval_s >= first_s(part.pipeline)
     saved = sum(row.seconds - part.interval_s for row in step.rows[2:33])
     assert step.looped_s == pytest.approx(step.seconds - saved)

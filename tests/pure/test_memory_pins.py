@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, ConflictError
-from coterie.memory.pins import check_room, places_beside, places_with
+from coterie.memory.pins import check_room, offsets_if_added, offsets_if_pinned
 from coterie.memory.victims import Busy
 
 
@@ -20,9 +20,9 @@ def test_experts_take_whole_blocks() -> None:
     """Two experts of a block and a byte take four blocks."""
     _, cache = make(3)
     with pytest.raises(ConflictError, match=r"would take 8.00 KiB of 12.00 KiB .* leave 4.00 KiB .* needs 8.00 KiB"):
-        places_with(cache, "x", {"x": BLOCK_BYTES + 1, "y": BLOCK_BYTES + 1})
+        offsets_if_pinned(cache, "x", {"x": BLOCK_BYTES + 1, "y": BLOCK_BYTES + 1})
     _, cache = make(4)
-    places_with(cache, "x", {"x": BLOCK_BYTES + 1, "y": BLOCK_BYTES + 1})
+    offsets_if_pinned(cache, "x", {"x": BLOCK_BYTES + 1, "y": BLOCK_BYTES + 1})
 
 
 def test_a_pinned_expert_that_is_about_to_go_takes_no_room() -> None:
@@ -43,13 +43,13 @@ def test_where_memory_is_cut_in_two_no_larger_budget_is_asked_for() -> None:
         load(device, cache, name, layout)
     cache.forget("b")
     with pytest.raises(ConflictError) as caught:
-        places_with(cache, "a", {"a": A.size_bytes, "big": 3 * BLOCK_BYTES})
+        offsets_if_pinned(cache, "a", {"a": A.size_bytes, "big": 3 * BLOCK_BYTES})
     assert str(caught.value) == (
         "[pin a] as a would lie in dram, the holes beside have no piece for each of big (12.00 KiB); "
         "unpin another, or unload a and pin again before they come in: then they lie side by side"
     )
     cache.forget("a")
-    assert places_with(cache, "a", {"a": A.size_bytes, "big": 3 * BLOCK_BYTES}) == {"a": 3 * BLOCK_BYTES}
+    assert offsets_if_pinned(cache, "a", {"a": A.size_bytes, "big": 3 * BLOCK_BYTES}) == {"a": 3 * BLOCK_BYTES}
 
 
 def sizes_of(blocks):
@@ -57,12 +57,12 @@ def sizes_of(blocks):
 
 
 def pin(cache, name, blocks):
-    cache.pin(name, places_with(cache, name, sizes_of(blocks)))
+    cache.pin(name, offsets_if_pinned(cache, name, sizes_of(blocks)))
 
 
 def grow(cache, name, blocks):
     """As an expert becomes larger: first it is found out whether it may, then its former weights go."""
-    places = places_beside(cache, name, sizes_of(blocks))
+    places = offsets_if_added(cache, name, sizes_of(blocks))
     cache.forget(name)
     for pinned in places:
         cache.pin(pinned, places)

@@ -75,7 +75,7 @@ def test_a_file_says_who_is_asked_how_long_and_how_often():
     found = from_file(requests([0.0, 1.0, 2.0, 3.0]), None)
     assert found.shares.tolist() == [0.5, 0.5, 0.0]
     assert (found.prompt_tokens, found.new_tokens, found.rate) == (2.5, 5.0, pytest.approx(4 / 3))
-    assert "busiest minute" in found.said
+    assert "busiest minute" in found.description
     faster = from_file(requests([0.0, 1.0, 2.0, 3.0]), 8.0)
     assert (faster.rate, faster.requests.at_s.tolist()) == (8.0, [0.0, 1 / 6, 1 / 3, 0.5])
     with pytest.raises(UsageError, match="4 requests come at one time; give --rate"):
@@ -84,4 +84,4 @@ def test_a_file_says_who_is_asked_how_long_and_how_often():
 
 def test_some_experts_requests_have_their_own_numbers():
     part = from_file(requests([0.0, 1.0, 2.0, 3.0]), None).of((1, 2), ("b", "c"), 1)
-    assert (part.names, part.asked.tolist(), part.at_s.tolist()) == (("b", "c"), [0], [1.0])
+    assert (part.names, part.expert_index.tolist(), part.at_s.tolist()) == (("b", "c"), [0], [1.0])

@@ -13,7 +13,7 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.plan.check import Judged, check
 from coterie.plan.mix import mix_named
 from coterie.plan.place import Placement, place
-from coterie.plan.size import least_for_memory
+from coterie.plan.size import min_for_memory
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 
@@ -153,7 +153,7 @@ def test_the_check_finds_the_smallest_count_from_any_estimate(planned, needed, h
         said = check(None, None, Slo(ttft_s=1.0), planned, least, lambda count: count)
     assert said.machines == max(needed, least)
     assert min(said.judged) >= least
-    assert said.machines == least or said.judged[said.machines - 1].kept < 0.95
+    assert said.machines == least or said.judged[said.machines - 1].attained < 0.95
     assert said.agrees == (planned == said.machines)
 
 
@@ -164,9 +164,9 @@ def test_requests_are_split_in_proportion_and_each_goes_somewhere():
     placement = Placement(np.array([[1.0, 0.0], [0.25, 0.75], [0.0, 1.0]]), "milp")
     parts = placement.split(made)
     assert sorted(np.concatenate(parts).tolist()) == list(range(900))
-    assert set(made.asked[parts[0]]) == {0, 1}
+    assert set(made.expert_index[parts[0]]) == {0, 1}
     for expert, share in ((0, 1.0), (1, 0.25)):
-        mine = np.flatnonzero(made.asked == expert)
+        mine = np.flatnonzero(made.expert_index == expert)
         assert np.isin(mine, parts[0]).sum() == pytest.approx(share * len(mine), abs=1)
 
 
@@ -189,5 +189,5 @@ def test_what_no_solver_can_place(sizes, room, sentence):
 )
 def test_the_papers_own_footprint(experts, dgx, sn40l):
     """Figure 13: 14 GB an expert; 640 GB of HBM for the experts and a router, 12288 GB of DDR for the experts."""
-    assert least_for_memory((experts + 1) * 14 * GB, 640 * GB) == dgx
-    assert least_for_memory(experts * 14 * GB, 12288 * GB) == sn40l
+    assert min_for_memory((experts + 1) * 14 * GB, 640 * GB) == dgx
+    assert min_for_memory(experts * 14 * GB, 12288 * GB) == sn40l

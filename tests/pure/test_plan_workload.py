@@ -41,7 +41,7 @@ def test_another_seed_is_another_workload_and_lengths_do_not_change_arrivals():
     assert not np.array_equal(first.at_s, second.at_s)
     other = make_workload(load(new=lengths_named("geometric:9", "x")), NAMES)
     assert np.array_equal(first.at_s, other.at_s)
-    assert np.array_equal(first.asked, other.asked)
+    assert np.array_equal(first.expert_index, other.expert_index)
 
 
 @pytest.mark.parametrize("text", ["7", "uniform:5:9", "geometric:30", "lognormal:50:0.7"])
@@ -72,10 +72,10 @@ def test_a_measured_mix(tmp_path, name, text):
 
 def test_a_part_of_a_workload_keeps_its_requests_together():
     made = make_workload(load(100, rate=None, in_flight=10, new=lengths_named("uniform:1:9", "x")), NAMES)
-    part = made.only(np.flatnonzero(made.asked == 1))
-    assert set(part.asked) == {1}
+    part = made.only(np.flatnonzero(made.expert_index == 1))
+    assert set(part.expert_index) == {1}
     assert part.in_flight == round(10 * len(part) / 100)
-    assert part.new_tokens.sum() == made.new_tokens[made.asked == 1].sum()
+    assert part.new_tokens.sum() == made.new_tokens[made.expert_index == 1].sum()
 
 
 def test_requests_longer_than_the_context_are_cut_or_refused():
@@ -121,7 +121,7 @@ def test_failed_requests_of_a_trace_are_left_out_and_counted(tmp_path):
 def test_json_lines_name_their_experts(tmp_path):
     rows = [{"timestamp": t, "ContextTokens": 5, "GeneratedTokens": 2, "expert": e} for t, e in ((2, "c"), (3.5, "a"))]
     made = read(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "t.jsonl")
-    assert (made.asked.tolist(), made.at_s.tolist()) == ([2, 0], [0, 1.5])
+    assert (made.expert_index.tolist(), made.at_s.tolist()) == ([2, 0], [0, 1.5])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_so_many_of_a_load_are_behind():
     drawn = make_workload(load(requests=4000, low_priority_share=0.25), NAMES)
     assert 0.22 < drawn.ranks.mean() < 0.28
     same = make_workload(load(requests=4000), NAMES)
-    assert np.array_equal(drawn.asked, same.asked)
+    assert np.array_equal(drawn.expert_index, same.expert_index)
     assert same.priorities is None
 
 
@@ -271,7 +271,7 @@ def test_a_promise():
     slo = parse_slo("ttft=1s, tpot=50ms,share=0.9")
     assert (slo.ttft_s, slo.tpot_s, slo.e2e_s, slo.share) == (1.0, 0.05, math.inf, 0.9)
     times = np.array([0.5, 1.0, 1.5]), np.array([0.05, 0.06, 0.01]), np.array([9.0, 9.0, 9.0])
-    assert slo.kept(*times).tolist() == [True, False, False]
+    assert slo.met_by(*times).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("text", ["", "ttft", "ttft=1", "ttft=-1s", "ttft=0s", "speed=1s", "ttft=1s,ttft=2s",

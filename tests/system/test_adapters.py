@@ -209,7 +209,7 @@ def test_a_simulation_counts_the_base_where_files_are_and_beside_the_largest(exp
     composition, spec = load_composition(str(experts)), load_machine("toy-tiers")
     models = open_experts(composition, synthetic=False)
     load = make_workload(Load(3, mix_named("uniform"), *[lengths_named("4", "x")] * 2, rate=9.0), composition.names)
-    made = simulate(Case(composition, models, spec, OURS), load).made
+    made = simulate(Case(composition, models, spec, OURS), load).plan
     largest = made.bases_bytes + max(made.expert_bytes.values())
     least = {
         spec.home_tier: made.bases_bytes + made.total_bytes,

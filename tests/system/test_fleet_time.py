@@ -85,7 +85,7 @@ def serve(made: Case, load: Workload, devices: int) -> Outcome:
             at_s = (now if load.in_flight else float(load.at_s[arrivals[0]])) if due else np.inf
             if due and (slowest is None or at_s <= slowest.now):
                 number = arrivals.pop(0)
-                name = load.names[load.asked[number]]
+                name = load.names[load.expert_index[number]]
                 cost = mean_switch_cost([node.seen for node in nodes])
                 found = place([candidate_for(node.seen, name, sizes, node.asked) for node in nodes], cost)
                 assert found is not None
@@ -134,7 +134,7 @@ def test_the_same_load_is_served_sooner_with_fewer_switches(many):
 
 def test_an_expert_that_everybody_asks_for_is_on_both(many):
     made, load = case(many, room=4), workload(many, 200, in_flight=24, new="12")
-    load = load.only(np.flatnonzero(load.asked == np.bincount(load.asked).argmax()))
+    load = load.only(np.flatnonzero(load.expert_index == np.bincount(load.expert_index).argmax()))
     one, two = serve(made, load, 1), serve(made, load, 2)
     assert two.switches == [1, 1]
     assert abs(two.placed.count(0) - two.placed.count(1)) < 0.3 * len(load)

@@ -16,7 +16,7 @@ from coterie.composition.composition import load_composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
-from coterie.plan.candidates import Goal, by_rule, by_rules, enough, load_of_experts, most_of, room_for, worst_of
+from coterie.plan.candidates import Goal, by_rule, by_rules, enough, load_of_experts, max_excess, room_for, worst_of
 from coterie.plan.capacity import state
 from coterie.plan.mix import mix_named
 from coterie.plan.outcome import tpots
@@ -102,7 +102,7 @@ def test_a_few_machines_more_than_experts_do_not_mix_them(opened, experts, rate)
     composition, models = opened
     wanted = replace(goal(rate, experts), slo=Slo(ttft_s=0.1, tpot_s=0.01))
     machine = Pricer(composition, models, DEMAND).machine(load_machine("toy-tiers")).of(np.arange(experts))
-    found = [max(most_of(machine, wanted, by_rule(machine, wanted, experts + more)).values()) for more in range(6)]
+    found = [max(max_excess(machine, wanted, by_rule(machine, wanted, experts + more)).values()) for more in range(6)]
     assert all(more <= found[0] * (1 + 1e-6) for more in found[1:])
 
 
@@ -133,7 +133,7 @@ def loaded(tmp_path_factory):
 
 
 def least_excess(machine, wanted, placements):
-    return min(max(most_of(machine, wanted, found).values()) for found in placements)
+    return min(max(max_excess(machine, wanted, found).values()) for found in placements)
 
 
 @pytest.mark.parametrize(("experts", "mix", "rate", "count"), WORSE)

@@ -139,9 +139,9 @@ def test_shared_steps_cost_less_and_the_more_so_the_fewer_adapters_are_in_them(o
     assert busy[OURS.name] < busy[APART.name]
     skewed = np.array([1.0, 295.0, *[1.0] * (COUNT - 1)])
     assert state(ours, DEMAND, skewed, 0.95).steps < busy[OURS.name]
-    added = [groups_of(ours, r).beside(np.full(2, 8.0)).steps.more_s[1] for r in (rates, skewed)]
+    added = [groups_of(ours, r).for_batches(np.full(2, 8.0)).steps.more_s[1] for r in (rates, skewed)]
     assert groups.steps.more_s[1] < added[1] < added[0]
-    one = groups.beside(np.full(2, 1.0)).steps.more_s[1] - groups.steps.more_s[1]
+    one = groups.for_batches(np.full(2, 1.0)).steps.more_s[1] - groups.steps.more_s[1]
     assert one == pytest.approx(groups.own_s[1] * (1 - 1 / COUNT), rel=2e-3)  # another one's, five times of six
 
 

@@ -85,7 +85,7 @@ def test_the_router_stays_and_is_never_evicted(many):
     # The warm-up brings it in once; every later move is an expert's.
     assert sum(name.startswith(ROUTER) for name in moved) == 0
     assert served.metrics.switches >= 12
-    assert served.made.router_bytes > 0
+    assert served.plan.router_bytes > 0
 
 
 def test_the_same_workload_gives_the_same_times(many):

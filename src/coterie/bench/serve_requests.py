@@ -89,7 +89,7 @@ def draw_round(
     """
     drawn = round_of(load, number, names)
     rng = np.random.default_rng([load.seed + number, WORDS_SEED])
-    models = [names[expert] for expert in drawn.asked.tolist()]
+    models = [names[expert] for expert in drawn.expert_index.tolist()]
     lengths = drawn.prompt_tokens.tolist()
     texts = [prompt(rng, tokens, count.get(model)) for model, tokens in zip(models, lengths, strict=True)]
     rest = drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight, drawn.ranks.tolist()

@@ -119,7 +119,7 @@ def planning(
     if json_:
         print_json(_report(found, asked, mix, promised, rows, in_all, limits))
         return
-    head = f"{found.name}: {len(found.names)} experts, {asked.said}, {promised}"
+    head = f"{found.name}: {len(found.names)} experts, {asked.description}, {promised}"
     print_plan(head, rows, checked, in_all, limits)
     if asked.assumes:
         out.print(asked.assumes, style="dim")
@@ -214,7 +214,7 @@ def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goa
 def _check_fields(said: Check | None) -> dict[str, Any]:
     if said is None:
         return {}
-    kept = {str(count): judged.kept for count, judged in sorted(said.judged.items())}
+    kept = {str(count): judged.attained for count, judged in sorted(said.judged.items())}
     return {"check": {"machines": said.machines, "agrees": said.agrees, "kept": kept}}
 
 

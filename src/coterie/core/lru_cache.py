@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class LruCache(Generic[T]):
-    """Keeps the `most` most recently used values. Two threads that miss on the same key may both compute its value."""
+    """Keeps the `limit` most recently used values. Two threads that miss on the same key may both compute it."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
+    def __init__(self, limit: int) -> None:
+        self._limit, self._lock = limit, threading.Lock()
         self._values: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -30,6 +30,6 @@ class LruCache(Generic[T]):
         with self._lock:
             kept = self._values.setdefault(key, made)
             self._values.move_to_end(key)
-            while len(self._values) > self._most:
+            while len(self._values) > self._limit:
                 self._values.popitem(last=False)
             return kept

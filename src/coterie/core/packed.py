@@ -115,10 +115,10 @@ def worth(codes: npt.NDArray[np.integer[Any]]) -> F32:
     return np.asarray(WORTH[codes], np.float32)
 
 
-def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
-    """Quantise activations as kernels do before a product with packed weights: integers up to `most`, in their groups.
+def rounded(values_TK: F32, dtype: DType, max_int: int) -> F32:
+    """Quantise activations as kernels do before a product with packed weights: integers up to `max_int`, by group.
 
-    scale = largest magnitude / most; q = x * (most / largest), rounded to nearest, ties to even; the result is
+    scale = largest magnitude / max_int; q = x * (max_int / largest), rounded to nearest, ties to even; the result is
     q * scale. A group with a value that is not finite becomes NaN.
 
     For Q4 and Q4Z, MAX_INT16 means MAX_SHARED and 12 bits: two weights share a byte, low + 16 * high, and the
@@ -131,22 +131,22 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
     that the rounding is unbiased on average.
     """
     T, K = values_TK.shape
-    group, shared = PACKED[dtype][1], most == MAX_INT16 and dtype in SHARED
-    most = MAX_SHARED if shared else most
+    group, shared = PACKED[dtype][1], max_int == MAX_INT16 and dtype in SHARED
+    max_int = MAX_SHARED if shared else max_int
     if dtype is DType.Q6:
-        group, most = BLOCK_Q6, MAX_ACTIVATION_Q6
+        group, max_int = BLOCK_Q6, MAX_ACTIVATION_Q6
     grouped = np.zeros((T, -(-K // group) * group), np.float32)
     grouped[:, :K] = values_TK
     grouped = grouped.reshape(T, grouped.shape[1] // group, group)
     largest = np.abs(grouped).max(axis=-1, keepdims=True)
     with np.errstate(all="ignore"):
-        steps = np.float32(most) / largest
+        steps = np.float32(max_int) / largest
         q = np.rint(grouped * np.where(np.isfinite(steps), steps, np.float32(0)))
         if shared:
             low, high = q[..., : group // 2], q[..., group // 2 :]
             high[:] = np.floor((high + 8) / 16) * 16
             low[:] = high / 16 + np.floor((low - high / 16 + 7) / 16) * 16
-        scales = np.where(np.isfinite(largest), largest / np.float32(most), np.float32(np.nan))
+        scales = np.where(np.isfinite(largest), largest / np.float32(max_int), np.float32(np.nan))
         return np.asarray((q * scales).reshape(T, grouped.shape[1] * group)[:, :K], np.float32)
 
 

@@ -10,9 +10,9 @@ from unicodedata import combining, normalize
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def first_few(names: Sequence[str], most: int = 3) -> str:
+def first_few(names: Sequence[str], limit: int = 3) -> str:
     """The first names, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def safe_name(text: str) -> str:

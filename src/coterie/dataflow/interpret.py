@@ -23,7 +23,7 @@ from coterie.dataflow.loops import Access, Tag
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.memory import KEY_BLOCK, depths
 from coterie.dataflow.traffic import border
-from coterie.dataflow.walk import EdgeKind, place_of
+from coterie.dataflow.walk import EdgeKind, dimension_of
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.reference import KvState, collective_results
@@ -65,7 +65,7 @@ class Interpreter:
         ]
         for nest, loop in zip(self.walk.nests, self.walk.loops, strict=True):
             sums = not loop or nest.loop(loop).tag is Tag.REDUCTION or nest.op.kind == "attention_grad"
-            if not nest.is_view and not sums and place_of(nest.writes[0], loop) is None:
+            if not nest.is_view and not sums and dimension_of(nest.writes[0], loop) is None:
                 fact = f"{nest.op.kind} walks loop {loop}, which its result has not, and does not sum over it"
                 raise UnsupportedError(f"{graph.name}: {nest.op.name}", fact, "walk its rows")
 
@@ -178,7 +178,7 @@ class _Socket:
             whole = self._all_of(at, access, channel)
             if channel is None and self.views.origins[access.value][0] < 0:
                 self.tally.enters(at, access, rows, found.get(access.by))
-            found[access.value] = part(whole, place_of(access, loop), rows, size)
+            found[access.value] = part(whole, dimension_of(access, loop), rows, size)
         return found
 
     def give(self, at: int, operands: Mapping[str, Array], made: Mapping[str, Array]) -> None:
@@ -188,10 +188,10 @@ class _Socket:
         pattern = operands.get(op.inputs[2]) if op.kind == "linear_dw" else None
         done: dict[str, Array] = {}
         for name, array in made.items():
-            if self.views.place(name) is None:
+            if self.views.dimension(name) is None:
                 self.sums[name] = self.sums[name] + array if tile else array
                 self.tally.grows(name, array, pattern, (tile == 0, last))
-            if self.views.place(name) is not None or last:
+            if self.views.dimension(name) is not None or last:
                 done[name] = self.sums.pop(name, array)
         for channel in self.out_of[at]:
             root, source, _ = self.views.origins.get(channel.name, (at, channel.name, True))

@@ -14,7 +14,7 @@ from coterie.dataflow.interpret_tiles import Array, Views
 from coterie.dataflow.loops import Access
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.traffic import SUM_BYTES
-from coterie.dataflow.walk import place_of
+from coterie.dataflow.walk import dimension_of
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.kv_cost import layer_bytes
 
@@ -64,9 +64,9 @@ class Tally:
         if value.density == 1.0:
             ends = [_size(value, whole) * row // size for row in rows]
             return ends[1] - ends[0]
-        place = place_of(access, loop) or 0
-        stride = whole.shape[place] // size
-        mine = np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=place)
+        dimension = dimension_of(access, loop) or 0
+        stride = whole.shape[dimension] // size
+        mine = np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=dimension)
         ends = [-(-whole.size // 8) * row // size for row in rows]
         return int(np.count_nonzero(mine)) * value.dtype.size_bytes + ends[1] - ends[0]
 
@@ -77,7 +77,7 @@ class Tally:
         if numbers is not None:
             width = value.dtype.row_bytes(trailing(value.shape))
             size = len(numbers) * width
-            return size if place_of(access, loop) is None else size * (rows[1] - rows[0]) // nest.loop(loop).size
+            return size if dimension_of(access, loop) is None else size * (rows[1] - rows[0]) // nest.loop(loop).size
         name = nest.op.inputs[0] if nest.is_view else access.value
         if (name, reader) in self.loaded:
             return 0

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from coterie.dataflow.walk import Walk, place_of
+from coterie.dataflow.walk import Walk, dimension_of
 from coterie.graph.ir import Graph
 from coterie.graph.reference import run_op
 from coterie.graph.step import KvState, Step
@@ -36,7 +36,7 @@ class Channel:
     whole: bool
     tokens: int
     tiles: deque[Array] = field(default_factory=deque)
-    most: int = 0
+    peak: int = 0
     put: int = 0
     taken: int = 0
 
@@ -54,7 +54,7 @@ class Channel:
         """Put a tile."""
         self.tiles.append(tile)
         self.put += 1
-        self.most = max(self.most, len(self.tiles))
+        self.peak = max(self.peak, len(self.tiles))
 
     def take(self) -> Array:
         """Take the next tile."""
@@ -69,15 +69,15 @@ class Channel:
         return tiles
 
 
-def part(whole: Array, place: int | None, rows: tuple[int, int], size: int) -> Array:
-    """The slice of an array that iterations [rows[0], rows[1]) of a loop of `size` see, walking along `place`.
+def part(whole: Array, dimension: int | None, rows: tuple[int, int], size: int) -> Array:
+    """The slice of an array that iterations [rows[0], rows[1]) of a loop of `size` see, walking along `dimension`.
 
     If several loops index that dimension, the walked one is the outermost.
     """
-    if place is None:
+    if dimension is None:
         return whole
-    stride = whole.shape[place] // size
-    return np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=place)
+    stride = whole.shape[dimension] // size
+    return np.take(whole, np.arange(rows[0] * stride, rows[1] * stride), axis=dimension)
 
 
 class Views:
@@ -107,13 +107,13 @@ class Views:
         """Concatenate the tiles of a value along the dimension that its op walks; a sum is a single tile."""
         if len(tiles) == 1:
             return tiles[0]
-        return np.concatenate(list(tiles), axis=self.place(name) or 0)
+        return np.concatenate(list(tiles), axis=self.dimension(name) or 0)
 
-    def place(self, name: str) -> int | None:
+    def dimension(self, name: str) -> int | None:
         """The dimension of a value along which its producer (for an input: its first reader) walks. None: a sum."""
         at = self.makers.get(name, -1)
         if at < 0:
             at = next(n for n in self.walk.readers(name) if not self.walk.nests[n].is_view)
         nest = self.walk.nests[at]
         access = next(access for access in (*nest.writes, *nest.reads) if access.value == name)
-        return place_of(access, self.walk.loops[at])
+        return dimension_of(access, self.walk.loops[at])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from coterie.core.scales import in_bf16
 from coterie.dataflow.loops import Nest
-from coterie.dataflow.walk import place_of
+from coterie.dataflow.walk import dimension_of
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import ROUNDING
 from coterie.graph.reference import run_op
@@ -76,9 +76,9 @@ def _plain(firing: Firing, op: Op | None = None, operands: Mapping[str, Array] |
     names = (name for name in (*op.inputs, *op.outputs) if name)
     values = {name: firing.graph.values[name] for name in names}
     for access in firing.nest.writes:
-        place, shape = place_of(access, firing.loop), list(values[access.value].shape)
-        if place is not None and isinstance(dim := shape[place], int):
-            shape[place] = dim * (firing.last - firing.first) // firing.size
+        dimension, shape = dimension_of(access, firing.loop), list(values[access.value].shape)
+        if dimension is not None and isinstance(dim := shape[dimension], int):
+            shape[dimension] = dim * (firing.last - firing.first) // firing.size
             values[access.value] = replace(values[access.value], shape=tuple(shape))
     known = dict(firing.operands if operands is None else operands)
     state = cast(KvState, firing.outside.state)  # may be None, but then no op uses it
@@ -106,7 +106,7 @@ def _sample(firing: Firing) -> dict[str, Array]:
 def _by_table(firing: Firing) -> dict[str, Array]:
     """Select the table's rows that belong to the tile; the table repeats."""
     table = firing.op.inputs[1]
-    if place_of(firing.nest.writes[0], firing.loop) != 0:
+    if dimension_of(firing.nest.writes[0], firing.loop) != 0:
         return _plain(firing)
     rows = np.arange(firing.first, firing.last) % len(firing.operands[table])
     return _plain(firing, operands={**firing.operands, table: firing.operands[table][rows]})
@@ -120,7 +120,7 @@ def _mean_slope(firing: Firing) -> dict[str, Array]:
 
 def _put_rows(firing: Firing) -> dict[str, Array]:
     x, rows = firing.operand(0), firing.operand(1)
-    if place_of(firing.nest.writes[0], firing.loop) != 0:
+    if dimension_of(firing.nest.writes[0], firing.loop) != 0:
         first, last = 0, len(firing.outside.values["positions"])
     else:
         first, last = firing.first, firing.last
@@ -156,7 +156,7 @@ class _Running:
     scale: np.float32
     cap: float
     rounds: bool
-    most: Array
+    maximum: Array
     total: Array
     result: Array
 
@@ -177,23 +177,23 @@ class _Running:
     def add(self, keys: Array, held: Array, bias: Array) -> None:
         """Accumulate a block of keys and values."""
         scores = self.scores(keys, bias)
-        higher = np.maximum(self.most, scores.max(axis=-1))
-        fade, p = np.exp(self.most - higher), np.exp(scores - higher[..., None])
+        higher = np.maximum(self.maximum, scores.max(axis=-1))
+        fade, p = np.exp(self.maximum - higher), np.exp(scores - higher[..., None])
         p = in_bf16(p) if self.rounds else p
         self.total = self.total * fade + p.sum(axis=-1)
         self.result = self.result * fade[..., None] + np.einsum("gths,gshc->gthc", p, held)
-        self.most = higher
+        self.maximum = higher
 
     def sink(self, scores: Array) -> None:
         """Accumulate attention sinks: an extra score per head that has no value."""
-        higher = np.maximum(self.most, scores)
-        fade = np.exp(self.most - higher)
+        higher = np.maximum(self.maximum, scores)
+        fade = np.exp(self.maximum - higher)
         self.total, self.result = self.total * fade + np.exp(scores - higher), self.result * fade[..., None]
-        self.most = higher
+        self.maximum = higher
 
     def shares(self, keys: Array, bias: Array) -> Array:
         """The softmax of a block, once all keys were accumulated."""
-        return np.asarray(np.exp(self.scores(keys, bias) - self.most[..., None]) / self.total[..., None], np.float32)
+        return np.asarray(np.exp(self.scores(keys, bias) - self.maximum[..., None]) / self.total[..., None], np.float32)
 
     @property
     def mixed(self) -> Array:

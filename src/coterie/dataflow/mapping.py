@@ -24,7 +24,7 @@ from coterie.dataflow.share import simulate_shared
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.stage_rows import stages_of
 from coterie.dataflow.stream import Network, first_s, steady_s
-from coterie.dataflow.traffic import Flow, Stream, again_bytes, flows_of, section_cost, streams_of
+from coterie.dataflow.traffic import Flow, Stream, extra_bytes, flows_of, section_cost, streams_of
 from coterie.dataflow.walk import Walk, walk
 from coterie.graph.cost import Cost
 from coterie.graph.ir import Graph, Op
@@ -71,7 +71,7 @@ class Mapped:
     @property
     def memory_bytes(self) -> int:
         """Off-chip bytes per pass: the section's cost, plus repeated reads of streamed values."""
-        again = (again_bytes(s, self.stages[s.stage], self.tiles) for s in self.streams if s.value in self.streamed)
+        again = (extra_bytes(s, self.stages[s.stage], self.tiles) for s in self.streams if s.value in self.streamed)
         return self.cost.total_bytes + sum(again)
 
     @property
@@ -225,7 +225,7 @@ def _with_tiles(base: Mapped, tiles: int) -> Mapped | Misfit:
     streamed: frozenset[str] = frozenset()
     heavy = [s for s in base.streams if (s.kind in ("weight", "kv_read") or s.sum_bytes) and s.size_bytes]
     # Popped from the end: stream first what costs the least extra traffic per byte saved; the largest on ties.
-    heavy.sort(key=lambda s: (-again_bytes(s, stages[s.stage], tiles) / s.held_bytes, s.held_bytes))
+    heavy.sort(key=lambda s: (-extra_bytes(s, stages[s.stage], tiles) / s.held_bytes, s.held_bytes))
     while True:
         held = held_buffers(stages, base.streams, streamed, tiles, given.splits, rates, chip.grid)
         buffers = (*tile_buffers, *held)

@@ -24,8 +24,8 @@ def best_cut(count: int, pairs: Sequence[tuple[int, int]], cost: Cost) -> tuple[
     return _cheapest(sets if sets is not None else [(1 << n) - 1 for n in range(count + 1)], cost)
 
 
-def down_sets(count: int, pairs: Sequence[tuple[int, int]], most: int) -> list[int] | None:
-    """All down-sets by size, as masks; None if there are more than `most`."""
+def down_sets(count: int, pairs: Sequence[tuple[int, int]], limit: int) -> list[int] | None:
+    """All down-sets by size, as masks; None if there are more than `limit`."""
     needs = [0] * count
     for src, dst in pairs:
         needs[dst] |= 1 << src
@@ -35,7 +35,7 @@ def down_sets(count: int, pairs: Sequence[tuple[int, int]], most: int) -> list[i
             done | 1 << op for done in level for op in range(count) if not done >> op & 1 and needs[op] & ~done == 0
         }
         found += sorted(grown)
-        if len(found) > most:
+        if len(found) > limit:
             return None
         level = grown
     return found

@@ -23,8 +23,8 @@ class SectionPrice:
     """Time of the slowest stage, fill and drain, off-chip bytes and exchanges, for one socket.
 
     The section takes `max(compute_s + fill_s, bytes / bandwidth, exchange_s)`, plus `waits_s` for stalls of its tile
-    streams (L2 - L1): full FIFOs, shared bandwidth, order of transfers. `again_s`: its time when it repeats the section
-    before it in a loop. `configured`: share of the PCUs that its program configures.
+    streams (L2 - L1): full FIFOs, shared bandwidth, order of transfers. `repeat_s`: its time when it repeats the
+    section before it in a loop. `configured`: share of the PCUs that its program configures.
     """
 
     compute_s: float
@@ -32,7 +32,7 @@ class SectionPrice:
     memory_bytes: int
     exchange_s: float
     waits_s: float
-    again_s: float
+    repeat_s: float
     configured: float
 
 

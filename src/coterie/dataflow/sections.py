@@ -61,8 +61,8 @@ class Sections:
         total = 0.0
         for which, count in self.calls:
             part = self.mapped[which]
-            again_s = part.interval_s if looping else part.chip.start_s(0.0) + part.work_s
-            total += part.l1_s + (count - 1) * again_s
+            repeat_s = part.interval_s if looping else part.chip.start_s(0.0) + part.work_s
+            total += part.l1_s + (count - 1) * repeat_s
         return total
 
     @property

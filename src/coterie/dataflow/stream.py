@@ -196,7 +196,7 @@ def _heads(network: Network) -> list[float]:
     return head
 
 
-def hop_depths(pairs: Sequence[tuple[int, int]], actors: int, least: int = 2) -> list[int]:
+def hop_depths(pairs: Sequence[tuple[int, int]], actors: int, minimum: int = 2) -> list[int]:
     """Depth of each edge (src, dst) such that no short path throttles a longer parallel one.
 
     An edge parallel to a path of h hops must hold h tokens: h - 1 tiles are on that path while one waits.
@@ -208,5 +208,5 @@ def hop_depths(pairs: Sequence[tuple[int, int]], actors: int, least: int = 2) ->
         for a, b in sorted(pairs):
             if longest[a] >= 0:
                 longest[b] = max(longest[b], longest[a] + 1)
-        depths.append(max(least, longest[dst]))
+        depths.append(max(minimum, longest[dst]))
     return depths

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes
 from coterie.dataflow.stage import Stage
-from coterie.dataflow.walk import EdgeKind, Walk, place_of
+from coterie.dataflow.walk import EdgeKind, Walk, dimension_of
 from coterie.graph.cost import Cost, input_bytes, ops_cost
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, kv_bytes, layer_bytes
@@ -138,8 +138,8 @@ def _part_of(walk: Walk, at: int, name: str) -> int | None:
     """The dimension along which an op's tiles read a value; -1 for gathered rows; None if each tile needs all of it."""
     loop, nest = walk.loops[at], walk.nests[at]
     access = next(access for access in nest.reads if access.value == name)
-    by = next((place_of(a, loop) for a in nest.reads if a.value == access.by), None) if access.by else None
-    return place_of(access, loop) if by is None else -1
+    by = next((dimension_of(a, loop) for a in nest.reads if a.value == access.by), None) if access.by else None
+    return dimension_of(access, loop) if by is None else -1
 
 
 def _may_be_kept(value: Value) -> bool:
@@ -150,7 +150,7 @@ def _sum_bytes(graph: Graph, walk: Walk, name: str, sizes: Sizes) -> int:
     """Bytes of the float32 accumulators of a value that is a sum over tiles, else 0."""
     at, source, _ = walk.origin(name)
     written = [access for access in walk.nests[at].writes if access.value == source] if at >= 0 else []
-    summed = any(place_of(access, walk.loops[at]) is None for access in written)
+    summed = any(dimension_of(access, walk.loops[at]) is None for access in written)
     return SUM_BYTES * elements(graph.values[source], sizes) if summed else 0
 
 
@@ -170,7 +170,7 @@ def streamed_bytes(stream: Stream, stage: Stage, tiles: int) -> tuple[int, ...]:
     return (seen[0] + max(0, stream.size_bytes - sum(seen)), *seen[1:])
 
 
-def again_bytes(stream: Stream, stage: Stage, tiles: int) -> int:
+def extra_bytes(stream: Stream, stage: Stage, tiles: int) -> int:
     """Extra bytes moved because a value is streamed instead of kept on chip."""
     return sum(streamed_bytes(stream, stage, tiles)) - stream.size_bytes
 

@@ -73,11 +73,11 @@ class Walk:
         nest = self.nests[at]
         if not nest.is_view:
             access = next(access for access in nest.writes if access.value == name)
-            return at, name, place_of(access, self.loops[at]) is not None
+            return at, name, dimension_of(access, self.loops[at]) is not None
         source = nest.reads[0].value
         root, value, passes = self.origin(source)
         kinds = [edge.kind for edge in self.edges if edge.dst == at and edge.value == source]
-        walks_on = place_of(nest.writes[0], self.loops[at]) is not None
+        walks_on = dimension_of(nest.writes[0], self.loops[at]) is not None
         return root, value, passes and walks_on and all(kind is EdgeKind.STREAM for kind in kinds)
 
     def tiles_of(self, op: int) -> int:
@@ -115,7 +115,7 @@ def _unlike(found: Walk) -> int:
     for reader, loop, phase in zip(found.nests, found.loops, found.phases, strict=True):
         for access in reader.reads:
             if access.value not in made:
-                places.setdefault((access.value, phase), set()).add(place_of(access, loop))
+                places.setdefault((access.value, phase), set()).add(dimension_of(access, loop))
     return sum(len(each) - 1 for each in places.values())
 
 
@@ -130,9 +130,9 @@ def _follow(nests: tuple[Nest, ...], seed: str) -> Walk:
         if loop is None:
             loop = seed if at == 0 else _beside(reader, read) or _outermost(reader)
         for access in reader.reads:
-            place = place_of(access, loop)
-            if place is not None:
-                read.setdefault(access.value, place)
+            dimension = dimension_of(access, loop)
+            if dimension is not None:
+                read.setdefault(access.value, dimension)
         loops.append(loop)
         phases.append(phase)
         edges += found
@@ -174,7 +174,7 @@ def _wait(found: Walk, at: int) -> Walk | None:
     shared = {access.value for n, other in enumerate(found.nests) if n != at for access in other.reads}
     held = {edge.value for edge in ins if edge.kind is EdgeKind.STREAM} - rest
     made = {access.value for other in found.nests for access in other.writes}
-    held |= {a.value for a in nest.reads if a.value in shared - made and place_of(a, loop) is not None}
+    held |= {a.value for a in nest.reads if a.value in shared - made and dimension_of(a, loop) is not None}
     sizes = {access.value: nest.elements(access) for access in nest.reads}
     saved = sum(nest.elements(written[name]) for name in {edge.value for edge in now})
     if sum(sizes[name] for name in held) >= saved:
@@ -192,7 +192,7 @@ def _moved(found: Walk, edge: Edge, at: int, now: Sequence[Edge]) -> Edge:
     writer, reader = found.nests[at], found.nests[edge.dst]
     ends = (access for access in (*writer.writes, *reader.reads) if access.value == edge.value)
     places = {
-        place_of(access, loop) for access, loop in zip(ends, (found.loops[at], found.loops[edge.dst]), strict=True)
+        dimension_of(access, loop) for access, loop in zip(ends, (found.loops[at], found.loops[edge.dst]), strict=True)
     }
     return replace(edge, kind=EdgeKind.STREAM, transposed=len(places) > 1, reason="it is made when its reader walks")
 
@@ -229,7 +229,7 @@ def _enter(
         src, written = made[access.value]
         kind = EdgeKind.STREAM if streams and i in current else EdgeKind.FULL
         kind = EdgeKind.BARRIER if access.value in numbers else kind
-        turned = kind is EdgeKind.STREAM and place_of(written, loops[src]) != place_of(access, chosen or "")
+        turned = kind is EdgeKind.STREAM and dimension_of(written, loops[src]) != dimension_of(access, chosen or "")
         reason = (
             reasons[i]
             if i not in along or along[i] != chosen or kind is not EdgeKind.FULL
@@ -241,10 +241,10 @@ def _enter(
 
 def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Access) -> tuple[str, str]:
     """The reader's loop that corresponds to the producer's walked loop, or "" if it cannot stream; and the reason."""
-    place = place_of(written, walked)
-    if place is None:
+    dimension = dimension_of(written, walked)
+    if dimension is None:
         return "", f"{src.op.kind} reduces over the walked loop: its result is complete after the last tile"
-    index = access.index[place] if place < len(access.index) else ()
+    index = access.index[dimension] if dimension < len(access.index) else ()
     if index == GATHER:
         return "", f"{reader.op.kind} takes its rows by number, in any order"
     if not index or (len(index) > 1 and reader.loop(index[0]).size == 1):
@@ -258,7 +258,7 @@ def _loop_of(src: Nest, written: Access, walked: str, reader: Nest, access: Acce
     return loop.name, how
 
 
-def place_of(access: Access, loop: str) -> int | None:
+def dimension_of(access: Access, loop: str) -> int | None:
     """The dimension of which a loop is the outermost index; None if there is none."""
     return next((i for i, index in enumerate(access.index) if index[:1] == (loop,)), None) if loop else None
 
@@ -286,4 +286,4 @@ def _outermost(reader: Nest) -> str:
 def _walkable(nest: Nest) -> list[str]:
     """Loops that can be walked so that each tile completes a part of the result."""
     loops = (loop.name for loop in nest.loops if loop.tag is not Tag.REDUCTION)
-    return [name for name in loops if place_of(nest.writes[0], name) is not None]
+    return [name for name in loops if dimension_of(nest.writes[0], name) is not None]

@@ -17,7 +17,7 @@ from coterie.engine.assembly import Parts, Settings, limits_of, page_bytes, serv
 from coterie.engine.bases import folder_of
 from coterie.engine.served import Base
 from coterie.graph.compile import compile_graph
-from coterie.memory.pins import places_beside
+from coterie.memory.pins import offsets_if_added
 from coterie.memory.slab import round_up
 from coterie.memory.split import side_of
 from coterie.models.model import Model
@@ -39,7 +39,7 @@ def add_expert(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
         other for other in models if side_of(parts.all_weights, other) is cache and control.may_need_memory(other)
     ]
     sizes = {other: models[other].layout.size_bytes for other in sharing}
-    places = places_beside(cache, name, sizes | {name: model.layout.size_bytes})
+    places = offsets_if_added(cache, name, sizes | {name: model.layout.size_bytes})
     exe = _program(parts, models, name, model, settings)
     if name in parts.served:
         control.unload(name)

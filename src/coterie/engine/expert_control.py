@@ -21,7 +21,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.served import ServedExpert, served_as
 from coterie.engine.view import READY, Fetch, Residence, View
-from coterie.memory.pins import check_room, places_with
+from coterie.memory.pins import check_room, offsets_if_pinned
 from coterie.memory.split import Cache, side_of, stays
 
 LoadCallback: TypeAlias = Callable[[CoterieError | None], None]
@@ -87,7 +87,8 @@ class ExpertControl:
         cache = side_of(self._cache, expert_id)
         same = {n: e.layout.size_bytes for n, e in self._experts.items() if side_of(self._cache, n) is cache}
         cache.pin(
-            expert_id, places_with(cache, expert_id, {n: size for n, size in same.items() if self.may_need_memory(n)})
+            expert_id,
+            offsets_if_pinned(cache, expert_id, {n: size for n, size in same.items() if self.may_need_memory(n)}),
         )
         self._log.add("pin", expert_id)
 

@@ -106,13 +106,13 @@ class ExpertCache:
         """Declare the event of a `hold` finished, which saves the next poll from querying it."""
         self._near.release(expert_id, event)
 
-    def pin(self, expert_id: str, places: Mapping[str, int] | None = None) -> None:
+    def pin(self, expert_id: str, offsets: Mapping[str, int] | None = None) -> None:
         """Never evict this expert from the run tier until `unpin`; if it is not resident, from when it becomes so.
 
-        `places`: fixed offsets, by expert, at which pinned experts will be loaded.
+        `offsets`: fixed offsets, by expert, at which pinned experts will be loaded.
         """
         pins = self._victims.pins
-        self._victims.pins = {**pins, expert_id: pins.get(expert_id), **(places or {})}
+        self._victims.pins = {**pins, expert_id: pins.get(expert_id), **(offsets or {})}
         self._changes.count += 1
 
     def unpin(self, expert_id: str) -> None:
@@ -216,8 +216,8 @@ class ExpertCache:
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
                 self._decide("evict", entry.expert_id, ledger.tier)
         self.uses.known(expert_id)
-        place = self._victims.place
-        new = [ledger.admit(expert_id, layout, place(ledger, expert_id)) for ledger in self._ledgers[:depth]]
+        offset_of = self._victims.offset_of
+        new = [ledger.admit(expert_id, layout, offset_of(ledger, expert_id)) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
         if depth == 1 and (below is None or not below.arrivals):
             new[0].early = early_rows(layout, rows)

@@ -126,7 +126,7 @@ def policy_of(evict: str | Policy) -> Policy:
     return EVICTION[evict]
 
 
-def whole_place(entries: Sequence[Entry], offset: int, need_bytes: int) -> Window:
+def overlapping(entries: Sequence[Entry], offset: int, need_bytes: int) -> Window:
     """Every entry that overlaps [offset, offset + need_bytes): victims for an expert with a fixed offset.
 
     Raises HoleError if any of them is busy (waiting helps) or pinned (it does not).

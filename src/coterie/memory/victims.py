@@ -13,7 +13,7 @@ from coterie.checkpoint.layout import Layout
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Event
-from coterie.memory.evict import Entry, HoleError, Policy, Window, whole_place
+from coterie.memory.evict import Entry, HoleError, Policy, Window, overlapping
 from coterie.memory.slab import round_up
 from coterie.memory.tiers import TierLedger
 from coterie.memory.uses import Uses
@@ -46,10 +46,10 @@ class Victims:
         """The copies to evict from a tier so that this layout fits. Raises Busy or CapacityError."""
         kept = protected | self.pins.keys() if ledger is self._near else protected
         entries = self._entries(ledger, kept)
-        need, place = round_up(layout.size_bytes), self.place(ledger, expert_id)
+        need, offset = round_up(layout.size_bytes), self.offset_of(ledger, expert_id)
         try:
-            if place is not None:
-                return whole_place(entries, place, need)
+            if offset is not None:
+                return overlapping(entries, offset, need)
             return self._policy(entries, ledger.capacity_bytes, need, self._uses.acquires)
         except HoleError as hole:
             if hole.waiting_helps:
@@ -59,7 +59,7 @@ class Victims:
             budget = "--near" if ledger is self._near else f"the budget of {ledger.tier}"
             raise _never_fits(expert_id, ledger, hole, budget, in_the_way) from hole
 
-    def place(self, ledger: TierLedger, expert_id: str) -> int | None:
+    def offset_of(self, ledger: TierLedger, expert_id: str) -> int | None:
         """The offset reserved for an expert in a tier, or None."""
         return self.pins.get(expert_id) if ledger is self._near else None
 

@@ -51,7 +51,7 @@ def room_for(machine: Machine, goal: Goal) -> int:
 def by_rule(machine: Machine, goal: Goal, count: int) -> Placement:
     """The candidate placement that stays furthest from the limits."""
     return min(
-        by_rules(machine, goal, count, grown=True), key=lambda found: max(most_of(machine, goal, found).values())
+        by_rules(machine, goal, count, grown=True), key=lambda found: max(max_excess(machine, goal, found).values())
     )
 
 
@@ -91,7 +91,7 @@ def enough(machine: Machine, goal: Goal, count: int, grown: bool = False) -> boo
 
 def keeps(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> bool:
     """Whether the most loaded machines meet the SLO; stops at the first that does not."""
-    return all(found.kept(goal.slo) for _, found in busy_states(machine, goal, placement, rate))
+    return all(found.meets(goal.slo) for _, found in busy_states(machine, goal, placement, rate))
 
 
 def worst_of(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> State:
@@ -105,7 +105,7 @@ def nearest(machine: Machine, goal: Goal, placement: Placement, rate: float | No
     return max(states, key=lambda found: max(found[1].excess(goal.slo).values()))
 
 
-def most_of(machine: Machine, goal: Goal, placement: Placement) -> dict[str, float]:
+def max_excess(machine: Machine, goal: Goal, placement: Placement) -> dict[str, float]:
     """For each limit, the largest ratio of value to limit over the machines."""
     found = [busy.excess(goal.slo) for _, busy in busy_states(machine, goal, placement)]
     return {name: max(excess[name] for excess in found) for name in found[0]}

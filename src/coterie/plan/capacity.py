@@ -46,7 +46,7 @@ class State:
         found |= {name: value / limit for name, (value, limit) in limits.items() if limit < math.inf}
         return found
 
-    def kept(self, slo: Slo) -> bool:
+    def meets(self, slo: Slo) -> bool:
         """True if no limit is exceeded."""
         return all(factor <= 1 for factor in self.excess(slo).values())
 
@@ -93,7 +93,9 @@ def _balanced(machine: Machine, demand: Demand, rates: F64) -> tuple[Groups, flo
     groups = first = groups_of(machine, rates)
     busy, stretch = _balance(machine, demand, groups)
     for _ in range(2 if first.shared else 0):
-        groups = first.beside(_batches(groups.steps, demand.new_tokens, first.rates, stretch, demand.policy.max_batch))
+        groups = first.for_batches(
+            _batches(groups.steps, demand.new_tokens, first.rates, stretch, demand.policy.max_batch)
+        )
         busy, stretch = _balance(machine, demand, groups)
     return groups, busy, stretch
 

@@ -35,14 +35,14 @@ TRIES = 20  # maximal number of counts to simulate
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The simulated outcome for one number of machines. `kept`: share of requests that met the SLO.
+    """The simulated outcome for one number of machines. `attained`: share of requests that met the SLO.
 
     Times in `state` are quantiles at the SLO's share of all requests; `steps` and `link` are those of the machine that
     is busiest by either; `bound`: its bottleneck, in words.
     """
 
     placement: Placement
-    kept: float
+    attained: float
     state: State
     bound: str
 
@@ -70,9 +70,9 @@ class Check:
 
 
 def check(
-    case: Case, workload: Workload, slo: Slo, planned: int, least: int, placed: Callable[[int], Placement]
+    case: Case, workload: Workload, slo: Slo, planned: int, minimum: int, placed: Callable[[int], Placement]
 ) -> Check:
-    """Simulate the planned count and others, at least `least`, until the smallest sufficient one is known.
+    """Simulate the planned count and others, at least `minimum`, until the smallest sufficient one is known.
 
     `placed`: the placement for a count. Raises UsageError if that takes more than TRIES simulations.
     """
@@ -83,14 +83,14 @@ def check(
             if len(judged) == TRIES:
                 raise _unknown(judged)
             judged[count] = judge(case, workload, slo, placed(count))
-        return judged[count].kept >= slo.share
+        return judged[count].attained >= slo.share
 
-    fails, enough, step = least - 1, planned, 1
+    fails, enough, step = minimum - 1, planned, 1
     while not keeps(enough):
         fails, enough, step = enough, enough + step, 2 * step
     while enough - fails > 1:
         step = max(1, planned - enough)
-        count = (enough + fails) // 2 if fails in judged else max(enough - step, least)
+        count = (enough + fails) // 2 if fails in judged else max(enough - step, minimum)
         if keeps(count):
             enough = count
         else:
@@ -99,7 +99,7 @@ def check(
 
 
 def _unknown(judged: dict[int, Judged]) -> UsageError:
-    tried = ", ".join(f"{n} keep it for {judged[n].kept:.1%}" for n in sorted(judged))
+    tried = ", ".join(f"{n} keep it for {judged[n].attained:.1%}" for n in sorted(judged))
     fact = f"after {TRIES} counts of machines the smallest that meets the SLO is not known: {tried}"
     return UsageError("--check", fact, "relax --slo, or leave out --check")
 
@@ -123,7 +123,7 @@ def judge(case: Case, workload: Workload, slo: Slo, placement: Placement) -> Jud
         hit_rate=float(np.concatenate([run.hit for run in runs]).mean()),
         switches_per_s=busiest.metrics.switches / busiest.elapsed_s,
     )
-    return Judged(placement, float(slo.kept(first_s, tpot_s, last_s).mean()), state, busiest.use.bound)
+    return Judged(placement, float(slo.met_by(first_s, tpot_s, last_s).mean()), state, busiest.use.bound)
 
 
 def _occupied(run: Served) -> tuple[float, float]:
@@ -141,9 +141,9 @@ FARTHEST = 16.0  # the load is scaled by up to this factor, up or down, to make 
 HALVINGS = 8
 
 
-def follow(answer: Answer, said: Check, composition: Composition, models: Mapping[str, Model], goal: Goal) -> Answer:
+def follow(answer: Answer, result: Check, composition: Composition, models: Mapping[str, Model], goal: Goal) -> Answer:
     """Update an answer with the simulation's results; the formulas' count stays in `estimate`."""
-    machine, count, found = answer.machine, said.machines, said.found
+    machine, count, found = answer.machine, result.machines, result.found
     if count != answer.estimate:
         load = matching_load(machine, goal, count)
         curve = curve_over(machine, replace(goal, rate=goal.rate * (load or 1.0)))
@@ -154,7 +154,7 @@ def follow(answer: Answer, said: Check, composition: Composition, models: Mappin
             curve=tuple((e, count if load is None and e == len(goal.shares) else n) for e, n in curve),
             curve_load=load or 1.0,
         )
-    return replace(answer, placement=found.placement, worst=found.state, bound=_bound(machine, goal, said))
+    return replace(answer, placement=found.placement, worst=found.state, bound=_bound(machine, goal, result))
 
 
 def matching_load(machine: Machine, goal: Goal, count: int) -> float | None:
@@ -178,8 +178,8 @@ def matching_load(machine: Machine, goal: Goal, count: int) -> float | None:
     return found
 
 
-def _bound(machine: Machine, goal: Goal, said: Check) -> str:
-    other = said.judged.get(max(said.machines - 1, 1))
-    if other is not None and said.machines > 1 and max(other.state.excess(goal.slo).values()) <= 1:
-        return f"the limits together: {said.machines - 1} keep them for {other.kept:.1%} of the requests"
-    return bound_by(machine, goal, said.machines, other.state if other else None, other.bound if other else "")
+def _bound(machine: Machine, goal: Goal, result: Check) -> str:
+    other = result.judged.get(max(result.machines - 1, 1))
+    if other is not None and result.machines > 1 and max(other.state.excess(goal.slo).values()) <= 1:
+        return f"the limits together: {result.machines - 1} keep them for {other.attained:.1%} of the requests"
+    return bound_by(machine, goal, result.machines, other.state if other else None, other.bound if other else "")

@@ -24,14 +24,14 @@ BUSY_S = 60.0  # a file's peak rate is taken over windows of this length
 class OfferedLoad:
     """Each expert's share of the requests, requests per second, mean tokens of prompts and answers.
 
-    `said`: the load's origin, in words. `requests`: the workload that a check simulates, at `rate`.
+    `description`: the load's origin, in words. `requests`: the workload that a check simulates, at `rate`.
     """
 
     shares: F64
     rate: float
     prompt_tokens: float
     new_tokens: float
-    said: str
+    description: str
     requests: Workload
 
     @property
@@ -43,20 +43,22 @@ class OfferedLoad:
         best = f"those of priority {ranks.min()}, who go first"
         return f"the formulas apply the SLO to all requests, as if they had one priority, and --check to {best}"
 
-    def of(self, numbers: Sequence[int], names: Sequence[str], most: int) -> Workload:
-        """The first `most` requests to these experts, which are renumbered from 0 and called `names`."""
-        places = np.full(len(self.shares), -1)
-        places[list(numbers)] = np.arange(len(numbers))
-        mine = np.flatnonzero(places[self.requests.asked] >= 0)[:most]
+    def of(self, numbers: Sequence[int], names: Sequence[str], limit: int) -> Workload:
+        """The first `limit` requests to these experts, which are renumbered from 0 and called `names`."""
+        positions = np.full(len(self.shares), -1)
+        positions[list(numbers)] = np.arange(len(numbers))
+        mine = np.flatnonzero(positions[self.requests.expert_index] >= 0)[:limit]
         part = self.requests.only(mine)
-        return replace(part, names=tuple(names), asked=places[part.asked])
+        return replace(part, names=tuple(names), expert_index=positions[part.expert_index])
 
 
 def from_options(load: Load, names: Sequence[str]) -> OfferedLoad:
     """The load given by options; `load` must have a rate."""
     shares = load.mix.shares(len(names), load.seed)
-    said = f"{load.rate:g} requests/s, mix {load.mix.text}"
-    return OfferedLoad(shares, load.rate or 0.0, load.prompt.mean, load.new.mean, said, make_workload(load, names))
+    description = f"{load.rate:g} requests/s, mix {load.mix.text}"
+    return OfferedLoad(
+        shares, load.rate or 0.0, load.prompt.mean, load.new.mean, description, make_workload(load, names)
+    )
 
 
 def from_file(workload: Workload, rate: float | None) -> OfferedLoad:
@@ -68,11 +70,13 @@ def from_file(workload: Workload, rate: float | None) -> OfferedLoad:
     if rate is None and not own:
         fact = f"its {len(workload)} requests come at one time"
         raise UsageError("--workload", fact, "give --rate, or a file with the times of its requests")
-    shares = np.bincount(workload.asked, minlength=len(workload.names)) / len(workload)
+    shares = np.bincount(workload.expert_index, minlength=len(workload.names)) / len(workload)
     means = float(workload.prompt_tokens.mean()), float(workload.new_tokens.mean())
-    said = f"{rate or own:.3g} requests/s{'' if rate else ', those of its busiest minute'}, {len(workload)} of a file"
+    description = (
+        f"{rate or own:.3g} requests/s{'' if rate else ', those of its busiest minute'}, {len(workload)} of a file"
+    )
     stretched = replace(workload, at_s=workload.at_s * (own / rate)) if rate and own else workload
-    return OfferedLoad(shares, rate or own, *means, said, stretched)
+    return OfferedLoad(shares, rate or own, *means, description, stretched)
 
 
 def busiest_rate(at_s: F64) -> float:

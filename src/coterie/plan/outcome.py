@@ -25,7 +25,7 @@ def outcome(
 
     A time that does not apply is None: TPOT if all answers have one token, switch time without switches.
     """
-    metrics, made, use, count = served.metrics, served.made, served.use, len(workload)
+    metrics, made, use, count = served.metrics, served.plan, served.use, len(workload)
     tpot_s = tpots(workload, served)
     row: dict[str, Any] = {
         "machine": name,
@@ -63,7 +63,7 @@ def outcome(
         }
     if slo is not None:
         first = workload.ranks == workload.ranks.min()  # the SLO applies to requests of the best priority
-        kept = float(slo.kept(served.first_s, tpot_s, served.last_s)[first].mean())
+        kept = float(slo.met_by(served.first_s, tpot_s, served.last_s)[first].mean())
         row |= {"slo": str(slo), "slo_kept": kept, "slo_met": kept >= slo.share}
     return row
 
@@ -76,7 +76,7 @@ def tpots(workload: Workload, served: Served) -> F64:
 
 def footprint(served: Served) -> dict[str, Any]:
     """Memory in bytes: demand of the experts, and the split of the run tier."""
-    made = served.made
+    made = served.plan
     tier = made.spec.tier(made.spec.run_tier)
     return {
         "experts": len(made.expert_bytes),

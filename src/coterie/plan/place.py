@@ -88,7 +88,7 @@ class Placement:
         """The indices of each machine's requests; an expert's requests are interleaved over its machines by share."""
         at = np.zeros(len(workload), dtype=np.int64)
         for expert in range(len(self.share)):
-            mine = np.flatnonzero(workload.asked == expert)
+            mine = np.flatnonzero(workload.expert_index == expert)
             ends = np.cumsum(self.share[expert])
             # A low-discrepancy sequence on [0, 1): multiples of the golden ratio's fractional part.
             even = (0.5 + np.arange(len(mine)) * 0.6180339887498949) % 1.0 * ends[-1]

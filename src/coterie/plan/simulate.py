@@ -89,13 +89,13 @@ class Served:
     warm_up_s: float
     metrics: Metrics
     use: Use
-    made: Plan
+    plan: Plan
     decisions: Collection[tuple[str | int, ...]]
     trace: Trace | None = None
 
 
-def simulate(case: Case, workload: Workload, tell: Callable[[int], None] | None = None) -> Served:
-    """Serve a workload to its end; `tell` is called from time to time with the number of finished requests.
+def simulate(case: Case, workload: Workload, on_progress: Callable[[int], None] | None = None) -> Served:
+    """Serve a workload to its end; `on_progress` is called from time to time with the number of finished requests.
 
     Raises CapacityError if something does not fit, UsageError for an invalid workload.
     """
@@ -105,10 +105,10 @@ def simulate(case: Case, workload: Workload, tell: Callable[[int], None] | None 
         made = plan(case.models, case.spec, settings)
         _check_home(made)
         parts = wire(case.models, made, settings, device)
-        warm_up_s = warm_up(parts, case.models, _least_asked_first(case.models, workload))
+        warm_up_s = warm_up(parts, case.models, _least_requested_first(case.models, workload))
         before, run = used(device), _Run(parts, case, workload)
         with _no_search_for_cycles():
-            run.to_the_end(tell)
+            run.to_the_end(on_progress)
         return Served(
             routed_s=run.routed_s,
             first_s=run.first_s,
@@ -118,7 +118,7 @@ def simulate(case: Case, workload: Workload, tell: Callable[[int], None] | None 
             warm_up_s=warm_up_s,
             metrics=parts.engine.metrics,
             use=used(device).since(before),
-            made=made,
+            plan=made,
             decisions=parts.engine.decisions,
             trace=parts.trace() if case.record else None,
         )
@@ -201,12 +201,12 @@ def _check_home(made: Plan) -> None:
         raise CapacityError(f"{made.spec.name}: {home.name}", "all experts", demand, home.capacity_bytes, levers)
 
 
-def _least_asked_first(models: Mapping[str, Model], workload: Workload) -> list[str]:
+def _least_requested_first(models: Mapping[str, Model], workload: Workload) -> list[str]:
     """Warm-up order: the router, then the requested experts, most requested last, so that these end up resident.
 
     Experts without requests are left out: they would never be loaded.
     """
-    counts = np.bincount(workload.asked, minlength=len(workload.names))
+    counts = np.bincount(workload.expert_index, minlength=len(workload.names))
     ranked = sorted((int(count), name) for name, count in zip(workload.names, counts, strict=True) if count)
     return [*([ROUTER] if ROUTER in models else []), *(name for _, name in ranked)]
 
@@ -231,24 +231,24 @@ class _Run:
         self._starts = array("q", rng.integers(0, POOL_TOKENS, count).tobytes())
         # array, since it is compact and faster than NumPy for access to single elements.
         self._at_s = array("d", (workload.at_s + self.start_s).tobytes())
-        self._asked, self._prompts, self._new = (
+        self._expert_index, self._prompts, self._new = (
             array("q", numbers.astype(np.int64).tobytes())
-            for numbers in (workload.asked, workload.prompt_tokens, workload.new_tokens)
+            for numbers in (workload.expert_index, workload.prompt_tokens, workload.new_tokens)
         )
         self._ranks = array("q", (workload.ranks * case.setup.ranks).astype(np.int64).tobytes())
         self._next = self._open = 0
         self._jobs: dict[str, tuple[int, RoutingJob]] = {}
         self._numbers: dict[str, int] = {}
 
-    def to_the_end(self, tell: Callable[[int], None] | None = None) -> None:
+    def to_the_end(self, on_progress: Callable[[int], None] | None = None) -> None:
         """Serve until all requests have finished. Raises the error of a request that failed."""
-        engine, device, count = self._parts.engine, self._parts.device, len(self._asked)
+        engine, device, count = self._parts.engine, self._parts.device, len(self._expert_index)
         in_flight = self._workload.in_flight
-        every = told = max(1, count // MAX_REPORTS) if tell is not None else count + 1
+        every = next_report = max(1, count // MAX_REPORTS) if on_progress is not None else count + 1
         while self._next < count or not engine.idle:
-            if tell is not None and self._next - self._open >= told:
-                tell(self._next - self._open)
-                told = self._next - self._open + every
+            if on_progress is not None and self._next - self._open >= next_report:
+                on_progress(self._next - self._open)
+                next_report = self._next - self._open + every
             if self._next < count and (in_flight or self._at_s[self._next] <= device.now()):
                 self._arrive()
             until = self._at_s[self._next] if self._next < count and not in_flight else None
@@ -261,13 +261,13 @@ class _Run:
 
     def _arrive(self) -> None:
         """Submit the requests that have arrived by now; in a closed loop, as many as there are free slots."""
-        now, count = self._parts.device.now(), len(self._asked)
+        now, count = self._parts.device.now(), len(self._expert_index)
         in_flight = self._workload.in_flight
         while self._next < count and (self._open < in_flight if in_flight else self._at_s[self._next] <= now):
             number, self._next, self._open = self._next, self._next + 1, self._open + 1
             if in_flight:
                 self._at_s[number] = now
-            job = RoutingJob(f"r{number}", self._given[self._asked[number]], NO_TEXT)
+            job = RoutingJob(f"r{number}", self._given[self._expert_index[number]], NO_TEXT)
             for ask_id, ask in job.asks.items():
                 self._jobs[ask_id] = (number, job)
                 tokens = self._prompts[number] + self._instruction_tokens

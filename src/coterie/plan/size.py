@@ -24,7 +24,7 @@ from coterie.plan.candidates import (
     enough,
     keeps,
     load_of_experts,
-    most_of,
+    max_excess,
     room_for,
     worst_of,
 )
@@ -87,7 +87,7 @@ def placed(machine: Machine, goal: Goal, count: int) -> Placement:
     greedy = by_rule(machine, goal, count)
     if found.method == "greedy":
         return replace(greedy, why=found.why)
-    most, rule = (most_of(machine, goal, placement) for placement in (found, greedy))
+    most, rule = (max_excess(machine, goal, placement) for placement in (found, greedy))
     worse = [name for name in rule if name not in WORDS and most[name] > rule[name] * (1 + SAME)]
     if not worse:
         return found
@@ -133,14 +133,14 @@ def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
     return UsageError(f"plan on {machine.spec.name}", f"{fact}: {limit}", "lower --rate or relax --slo")
 
 
-def least_for_memory(total_bytes: int, room_bytes: int) -> int:
+def min_for_memory(total_bytes: int, room_bytes: int) -> int:
     """Machines needed to hold these bytes, if they can be divided arbitrarily: the rule of Figure 13."""
     return max(1, -(-total_bytes // room_bytes))
 
 
 def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
     """Machines needed to hold these experts, each in one piece."""
-    count = least_for_memory(sum(sizes), room_bytes)
+    count = min_for_memory(sum(sizes), room_bytes)
     if min(sizes) == max(sizes):  # exact, since `room_for` is a multiple of the size then
         return count
     while max(sizes) <= room_bytes and not _holds(sizes, load, count, room_bytes):
@@ -214,7 +214,7 @@ def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, besi
     return f"{WORDS.get(name, name)}: with {fewer} it is {over}{beside and '; '}{beside}"
 
 
-def most_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
+def max_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
     """The largest load, in requests per second, at which this placement meets the SLO."""
     if not keeps(machine, goal, placement, 1e-6):
         return 0.0
@@ -229,8 +229,8 @@ def most_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
 
 def upgrades(pricer: Pricer, machine: Machine, goal: Goal, placement: Placement) -> tuple[tuple[str, float], ...]:
     """The factor by which the load could grow if one component were BETTER times as good, for each component."""
-    base = most_rate(machine, goal, placement)
-    rates = {what: most_rate(pricer.machine(spec), goal, placement) for what, spec in _better(machine.spec).items()}
+    base = max_rate(machine, goal, placement)
+    rates = {what: max_rate(pricer.machine(spec), goal, placement) for what, spec in _better(machine.spec).items()}
     found = [(what, rate / base if base else math.inf) for what, rate in rates.items()]
     return tuple(sorted(found, key=lambda item: -item[1]))
 

@@ -33,7 +33,7 @@ class Slo:
     share: float = SHARE
     busy: float = 1.0
 
-    def kept(self, ttft_s: F64, tpot_s: F64, e2e_s: F64) -> npt.NDArray[np.bool_]:
+    def met_by(self, ttft_s: F64, tpot_s: F64, e2e_s: F64) -> npt.NDArray[np.bool_]:
         """Which requests met all limits."""
         return (ttft_s <= self.ttft_s) & (tpot_s <= self.tpot_s) & (e2e_s <= self.e2e_s)
 

@@ -36,7 +36,7 @@ class Groups:
         """Whether any group has several experts."""
         return bool(self.shares)
 
-    def beside(self, batches: F64) -> Groups:
+    def for_batches(self, batches: F64) -> Groups:
         """Adjust the cost of further sequences for the expected number of experts in batches of this size."""
         more, prefill_more = self.steps.more_s.copy(), self.steps.prefill_more_s.copy()
         for group, shares in self.shares.items():

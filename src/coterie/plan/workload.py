@@ -27,14 +27,14 @@ BURST_CV = 3.0  # coefficient of variation of the gaps of bursty arrivals (poiss
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """N requests, by arrival. `asked`: index of the expert in `names`; `at_s`: arrival time from the start.
+    """N requests, by arrival. `expert_index`: index of the expert in `names`; `at_s`: arrival time from the start.
 
     `in_flight` above 0: a closed loop, in which `at_s` is not used. `facts`: how it was generated. `priorities`: None
     if all are equal.
     """
 
     names: tuple[str, ...]
-    asked: I64
+    expert_index: I64
     at_s: F64
     prompt_tokens: I64
     new_tokens: I64
@@ -48,7 +48,7 @@ class Workload:
             raise UsageError("workload", fact, "give fewer requests, or more of them per second")
 
     def __len__(self) -> int:
-        return len(self.asked)
+        return len(self.expert_index)
 
     @property
     def longest(self) -> int:
@@ -71,7 +71,7 @@ class Workload:
         in_flight = self.in_flight and max(1, round(self.in_flight * len(chosen) / max(len(self), 1)))
         return replace(
             self,
-            asked=self.asked[chosen],
+            expert_index=self.expert_index[chosen],
             at_s=self.at_s[chosen],
             prompt_tokens=self.prompt_tokens[chosen],
             new_tokens=self.new_tokens[chosen],
@@ -190,7 +190,7 @@ def make_workload(load: Load, names: Sequence[str]) -> Workload:
         at_s = np.cumsum(gaps / load.rate)
     return Workload(
         names=tuple(names),
-        asked=load.mix.draw(len(names), count, load.seed),
+        expert_index=load.mix.draw(len(names), count, load.seed),
         at_s=at_s,
         prompt_tokens=load.prompt.draw(np.random.default_rng([load.seed, 2]), count),
         new_tokens=load.new.draw(np.random.default_rng([load.seed, 3]), count),

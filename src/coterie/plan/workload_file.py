@@ -69,7 +69,7 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
     facts |= {"failed_requests_left_out": failed} if failed else {}
     return Workload(
         names=tuple(names),
-        asked=np.asarray(asked, dtype=np.int64),
+        expert_index=np.asarray(asked, dtype=np.int64),
         at_s=np.asarray(at) - at[0],
         prompt_tokens=np.asarray(prompt, dtype=np.int64),
         new_tokens=np.asarray(new, dtype=np.int64),

@@ -126,7 +126,7 @@ class _Machine(q.Reader):
     def machine(self) -> MachineSpec:
         self.keys(self.raw, "", _KNOWN, _NEEDED)
         self.units = self.count("units")
-        self.host_links = self.count("host_links", most=self.units)
+        self.host_links = self.count("host_links", maximum=self.units)
         flops = self.quantity(self.raw["flops"], "flops", q.FLOPS)
         fp8 = self.quantity(self.raw["flops_fp8"], "flops_fp8", q.FLOPS) if "flops_fp8" in self.raw else flops
         fp8_times = fp8.value / flops.value if flops.value else 1.0
@@ -181,7 +181,7 @@ class _Machine(q.Reader):
             **times,
         )
         self.check_ends(spec)
-        self.check_way_up(spec)
+        self.check_links_up(spec)
         return spec
 
     def carried(
@@ -207,7 +207,7 @@ class _Machine(q.Reader):
             near = replace(near, share=found.gemm.bytes_share, share_source=said)
         return flops, (*tiers[:at], near, *tiers[at + 1 :]), found
 
-    def count(self, key: str, most: int = 0) -> int:
+    def count(self, key: str, maximum: int = 0) -> int:
         """`units` or `host_links`, from the settings or the file."""
         value = self.typed(self.raw.get(key, 1), key, int, "a whole number")
         if key in self.counts:
@@ -216,10 +216,10 @@ class _Machine(q.Reader):
                 raise self.wrong(key, f"is set to {text} but the machine has no such number", "leave it out")
             if not text.isdecimal():
                 raise self.wrong(key, f"is {text!r}", "give a whole number")
-            most = max(most, value) if key == "units" else most
+            maximum = max(maximum, value) if key == "units" else maximum
             value = int(text)
-        if value < 1 or (most and value > most):
-            raise self.wrong(key, f"is {value}", f"give 1 to {most}" if most else "give 1 or more")
+        if value < 1 or (maximum and value > maximum):
+            raise self.wrong(key, f"is {value}", f"give 1 to {maximum}" if maximum else "give 1 or more")
         return int(value)
 
     def cost(self) -> float:
@@ -243,7 +243,7 @@ class _Machine(q.Reader):
             if end not in ("low", "high"):
                 raise self.wrong(key, f"is set to {end}", "set it to low or high")
 
-    def check_way_up(self, spec: MachineSpec) -> None:
+    def check_links_up(self, spec: MachineSpec) -> None:
         """Require a link from each weight tier to the one above it."""
         there = {(link.src, link.dst) for link in spec.links}
         for near, far in pairwise(spec.weight_tiers):

@@ -242,7 +242,7 @@ class StreamLane:
         try:
             failure, seconds = self._await(flight)
             waited = True
-            self._tell(flight, failure, seconds)
+            self._end_event(flight, failure, seconds)
         finally:
             with self._lock:
                 if not waited:
@@ -265,7 +265,7 @@ class StreamLane:
             failure = failure or error
         return failure, seconds
 
-    def _tell(self, flight: _Flight, failure: Exception | None, seconds: float) -> None:
+    def _end_event(self, flight: _Flight, failure: Exception | None, seconds: float) -> None:
         """Collect the result and end the event, even if this thread is interrupted meanwhile."""
         event, finished = flight.event, False
         try:

@@ -84,7 +84,7 @@ def _runs(tensors: Sequence[tuple[int, int]], shifts: Sequence[int]) -> list[Mov
 class _Reserved:
     """A slab, of GPU or host memory, and whether it is pinned.
 
-    `placed` is replaced, never modified, since a lane's thread may be reading it. `said` is replaced by a new object
+    `placed` is replaced, never modified, since a lane's thread may be reading it. `version` is replaced by a new object
     whenever the place of anything in the slab may have changed.
     """
 
@@ -95,7 +95,7 @@ class _Reserved:
     refusal: str = ""  # why the system refused to pin it
     is_away: bool = False
     placed: tuple[Placed, ...] = ()
-    said: object = field(default_factory=object)
+    version: object = field(default_factory=object)
 
     @property
     def tensor(self) -> Tensor:
@@ -107,7 +107,7 @@ class _Reserved:
     def place(self, dst: Buffer, *placed: Placed) -> None:
         """Forget the placements of pieces that overlap this one, and set new ones."""
         self.placed = (*(one for one in self.placed if not _overlap(one.buffer, dst)), *placed)
-        self.said = object()
+        self.version = object()
 
 
 class Memory:
@@ -148,7 +148,7 @@ class Memory:
         if reserved.slab is not None and reserved.is_pinned:
             self._driver.unpin(reserved.slab.bytes)  # if this raises, nothing is released
             reserved.is_pinned = False
-        reserved.is_away, reserved.placed, reserved.said = True, (), object()
+        reserved.is_away, reserved.placed, reserved.version = True, (), object()
         if reserved.slab is not None:
             reserved.slab.give_back(0, len(reserved.slab.bytes))
         else:
@@ -207,7 +207,7 @@ class Memory:
 
     def placed(self, buffer: Buffer) -> object:
         """A token that is replaced when placements in a buffer's slab may have changed, or the slab was given back."""
-        return self._slabs[buffer.slab_id].said
+        return self._slabs[buffer.slab_id].version
 
     def weights_at(self, weights: Buffer, offsets: I64) -> I64:
         """Addresses of an expert's tensors, given their offsets in its layout."""

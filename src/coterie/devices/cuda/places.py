@@ -13,7 +13,7 @@ from coterie.checkpoint.layout import ALIGN_BYTES
 from coterie.device import Binding, Buffer
 from coterie.devices.cuda.inputs import Addresses, Own
 from coterie.devices.cuda.memory import Memory
-from coterie.devices.real.step import MAX_KEPT, LoweredExecutable, Offsets
+from coterie.devices.real.step import MAX_CACHED, LoweredExecutable, Offsets
 from coterie.kernels.cpu import I64
 
 
@@ -35,7 +35,7 @@ class Places:
         key = id(exe), weights, binding.offsets, shared, kv, binding.block_bytes, beside
         found = self._found.get(key)
         if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
-            if len(self._found) >= MAX_KEPT:
+            if len(self._found) >= MAX_CACHED:
                 self._found.clear()
             found = self._found[key] = placed, self._find(exe, binding)
         return found[1]

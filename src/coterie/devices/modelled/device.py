@@ -22,7 +22,7 @@ from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.devices.modelled.clock import BEST, Kit
-from coterie.devices.modelled.event import ModelledEvent, as_own_event, drawn_by, finished, not_ours
+from coterie.devices.modelled.event import ModelledEvent, as_own_event, drawn_by, finished, foreign_event
 from coterie.devices.modelled.exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
 from coterie.devices.modelled.fluid import Phase, Usage, Work
 from coterie.devices.modelled.numerics import Drawn, Numerics, computing
@@ -234,7 +234,7 @@ class ModelledDevice(Device):
     def done(self, event: Event) -> bool:
         """True when the event is done or failed. Does not advance the clock."""
         if not isinstance(event, ModelledEvent):
-            raise not_ours(event)
+            raise foreign_event(event)
         return event.work.end_s is not None
 
     def failure(self, event: Event) -> Exception | None:
@@ -255,7 +255,7 @@ class ModelledDevice(Device):
         works = []
         for event in events:
             if not isinstance(event, ModelledEvent):
-                raise not_ours(event)
+                raise foreign_event(event)
             works.append(event.work)
         if not self._clock.wait(works, until):
             raise RuntimeError(f"nothing is active but {events[0].label} is not finished")

@@ -24,14 +24,14 @@ class ModelledEvent(Event):
 def as_own_event(event: Event) -> ModelledEvent:
     """Narrow to our event type. Raises ValueError for another device's event."""
     if not isinstance(event, ModelledEvent):
-        raise not_ours(event)
+        raise foreign_event(event)
     return event
 
 
 def finished(event: Event) -> Work:
     """The work of a finished event. Raises ValueError if it is not finished or another device's."""
     if not isinstance(event, ModelledEvent):
-        raise not_ours(event)
+        raise foreign_event(event)
     if event.work.end_s is None:
         raise ValueError(f"{event.label} is not finished")
     return event.work
@@ -55,6 +55,6 @@ def drawn_by(event: Event) -> I32:
     return drawn if pieces is None else drawn[:pieces]
 
 
-def not_ours(event: Event) -> ValueError:
+def foreign_event(event: Event) -> ValueError:
     """The error for an event of another device."""
     return ValueError(f"event {event.event_id} ({event.label}) is of another device")

@@ -121,8 +121,8 @@ class RegionPricer:
             fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values())) + laid_out.waits_s
         if self._only_exchanges:
             provenance = exchanges[0].provenance
-        again_s = laid_out.again_s if laid_out is not None else None
-        found = self._launch_s + rates.fixed_s, compute_s, memory_s, exposed_s, fill_s, provenance, again_s
+        repeat_s = laid_out.repeat_s if laid_out is not None else None
+        found = self._launch_s + rates.fixed_s, compute_s, memory_s, exposed_s, fill_s, provenance, repeat_s
         return RegionTime(region.name, region.kernel, region.stage, *found)
 
     def _rates(self, cost: Cost, sizes: Sizes) -> tuple[KernelRates, str]:

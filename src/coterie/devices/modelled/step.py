@@ -19,7 +19,7 @@ class RegionTime:
     speed: measured, interpolated, transferred, carried over (from other machines) or analytic (the machine file's own
     numbers).
 
-    `again_s`: total time of a mapped section that repeats the one before it, if the kernel loops over layers (arXiv
+    `repeat_s`: total time of a mapped section that repeats the one before it, if the kernel loops over layers (arXiv
     2410.23668): no launch, and the pipeline is refilled while the previous section drains.
     """
 
@@ -32,7 +32,7 @@ class RegionTime:
     collective_s: float
     fill_s: float
     provenance: str
-    again_s: float | None = None
+    repeat_s: float | None = None
 
     @property
     def work_s(self) -> float:
@@ -70,6 +70,6 @@ class StepTime:
         """Total time if kernels loop over consecutive identical mapped sections."""
         total = self.rows[0].seconds
         for before, row in pairwise(self.rows):
-            equal = row.again_s is not None and replace(row, region=before.region, stage=before.stage) == before
-            total += row.again_s if equal and row.again_s is not None else row.seconds
+            equal = row.repeat_s is not None and replace(row, region=before.region, stage=before.stage) == before
+            total += row.repeat_s if equal and row.repeat_s is not None else row.seconds
         return self.host_s + max(self.floor_s, total)

@@ -16,7 +16,7 @@ from coterie.device import I32, Rows
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the constants of splitmix64
 _MASK = 2**64 - 1
 BLOCK = 64  # consecutive tokens generated together
-KEPT = 1 << 10  # blocks cached; bounds memory, not use
+MAX_BLOCKS = 1 << 10  # blocks cached; bounds memory, not use
 
 
 Draw: TypeAlias = Callable[[Sequence[int], Sequence[int], int, int], I32]
@@ -56,7 +56,7 @@ def _until_end(tokens: Sequence[int], end_ids: tuple[int, ...]) -> int:
     return next(ends, len(tokens))
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=MAX_BLOCKS)
 def _block(seed: int, number: int, vocab_size: int) -> tuple[int, ...]:
     return tuple([_token(seed, number * BLOCK + place, vocab_size) for place in range(BLOCK)])
 

@@ -129,15 +129,15 @@ class Lanes:
         """Set the native flag `flags[index]` to passed or failed when the event is finished."""
         self.when_ended(event, lambda passed: kernels.signal(kernels.address(flags) + index * flags.itemsize, passed))
 
-    def when_ended(self, event: Event, call: Callable[[bool], None]) -> None:
-        """Invoke `call(passed)` when the event is finished: immediately, or from the thread that completes it."""
+    def when_ended(self, event: Event, callback: Callable[[bool], None]) -> None:
+        """Invoke `callback(passed)` when the event is finished: immediately, or from the thread that completes it."""
         state = as_own_event(event).state
         with self._changed:
             if not state.finished:
-                state.watchers.append(call)
+                state.watchers.append(callback)
                 self._begin(event)
                 return
-        call(state.failure is None)
+        callback(state.failure is None)
 
     def new_event(self, lane: str, label: str) -> LaneEvent:
         """An event for work done outside the lanes, which must call `end`. Raises DeviceError when closed."""

@@ -32,7 +32,7 @@ from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
 INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows")  # the row inputs that every program has
-MAX_KEPT = 256  # cache entries: step sizes, and experts' weight offsets; bounds memory, not use
+MAX_CACHED = 256  # cache entries: step sizes, and experts' weight offsets; bounds memory, not use
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +118,7 @@ class LoweredExecutable:
         """Offset of each stored value in the workspace, and the workspace's size, for these step sizes."""
         key = (sizes.T, sizes.B, sizes.R)
         if key not in self._plans:
-            if len(self._plans) >= MAX_KEPT:
+            if len(self._plans) >= MAX_CACHED:
                 self._plans.clear()
             offsets, total = self._program.buffers.offsets(sizes)
             if self.drawn and self.drawn not in offsets:
@@ -145,7 +145,7 @@ class LoweredExecutable:
         key = offsets, () if shared is None else shared.indices
         found = self._offsets.get(key)
         if found is None:
-            if len(self._offsets) >= MAX_KEPT:
+            if len(self._offsets) >= MAX_CACHED:
                 self._offsets.clear()
             found = self._offsets[key] = Offsets.of(*key, self._weight_bytes)
         for end, extent in zip(found.ends, (weights, None if shared is None else shared.weights), strict=True):
