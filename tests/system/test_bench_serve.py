@@ -122,7 +122,7 @@ def test_what_went_wrong_is_counted_by_its_kind() -> None:
         found = answers(url, len(kinds), 1, timeout_s=3.0)
     said = ["", "429", "stream cut", "stream cut", "error event", "connection cut", "no stream", "no HTTP", "timeout"]
     assert [one.error for one in found] == [*said, "503", "no HTTP", ""]
-    assert [one.said for one in found if one.said] == ["too many", "broke", "<html>"]
+    assert [one.message for one in found if one.message] == ["too many", "broke", "<html>"]
     row = row_of([Round(found, 2.0)])
     assert (row["requests"], row["answered"], row["tokens"]) == (12, 2, 12)
     assert row["errors"]["stream cut"] == 2

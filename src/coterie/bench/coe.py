@@ -99,7 +99,7 @@ def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
     """
     _check(grid)
     peers = _peers(grid)
-    begun = perf_counter()
+    start_s = perf_counter()
     with _experts(grid, sum(peer.converts for peer in peers), say) as made:
         models = {name: rounded_for(model, AUTO, grid.device) for name, model in made.items()}
         rate = _link_rate(grid, models)
@@ -113,7 +113,7 @@ def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
         "peer_settings": peer_settings,
         "age_bound": OURS.policy.age_bound,
         "link_bytes_per_s": rate,
-        "wall_s": perf_counter() - begun,
+        "wall_s": perf_counter() - start_s,
     }
     return Report("coe", _workload(grid, models), results, (_table(runs),), _notes(grid, models, results)), trace
 
@@ -189,7 +189,7 @@ def _runs(
     trace = None
     cells = list(product(grid.mixes, grid.in_flight))
     timed = [name for name in grid.policies if name in SETUPS]
-    total, begun = len(cells) * len(timed), perf_counter()
+    total, start_s = len(cells) * len(timed), perf_counter()
     options = Options(device=grid.device, threads=grid.threads)
     spec = grid.spec or make_spec(options)
     for mix, in_flight in cells:
@@ -198,7 +198,7 @@ def _runs(
             outcome = serve(models, SETUPS[name], load, grid.near_bytes, make_device(spec, options), rate)
             rows.append(outcome.row)
             done = sum(row["policy"] in SETUPS for row in rows)
-            left = (perf_counter() - begun) / done * (total - done)
+            left = (perf_counter() - start_s) / done * (total - done)
             say(f"run {done} of {total}: {_line(outcome.row)}; about {format_seconds(left)} left")
             if name == OURS.name:
                 trace = outcome.trace

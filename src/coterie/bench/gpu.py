@@ -55,11 +55,11 @@ def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu:
         loops = limits.read_loops()
         prompt = prompt_ids(model, context_tokens - 1)
         work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
-        beside = open_on_gpu(stack, others, plain, target.weights, room, work)
-        for other in beside.open:
+        opened = open_on_gpu(stack, others, plain, target.weights, room, work)
+        for other in opened.open:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | loops
-        ways |= beside.ways(lambda session: _peer_step(session, context_tokens))
+        ways |= opened.ways(lambda session: _peer_step(session, context_tokens))
         _warm(ways)
         samples = interleave(ways, effort)
         cost, limit_bytes = one.cost(), limits.size_bytes
@@ -67,7 +67,7 @@ def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu:
     results = read_rates(samples, cost, limit, limit_bytes)
     results["batch"] = {"size": batch, "tokens_per_s": batch / median(samples[BATCH])}
     mbu = Spread.read(results, "mbu")
-    results["peers"] = peer_rows(samples, OURS, beside)
+    results["peers"] = peer_rows(samples, OURS, opened)
     table = Table("way", "per token", "tokens/s", "share of the read rate", "a peer's time over ours")
     per_token = format_seconds(results["seconds_per_token"])
     table.add_row("batch 1", per_token, f"{results['tokens_per_s']:.1f}", str(mbu), "")
@@ -97,9 +97,9 @@ def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Rep
         step, limits = loaded.step("cache", 0, prompt_tokens), gpu.limits()
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
-        beside = open_on_gpu(stack, others, plain, target.weights, prompt_tokens + 1, work)
+        opened = open_on_gpu(stack, others, plain, target.weights, prompt_tokens + 1, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PRODUCT: limits.multiply_seconds}
-        ways |= beside.ways(lambda session: synchronized(session, work.timed))
+        ways |= opened.ways(lambda session: synchronized(session, work.timed))
         _warm(ways)
         samples = interleave(ways, effort)
         flops, product_flops = step.cost().flops, limits.product_flops
@@ -113,7 +113,7 @@ def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Rep
         "flops_per_s": flops / seconds,
         "product_flops_per_s": peak,
         "rounds": len(samples[OURS]),
-        "peers": peer_rows(samples, OURS, beside, prompt_tokens),
+        "peers": peer_rows(samples, OURS, opened, prompt_tokens),
     }
     table = Table("way", "prompt", "tokens/s", "share of the product's rate", "a peer's time over ours")
     table.add_row("coterie", format_seconds(seconds), f"{prompt_tokens / seconds:.0f}", str(share), "")

@@ -74,15 +74,15 @@ def switch(
         finally:
             made.close()
         del limits, parts, made  # free their HBM for the peers' models
-        beside = switch_peers(models[:2], prompt, effort, gpu) if names else {}
+        peers = switch_peers(models[:2], prompt, effort, gpu) if names else {}
     workload = {"shape": target.shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt}
     workload["gpu"] = gpu.name
-    results = _results(rounds, size) | {"peers": beside}
+    results = _results(rounds, size) | {"peers": peers}
     notes = (
         f"cold: hbm for one expert of {format_bytes(size)}, all experts in the pinned pool; {results['rounds']} rounds",
         "the ideal: stages of the warm prefill, split by flops, each when the copy's rate has brought its bytes",
         *remarks,
-        *peer_notes(beside),
+        *peer_notes(peers),
     )
     return Report("switch", workload, results, (_table(results),), notes), trace
 

@@ -27,7 +27,7 @@ _TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls")  # fields o
 class Answered:
     """The outcome of one request: times of the first and last text, in seconds from when it was due, and tokens.
 
-    `error` is empty if the answer was complete; `said`: the server's own message. `counted`: `tokens` comes from the
+    `error` is empty if the answer was complete; `message`: the server's own message. `counted`: `tokens` comes from the
     server's usage; otherwise it is the number of pieces of text, often one per token.
     """
 
@@ -37,7 +37,7 @@ class Answered:
     tokens: int = 0
     prompt_tokens: int | None = None
     error: str = ""
-    said: str = ""
+    message: str = ""
     counted: bool = True
 
 
@@ -128,7 +128,7 @@ def read(one: Sent) -> Answered:
     if one.status not in (0, 200):
         body = b"".join(data for _, data in one.pieces)
         return Answered(
-            one.number, error=str(one.status), said=_said(_parsed(body)) or body[:200].decode(errors="replace")
+            one.number, error=str(one.status), message=_message(_parsed(body)) or body[:200].decode(errors="replace")
         )
     texts: list[float] = []
     tokens: dict[str, int] = {}
@@ -138,7 +138,7 @@ def read(one: Sent) -> Answered:
             ended = True
             continue
         if event.get("error"):
-            return Answered(one.number, error="error event", said=_said(event))
+            return Answered(one.number, error="error event", message=_message(event))
         choice: dict[str, Any] = next(iter(event.get("choices") or ()), {})
         if choice.get("text") or any((choice.get("delta") or {}).get(name) for name in _TEXTS):
             texts.append(at_s)
@@ -177,7 +177,7 @@ def _parsed(data: bytes) -> Any:
         return None
 
 
-def _said(body: Any) -> str:
+def _message(body: Any) -> str:
     """The message of an error object; empty for anything else."""
     error = body.get("error") if isinstance(body, dict) else None
     found = error.get("message") if isinstance(error, dict) else error

@@ -109,14 +109,16 @@ def in_process(
     start_s = last_s = device.now()
     due_s = [start_s] * len(requests) if in_flight else [start_s + s for s in at_s]
     answers: list[Answered] = []
-    begun = 0
-    while begun < len(requests) or not engine.idle:
+    num_sent = 0
+    while num_sent < len(requests) or not engine.idle:
         now_s = device.now()
-        while begun < len(requests) and (begun - len(answers) < in_flight if in_flight else due_s[begun] <= now_s):
-            due_s[begun] = now_s if in_flight else due_s[begun]
-            engine.submit(requests[begun])
-            begun += 1
-        until_s = due_s[begun] if begun < len(requests) and not in_flight else None
+        while num_sent < len(requests) and (
+            num_sent - len(answers) < in_flight if in_flight else due_s[num_sent] <= now_s
+        ):
+            due_s[num_sent] = now_s if in_flight else due_s[num_sent]
+            engine.submit(requests[num_sent])
+            num_sent += 1
+        until_s = due_s[num_sent] if num_sent < len(requests) and not in_flight else None
         if engine.idle:
             device.wait_any([], until_s)
             continue

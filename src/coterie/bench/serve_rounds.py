@@ -60,7 +60,7 @@ def over_http(origin: Origin, way: Way, drawn: RoundRequests) -> LoadResult:
     driven = drive(origin, way.path, bodies, drawn.in_flight, drawn.at_s)
     if all(answer.error for answer in driven.answers):
         first = driven.answers[0]
-        words = f": {first.said}" if first.said else ""
+        words = f": {first.message}" if first.message else ""
         remedy = "look at the server; --ends for one that takes no ignore_eos"
         raise UsageError(origin.url, f"none of {len(bodies)} requests was answered, {first.error}{words}", remedy)
     return driven

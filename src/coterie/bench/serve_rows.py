@@ -65,7 +65,7 @@ def row_of(rounds: Sequence[Round]) -> dict[str, Any]:
     tokens = sum(answer.tokens for answer in found)
     prompts = [answer.prompt_tokens for answer in found if answer.prompt_tokens is not None]
     errors = Counter(answer.error for answer in answers if answer.error)
-    said = {answer.error: answer.said for answer in reversed(answers) if answer.said}
+    said = {answer.error: answer.message for answer in reversed(answers) if answer.message}
     tpots = [(answer.last_s - answer.first_s) / (answer.tokens - 1) for answer in found if answer.tokens > 1]
     return {
         "requests": len(answers),

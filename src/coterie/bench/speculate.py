@@ -68,16 +68,16 @@ class _Way:
 
     def answer(self, make_request: Callable[[int], Request]) -> _Answer:
         """Answer request number `self.num_requests`, then count it up. The times exclude the first step with tokens."""
-        engine, tokens, begun = self.parts.engine, tuple[int, ...](), (0.0, 0.0, 0)
+        engine, tokens, start = self.parts.engine, tuple[int, ...](), (0.0, 0.0, 0)
         engine.submit(make_request(self.num_requests))
         self.num_requests += 1
         while not engine.idle:
             for output in engine.step():
                 tokens += output.token_ids
-            if tokens and not begun[2]:
-                begun = perf_counter(), process_time(), len(tokens)
-        count = max(len(tokens) - begun[2], 1)
-        return _Answer(tokens, (perf_counter() - begun[0]) / count, (process_time() - begun[1]) / count)
+            if tokens and not start[2]:
+                start = perf_counter(), process_time(), len(tokens)
+        count = max(len(tokens) - start[2], 1)
+        return _Answer(tokens, (perf_counter() - start[0]) / count, (process_time() - start[1]) / count)
 
 
 def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "bf16") -> Report:
@@ -129,10 +129,10 @@ def _compare_prompt(ways: dict[str, Coterie], prompt: str, effort: Effort) -> di
     query = Query((Message("user", prompt),), "large", PartialSampling(temperature=0.0), ANSWER_TOKENS)
 
     def answer(name: str) -> _Answer:
-        begun = perf_counter(), process_time()
+        start = perf_counter(), process_time()
         tokens = ways[name].ask(query).token_ids
         count = len(tokens)
-        return _Answer(tokens, (perf_counter() - begun[0]) / count, (process_time() - begun[1]) / count)
+        return _Answer(tokens, (perf_counter() - start[0]) / count, (process_time() - start[1]) / count)
 
     metrics = ways[GUESSED].parts.engine.metrics
 

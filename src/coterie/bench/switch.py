@@ -78,7 +78,7 @@ def switch(
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         cold, limit, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
-        beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
+        peers = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
         size = models[0].layout.size_bytes
     workload = ({"shape": target.shape} if own is None else own.workload) | {
         "experts": experts,
@@ -87,7 +87,7 @@ def switch(
         "threads": threads or this_machine().units,
         "activations": models[0].activations,
     }
-    results = _results(cold, limit, same, changed) | {"peers": beside}
+    results = _results(cold, limit, same, changed) | {"peers": peers}
     return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt)), trace
 
 

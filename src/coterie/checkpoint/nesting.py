@@ -74,23 +74,23 @@ class ParseTrigger:
         behind, self._behind = self._behind, len(block[self._at :].strip(BLANKS))
         return self._behind != behind
 
-    def _ends(self, block: str, before: str, behind: str) -> bool:
+    def _ends(self, block: str, start_mark: str, end_mark: str) -> bool:
         """Whether the closing mark has come, outside all values."""
         while self.end < 0:
             if self._inside:
-                at = block.find(behind, self._scanned)
+                at = block.find(end_mark, self._scanned)
                 if at < 0:
                     break
-                self._inside, self._scanned = False, at + len(behind)
+                self._inside, self._scanned = False, at + len(end_mark)
                 continue
-            value, end = block.find(before, self._scanned), block.find(self._closing, self._scanned)
+            value, end = block.find(start_mark, self._scanned), block.find(self._closing, self._scanned)
             if value < 0 and end < 0:
                 break
             if end >= 0 and not 0 <= value < end:
                 self.end = end
                 return True
-            self._inside, self._scanned = True, value + len(before)
-        longest = max(map(len, (before, behind, self._closing)))
+            self._inside, self._scanned = True, value + len(start_mark)
+        longest = max(map(len, (start_mark, end_mark, self._closing)))
         self._scanned = max(self._scanned, len(block) - longest + 1)
         return False
 

@@ -87,11 +87,11 @@ def with_options(*names: str, several: bool = False) -> Callable[[Callable[..., 
             bound = whole.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            said = {name: given.pop(name) for name in names}
-            devices = tuple(said["device"]) if several else ()
+            values = {name: given.pop(name) for name in names}
+            devices = tuple(values["device"]) if several else ()
             if devices:
-                said["device"] = devices[0]
-            return command(how=replace(options(**said), beside=devices[1:]), **given)
+                values["device"] = devices[0]
+            return command(how=replace(options(**values), beside=devices[1:]), **given)
 
         vars(wrapped)["__signature__"] = whole
         return wrapped

@@ -184,16 +184,16 @@ def _planned(
     name: str, spec: MachineSpec, part: Part, goal: Goal, to_check: OfferedLoad | None, requests: int
 ) -> dict[str, Any]:
     """One row; if no number of these machines suffices, with the reason."""
-    begun = perf_counter()
+    start_s = perf_counter()
     try:
         answer = size(spec, part.composition, part.models, goal)
     except (CapacityError, UsageError) as error:
         return {"machine": name, "machines": None, "infeasible": str(error), "error": error}
-    wall_s, said = perf_counter() - begun, None
+    wall_s, verdict = perf_counter() - start_s, None
     if to_check is not None:
-        said = _checked(name, part, to_check, requests, goal, answer)
-        answer = follow(answer, said, part.composition, part.models, goal)
-    return _row(name, part, answer, wall_s) | _check_fields(said)
+        verdict = _checked(name, part, to_check, requests, goal, answer)
+        answer = follow(answer, verdict, part.composition, part.models, goal)
+    return _row(name, part, answer, wall_s) | _check_fields(verdict)
 
 
 def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goal, answer: Answer) -> Check:
@@ -211,11 +211,11 @@ def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goa
     )
 
 
-def _check_fields(said: Check | None) -> dict[str, Any]:
-    if said is None:
+def _check_fields(verdict: Check | None) -> dict[str, Any]:
+    if verdict is None:
         return {}
-    kept = {str(count): judged.attained for count, judged in sorted(said.judged.items())}
-    return {"check": {"machines": said.machines, "agrees": said.agrees, "kept": kept}}
+    kept = {str(count): judged.attained for count, judged in sorted(verdict.judged.items())}
+    return {"check": {"machines": verdict.machines, "agrees": verdict.agrees, "kept": kept}}
 
 
 def _row(name: str, part: Part, answer: Answer, wall_s: float) -> dict[str, Any]:

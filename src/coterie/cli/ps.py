@@ -109,11 +109,11 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
     words = [Column(name, no_wrap=True) for name in ("state", "tier", "pin")]
     adapters = any(expert.get("base") for expert in status["experts"])
     others = any(expert.get("gives", TOKENS) != TOKENS for expert in status["experts"])
-    beside = [Column("gives", no_wrap=True)] if others else []
-    beside += [Column("base", overflow="fold", no_wrap=whole)] if adapters else []
+    optional = [Column("gives", no_wrap=True)] if others else []
+    optional += [Column("base", overflow="fold", no_wrap=whole)] if adapters else []
     on = _devices_of(status)
-    beside += [Column("on", no_wrap=True)] if on else []
-    table = Table(Column("expert", overflow="fold", no_wrap=whole), *words, *numbers, *beside, box=SIMPLE_HEAD)
+    optional += [Column("on", no_wrap=True)] if on else []
+    table = Table(Column("expert", overflow="fold", no_wrap=whole), *words, *numbers, *optional, box=SIMPLE_HEAD)
     for expert in sorted(status["experts"], key=lambda found: ORDER.index(found["state"])):
         used_s, style = expert["last_used_s"], STYLES[expert["state"]]
         table.add_row(

@@ -108,14 +108,14 @@ def print_stream(chunks: Iterator[Chunk], heading: str = "") -> Answer:
 
     A terminal also shows the reasoning, dim; redirected output has only the answer.
     """
-    answer, begun, thinks = None, False, False
+    answer, has_begun, thinks = None, False, False
     try:
         for chunk in chunks:
             if chunk.error is not None:
                 raise chunk.error
-            if not begun and heading:
+            if not has_begun and heading:
                 out.print(f"[bold]{escape(heading)}[/bold]")
-            begun, answer = True, chunk.answer
+            has_begun, answer = True, chunk.answer
             if chunk.reasoning and out.is_terminal:
                 thinks = True
                 out.print(f"[dim]{escape(_shown(chunk.reasoning))}[/dim]", end="", highlight=False, soft_wrap=True)
@@ -124,7 +124,7 @@ def print_stream(chunks: Iterator[Chunk], heading: str = "") -> Answer:
                 out.print("\n")
             print(_shown(chunk.text), end="", flush=True)
     finally:
-        if begun:
+        if has_begun:
             out.print()
     if answer is None:
         raise RuntimeError("a stream ended without its last chunk")
@@ -154,7 +154,7 @@ def _detail(answer: Answer) -> str:
 
 
 def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Query], expert: str) -> None:
-    said: tuple[Message, ...] = ()
+    history: tuple[Message, ...] = ()
     expert, previous = expert and coterie.composition.expert(expert).name, ""
     with contextlib.suppress(ImportError):
         import_module("readline")  # gives input() a history and line editing
@@ -163,11 +163,11 @@ def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Que
         if text in HELP:
             out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")
         elif text == ANEW:
-            said = ()
+            history = ()
             previous = "" if coterie.composition.router else previous  # keep an addressed expert, not a routed one
         if not text or text in HELP or text == ANEW:
             continue
-        asked = query(text, said, previous)
+        asked = query(text, history, previous)
         addressee = coterie.routing.split_address(text)[1]
         able = [name for name in (expert, addressee, previous) if name][:1] or coterie.composition.names
         if not any(coterie.texts[name].chats(asked) for name in able):  # a completion-only expert has no turns
@@ -177,13 +177,13 @@ def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Que
                 answer = print_stream(chunks)
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
-            if said and isinstance(error, ContextError):
+            if history and isinstance(error, ContextError):
                 out.print(f"[dim]with all that was said before it; {KEYS.partition(',')[0]}[/dim]")
             continue
         if answer.finish_reason == "cancelled" and not answer.token_ids:
             continue  # a cancelled question: an empty answer must not become a turn of the conversation
         spoken = Message("assistant", answer.text, reasoning=answer.reasoning)
-        said, previous = (*said, Message("user", text), spoken), answer.expert
+        history, previous = (*history, Message("user", text), spoken), answer.expert
 
 
 def _who(coterie: Serving, expert: str) -> str:

@@ -132,10 +132,10 @@ def simulation(
 
     def one(number: int) -> tuple[dict[str, Any], tuple[F64, F64], Trace | None]:
         name, case = cases[number]
-        begun = perf_counter()
+        start_s = perf_counter()
         with counted(f"{name}, {case.setup.name}", len(load), shown=min(jobs, len(cases)) == 1) as tell:
             served = simulate(case, load, tell)
-        row = outcome(name, case.setup.name, load, served, promised, perf_counter() - begun)
+        row = outcome(name, case.setup.name, load, served, promised, perf_counter() - start_s)
         return row, (served.first_s, served.last_s), served.trace
 
     rows, curves = [], {}
