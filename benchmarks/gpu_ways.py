@@ -29,7 +29,7 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step
 from coterie.core.errors import CoterieError
 from coterie.devices.cuda.gpu import Gpu, gpu_number
-from coterie.kernels.triton.product.tile import Few
+from coterie.kernels.triton.product.tile import CudaCoreTile
 from coterie.kernels.triton.tiles import ANY, H100
 
 if TYPE_CHECKING:
@@ -46,14 +46,17 @@ class Way:
     steps: int = STEPS
 
 
-def _one(*others: tuple[int, int, Few]) -> dict[str, Any]:
+def _one(*others: tuple[int, int, CudaCoreTile]) -> dict[str, Any]:
     """The tiles for one token, with those for these columns and rows replaced."""
     own = {(columns, rows): few for columns, rows, few in others}
     return {"one": tuple((columns, rows, own.get((columns, rows), few)) for columns, rows, few in H100.one)}
 
 
-DOWN, GATE_UP = (8192, ANY, Few(2, 1024, 4, registers=64)), (2048, 16384, Few(4, 2048, 8, registers=40))
-HEADS = {"one_heads": ((2048, Few(4, 2048, 4, registers=80)), *H100.one_heads[1:])}
+DOWN, GATE_UP = (
+    (8192, ANY, CudaCoreTile(2, 1024, 4, registers=64)),
+    (2048, 16384, CudaCoreTile(4, 2048, 8, registers=40)),
+)
+HEADS = {"one_heads": ((2048, CudaCoreTile(4, 2048, 4, registers=80)), *H100.one_heads[1:])}
 ONE: Mapping[str, Way] = {
     "as it is": Way(),
     "16 steps a call": Way(steps=16),

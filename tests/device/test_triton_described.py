@@ -18,10 +18,10 @@ from tests.device.triton_cases import BF16, F16, Q4, Q4Z, Q8, gate_up, linear, q
 
 from coterie.kernels.triton.product import described
 from coterie.kernels.triton.product.descriptor_memory import MAX_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
-from coterie.kernels.triton.tiles import Many, tiles_for
+from coterie.kernels.triton.tiles import TensorCoreTile, tiles_for
 
 # Tiles so small that 4 multiprocessors have several each, and what is left is cut.
-SMALL = Many(32, 16, 16, 4, 2, pieces=2, described=True)
+SMALL = TensorCoreTile(32, 16, 16, 4, 2, pieces=2, described=True)
 WALKED = replace(WIDE, described=((1.0, 1.0, SMALL),), multiprocessors=4)
 CASES = [
     *(linear("linear", dtype, T, N, K, T == 70) for dtype, T, N, K in ((BF16, 70, 150, 72), (F16, 130, 33, 8))),

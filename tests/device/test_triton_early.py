@@ -17,7 +17,7 @@ from triton import language as tl
 
 from coterie.core.dtypes import DType
 from coterie.kernels.triton.arithmetic import EARLY, NOW, wait_for_last
-from coterie.kernels.triton.tiles import Many
+from coterie.kernels.triton.tiles import TensorCoreTile
 
 F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
 LONG = [(7 * i + 3) % 50 for i in range(66)]  # as many tokens as have large tiles
@@ -28,7 +28,9 @@ STEPS = {
     "a long prompt": step_of((LONG, 0)),
 }
 SHORT = [name for name in STEPS if name != "a long prompt"]
-DESCRIBED = replace(WIDE, described=((1.0, 1.0, Many(32, 16, 16, 4, 2, pieces=2, described=True)),), multiprocessors=4)
+DESCRIBED = replace(
+    WIDE, described=((1.0, 1.0, TensorCoreTile(32, 16, 16, 4, 2, pieces=2, described=True)),), multiprocessors=4
+)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ from coterie.kernels import triton as triton_kernels
 from coterie.kernels.triton.launch import KERNELS
 from coterie.kernels.triton.persistent import ALONE
 from coterie.kernels.triton.rows import Matrix
-from coterie.kernels.triton.tiles import H100, Many, Tiles
+from coterie.kernels.triton.tiles import H100, TensorCoreTile, Tiles
 
 SHOWN = stored_cases(DOCS.read_text())
 LAST_BITS = 2e-7  # by which sums in another order, as another processor's NumPy takes them, may move an error
@@ -76,7 +76,7 @@ CUT = [
 @pytest.mark.parametrize("case", CUT, ids=lambda case: case.kernel)
 def test_tiles_that_are_left_after_full_waves_are_cut(monkeypatch, case, pieces):
     """On a GPU of three multiprocessors, whose waves are full long before all tiles are dealt out."""
-    tiles = Tiles(waves=((1.0, 1.0, Many(32, 64, 32, 4, 2, pieces)),), multiprocessors=3)
+    tiles = Tiles(waves=((1.0, 1.0, TensorCoreTile(32, 64, 32, 4, 2, pieces)),), multiprocessors=3)
     monkeypatch.setattr(triton_cases, "call", partial(call, tiles=tiles))
     assert case.error() <= case.bound
 

@@ -20,7 +20,7 @@ from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import packed_as_is, unpack
 from coterie.core.scales import RANGES, in_bf16
 from coterie.core.six_bits import join_six
-from coterie.kernels.triton.tiles import ANY, Many
+from coterie.kernels.triton.tiles import ANY, TensorCoreTile
 
 MIXED = (MX4, Q2, Q8, BF16, Q4)
 WITH_SIX = (Q6, Q4, Q6, BF16, DType.Q4Z)
@@ -143,7 +143,7 @@ def test_slices_of_a_batch_round_nothing_of_a_weight(dtype, T, K, rows):
     """Activations are rounded to bfloat16: such as are so already give what float64 gives. In one step, and in some."""
     rng, N = np.random.default_rng(T), 37
     w, x, residual, y = weight(rng, (N, K), dtype), in_bf16(random(rng, T, K)), random(rng, T, N), empty(T, N)
-    narrow = ((ANY, Many(rows, 16, 256, 8, 4)),)
+    narrow = ((ANY, TensorCoreTile(rows, 16, 256, 8, 4)),)
     ends = {"x": x, **w.operand("weight"), "bias": 0, "bias_dtype": 0, "residual": residual, "y": y}
     tiles = replace(WIDE, narrow=narrow, narrow_packed=narrow)
     call("linear_add", Bucket(16, 16, 16, 1), tiles, **ends, T=T, N=N, K=K, scale=1.0)

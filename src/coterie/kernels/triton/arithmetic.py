@@ -39,7 +39,7 @@ def real(row, WORD: tl.constexpr):
 
 
 @triton.jit
-def along(unit, AXIS: tl.constexpr):
+def unit_index(unit, AXIS: tl.constexpr):
     """Index of a unit of work along an axis of its kernel's grid.
 
     Kernels with a parameter `unit` either run alone, with one unit per program of the launch, or are called by the
@@ -73,7 +73,7 @@ def wait_for_last(WHEN: tl.constexpr):
 
 
 @triton.jit
-def ask(at, there=None):
+def prefetch(at, there=None):
     """Prefetch these addresses to L2, where `there` is true, without waiting.
 
     Each address once: thousands of programs prefetching one line, such as an instruction's row, double a step's time.

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import along, gelu_of, integer, pointer, real, silu_of, softcap_of
+from coterie.kernels.triton.arithmetic import gelu_of, integer, pointer, real, silu_of, softcap_of, unit_index
 from coterie.kernels.triton.rows import Call
 
 ADD, MUL, SILU, GELU, SOFTCAP, RELU_SQUARED, MUL_ONE = (
@@ -39,7 +39,7 @@ def _map(
     unit=None,
 ):
     count = integer(row, T).to(tl.int64) * N
-    for first in tl.range(along(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
+    for first in tl.range(unit_index(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
         i = first + tl.arange(0, STEP)
         _map_some(row, i, i < count, OP, A, B, Y, FORM, TYPE)
 

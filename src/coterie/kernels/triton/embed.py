@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer, real
+from coterie.kernels.triton.arithmetic import integer, pointer, real, unit_index
 from coterie.kernels.triton.product.packed import (
     BLOCK,
     GROUP_Q2,
@@ -46,11 +46,11 @@ def _embed(
     unit=None,
 ):
     """A program unpacks STEP values of one token's row of the table."""
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         token = tl.load(pointer(row, TOKENS, tl.int32) + t)
         weights = tl.multiple_of(pointer(row, TABLE, TYPE) + token.to(tl.int64) * STRIDE, ALIGN)
-        k = along(unit, 1) * STEP + tl.arange(0, STEP)
+        k = unit_index(unit, 1) * STEP + tl.arange(0, STEP)
         packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
         if packed == SIX_BITS:
             values = row_of(weights, k, K, STRIDE, COLUMNS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer, real
+from coterie.kernels.triton.arithmetic import integer, pointer, real, unit_index
 from coterie.kernels.triton.norms import moments
 from coterie.kernels.triton.rows import Call, places
 
@@ -26,7 +26,7 @@ def _layer_norm(
     unit=None,
 ):
     """A program norms one row of C values: two passes for its moments, in float32, and one for the results."""
-    i = along(unit, 0)
+    i = unit_index(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * C
         y = pointer(row, Y, tl.float32) + i.to(tl.int64) * C

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer
+from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
 from coterie.kernels.triton.rows import Call, places
 
 A, B, Y, T, FIRST = places("mul_part", "a", "b", "y", "T", "b_first")
@@ -16,7 +16,7 @@ A, B, Y, T, FIRST = places("mul_part", "a", "b", "y", "T", "b_first")
 
 @triton.jit
 def _mul_part(row, N: tl.constexpr, B_STEP: tl.constexpr, STEP: tl.constexpr, unit=None):
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         a = pointer(row, A, tl.float32) + t.to(tl.int64) * N
         b = pointer(row, B, tl.float32) + t.to(tl.int64) * B_STEP + integer(row, FIRST)

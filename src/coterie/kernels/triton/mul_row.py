@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer
+from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
 from coterie.kernels.triton.rows import Call, places
 
 X, ROW, Y, T = places("mul_row", "x", "row", "y", "T")
@@ -16,7 +16,7 @@ X, ROW, Y, T = places("mul_row", "x", "row", "y", "T")
 
 @triton.jit
 def _mul_row(row, N: tl.constexpr, STEP: tl.constexpr, unit=None):
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         at = t.to(tl.int64) * N
         x, y, factors = (

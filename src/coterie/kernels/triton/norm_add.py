@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer
+from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
 from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
 from coterie.kernels.triton.rows import Call, places
 
@@ -26,7 +26,7 @@ def _norm_add(
     unit=None,
 ):
     """A program norms one token, with sums in float32, and adds its residual."""
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         start = t.to(tl.int64) * D
         x = pointer(row, X, tl.float32) + start

@@ -42,7 +42,7 @@ ROW_WORDS = tl.constexpr(_ROW_WORDS)
 PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are prefetched after it; -1: none
 NOTHING = (-1, 0)  # nothing to prefetch
 LINES = "LINES"  # parameter of kernels that can prefetch their weights
-ALONE = "unit"  # parameter of kernels that do one unit of work; see arithmetic.along
+ALONE = "unit"  # parameter of kernels that do one unit of work; see arithmetic.unit_index
 TOO_MANY = "too many blocks in cooperative launch"  # CUDA's error text, as Triton repeats it
 REGISTERS_AT_ONCE, RESERVED_BYTES = 256, 1024  # see programs_that_fit
 
@@ -82,7 +82,7 @@ def meet(arrived):
 
 
 @triton.jit
-def ask_for(row, unit, KIND):
+def prefetch_unit(row, unit, KIND):
     """Prefetch the weights of a unit, if there is such a unit and its kernel has weights."""
     if KIND[4]:
         if unit < KIND[2][0]:
@@ -100,7 +100,7 @@ def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
     UNITS: tl.constexpr = X * Y * KIND[2][2]
     for i in tl.range(tl.program_id(0), UNITS, tl.num_programs(0), disable_licm=True):
         if DEPTH > 0:
-            ask_for(row, i + DEPTH * tl.num_programs(0), KIND)
+            prefetch_unit(row, i + DEPTH * tl.num_programs(0), KIND)
         unit = (i % X, i // X % Y, i // (X * Y))
         if KIND[1]:
             KIND[0](row, scratch, *KIND[3], unit=unit)
@@ -146,7 +146,7 @@ def walk(
             for i in tl.static_range(KIND_COUNT):
                 if later == i:
                     for n in tl.static_range(DEPTH):
-                        ask_for(later_row, tl.program_id(0) + n * tl.num_programs(0), KINDS[i])
+                        prefetch_unit(later_row, tl.program_id(0) + n * tl.num_programs(0), KINDS[i])
             wait_for_all(plan, complete)
         if tl.program_id(0) == 0:
             end_step(words, state, rows, stops, STOPS, STEP)

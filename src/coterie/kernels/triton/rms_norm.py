@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.norms import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
@@ -31,7 +31,7 @@ def _norm(
     """A program norms one row of C values: a pass for the sum of squares, in float32, and one for the results."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    i = along(unit, 0)
+    i = unit_index(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * X_STEP + X_FIRST
         y = pointer(row, Y, tl.float32) + i.to(tl.int64) * C

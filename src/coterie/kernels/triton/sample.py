@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import SETTING_WORDS
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -166,7 +166,7 @@ def _sample(
     """A program has one row of logits [V]; one pass finds NaN and the maximum, and sampling needs more."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    r = along(unit, 0)
+    r = unit_index(unit, 0)
     if r < integer(row, R):
         logits = pointer(row, LOGITS, tl.float32) + r.to(tl.int64) * V
         best = tl.full([STEP], -float("inf"), tl.float32)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.rows import Call, places
 
@@ -44,7 +44,7 @@ def _open(
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     count = integer(row, T).to(tl.int64) * N
-    for first in tl.range(along(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
+    for first in tl.range(unit_index(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
         i = first + tl.arange(0, STEP)
         x = pointer(row, X, tl.float32) + i // C * X_STEP + (X_FIRST + i % C)
         y = sigmoid_of(tl.load(x, mask=i < count, other=0.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer
+from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
 from coterie.kernels.triton.rows import Call, places
 
 X, ROWS, Y, R = places("take_rows", "x", "rows", "y", "R")
@@ -16,10 +16,10 @@ X, ROWS, Y, R = places("take_rows", "x", "rows", "y", "R")
 
 @triton.jit
 def _take(row, D: tl.constexpr, STEP: tl.constexpr, unit=None):
-    r = along(unit, 0)
+    r = unit_index(unit, 0)
     if r < integer(row, R):
         source = tl.load(pointer(row, ROWS, tl.int32) + r).to(tl.int64)
-        d = along(unit, 1) * STEP + tl.arange(0, STEP)
+        d = unit_index(unit, 1) * STEP + tl.arange(0, STEP)
         values = tl.load(pointer(row, X, tl.float32) + source * D + d, mask=d < D)
         tl.store(pointer(row, Y, tl.float32) + r.to(tl.int64) * D + d, values, mask=d < D)
 

@@ -8,7 +8,6 @@ Knows nothing about kernels' operands.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from coterie.kernels.triton.product.tile import (
     FOURS,
@@ -17,14 +16,16 @@ from coterie.kernels.triton.product.tile import (
     MIN_DOT,
     OF_FOUR,
     OF_SIX,
-    Few,
-    Many,
+    CudaCoreTile,
+    CudaTable,
+    TensorCoreTile,
+    TensorTable,
+    choose,
     power_of_two,
 )
 
-__all__ = ["H100", "MIN_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_for"]
+__all__ = ["H100", "MIN_DOT", "CudaCoreTile", "TensorCoreTile", "Tiles", "power_of_two", "tiles_for"]
 
-Choice = TypeVar("Choice")
 ANY = 1 << 62  # any number of rows, columns, channels or tokens
 OF_TWO = 16  # columns per scale where a column (a byte) holds two weights
 # Maximum shared memory per program, by capability. Source: CUDA C++ Programming Guide, technical specifications.
@@ -42,40 +43,40 @@ class Tiles:
     few_tokens: int = 4  # up to this many tokens are multiplied in float32 on CUDA cores, more on tensor cores
     # One token, unpacked weights: `one` is keyed by (columns, rows) of the weight, `one_heads`, for the projections to
     # q, k and v, by columns. Measured in whole steps of a 1B and a 7B Llama on an H100.
-    one_heads: tuple[tuple[int, Few], ...] = ((2048, Few(4, 2048, 4)), (ANY, Few(4, 2048, 8, registers=64)))
-    one: tuple[tuple[int, int, Few], ...] = (
-        (2048, 8192, Few(2, 2048, 4)),
-        (2048, 16384, Few(4, 2048, 8)),
-        (2048, ANY, Few(2, 2048, 4)),
-        (4096, 8192, Few(4, 2048, 4)),
-        (4096, ANY, Few(2, 2048, 8)),
-        (8192, ANY, Few(2, 1024, 8, registers=64)),
-        (ANY, ANY, Few(4, 2048, 8)),
+    one_heads: CudaTable = ((2048, CudaCoreTile(4, 2048, 4)), (ANY, CudaCoreTile(4, 2048, 8, registers=64)))
+    one: tuple[tuple[int, int, CudaCoreTile], ...] = (
+        (2048, 8192, CudaCoreTile(2, 2048, 4)),
+        (2048, 16384, CudaCoreTile(4, 2048, 8)),
+        (2048, ANY, CudaCoreTile(2, 2048, 4)),
+        (4096, 8192, CudaCoreTile(4, 2048, 4)),
+        (4096, ANY, CudaCoreTile(2, 2048, 8)),
+        (8192, ANY, CudaCoreTile(2, 1024, 8, registers=64)),
+        (ANY, ANY, CudaCoreTile(4, 2048, 8)),
     )
     # One token, packed weights: keyed by (bytes per row, rows), 8 bytes per thread. Chosen by instructions per weight.
-    one_packed: tuple[tuple[int, int, Few], ...] = (
-        (2048, 4096, Few(4, 512, 2)),
-        (1024, ANY, Few(8, 256, 1)),
-        (2048, ANY, Few(8, 512, 2)),
-        (ANY, ANY, Few(4, 1024, 4)),
+    one_packed: tuple[tuple[int, int, CudaCoreTile], ...] = (
+        (2048, 4096, CudaCoreTile(4, 512, 2)),
+        (1024, ANY, CudaCoreTile(8, 256, 1)),
+        (2048, ANY, CudaCoreTile(8, 512, 2)),
+        (ANY, ANY, CudaCoreTile(4, 1024, 4)),
     )
     # Small batches, packed weights: keyed by (tokens, bytes per row, rows), with a sum per thread for each row and
     # token. Batches above `packed_tokens` use the general path; 1 disables this one.
     packed_tokens: int = 4
-    few_packed: tuple[tuple[int, int, int, Few], ...] = (
-        (2, 2048, 4096, Few(4, 512, 2)),
-        (2, 2048, ANY, Few(8, 512, 2)),
-        (ANY, 2048, ANY, Few(4, 512, 2)),
-        (ANY, ANY, ANY, Few(4, 1024, 4)),
+    few_packed: tuple[tuple[int, int, int, CudaCoreTile], ...] = (
+        (2, 2048, 4096, CudaCoreTile(4, 512, 2)),
+        (2, 2048, ANY, CudaCoreTile(8, 512, 2)),
+        (ANY, 2048, ANY, CudaCoreTile(4, 512, 2)),
+        (ANY, ANY, ANY, CudaCoreTile(4, 1024, 4)),
     )
     # The same for 6-bit weights, also for one token: keyed by columns (of four weights each), not by bytes. Short rows
     # take a single step.
-    six: tuple[tuple[int, int, int, Few], ...] = (
-        (ANY, 512, 4096, Few(4, 512, 2)),
-        (ANY, 512, ANY, Few(8, 512, 2)),
-        (ANY, 1024, ANY, Few(8, 1024, 4)),
-        (2, ANY, ANY, Few(4, 1024, 4)),
-        (ANY, ANY, ANY, Few(2, 1024, 4)),
+    six: tuple[tuple[int, int, int, CudaCoreTile], ...] = (
+        (ANY, 512, 4096, CudaCoreTile(4, 512, 2)),
+        (ANY, 512, ANY, CudaCoreTile(8, 512, 2)),
+        (ANY, 1024, ANY, CudaCoreTile(8, 1024, 4)),
+        (2, ANY, ANY, CudaCoreTile(4, 1024, 4)),
+        (ANY, ANY, ANY, CudaCoreTile(2, 1024, 4)),
     )
     # The general path: rows per program, by rows of the weight. At least four programs per multiprocessor if the weight
     # has enough rows.
@@ -89,62 +90,62 @@ class Tiles:
     low_weights: int = 512
     low_warps: int = 2
     # Tensor-core tiles by tokens: narrow ones for batched decode, large ones for prefill.
-    many: tuple[tuple[int, Many], ...] = (
-        (16, Many(64, 16, 256, 4, 4)),
-        (32, Many(64, 32, 128, 4, 4)),
-        (64, Many(128, 64, 64, 4, 4)),
-        (ANY, Many(128, 128, 64, 8, 3)),
+    many: TensorTable = (
+        (16, TensorCoreTile(64, 16, 256, 4, 4)),
+        (32, TensorCoreTile(64, 32, 128, 4, 4)),
+        (64, TensorCoreTile(128, 64, 64, 4, 4)),
+        (ANY, TensorCoreTile(128, 128, 64, 8, 3)),
     )
     # Up to `narrow_tokens` tokens and weights of 16, 8 or 4 bits: tiles of fewer rows, keyed by rows of the weight, in
     # which each warp has a slice of the columns (slices.py). So there are about as many tiles as multiprocessors. They
     # prefetch weights before waiting for the previous launch. Derived by counting: docs/triton.md. 0 disables them.
     narrow_tokens: int = 16
-    narrow: tuple[tuple[int, Many], ...] = ((4096, Many(16, 16, 512, 8, 4)), (ANY, Many(32, 16, 256, 8, 4)))
-    narrow_packed: tuple[tuple[int, Many], ...] = ((4096, Many(16, 16, 512, 8, 4)), (ANY, Many(32, 16, 512, 8, 3)))
+    narrow: TensorTable = ((4096, TensorCoreTile(16, 16, 512, 8, 4)), (ANY, TensorCoreTile(32, 16, 256, 8, 4)))
+    narrow_packed: TensorTable = ((4096, TensorCoreTile(16, 16, 512, 8, 4)), (ANY, TensorCoreTile(32, 16, 512, 8, 3)))
     narrow_ahead: bool = True
     # `many` for packed weights, whose columns are bytes: limited by the registers that widening them takes.
-    packed: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 128, 4, 6)), *many[1:])
+    packed: TensorTable = ((16, TensorCoreTile(64, 16, 128, 4, 6)), *many[1:])
     # And for groups with zero points, which take registers too.
-    with_zeros: tuple[tuple[int, Many], ...] = (*packed[:2], (64, Many(128, 64, 64, 8, 4)), *packed[3:])
+    with_zeros: TensorTable = (*packed[:2], (64, TensorCoreTile(128, 64, 64, 8, 4)), *packed[3:])
     # Mixture-of-experts layers, by mean tokens per branch; some branches get twice the mean. Small tiles waste less of
     # each branch's last tile.
-    branches: tuple[tuple[int, Many], ...] = (
-        (8, Many(64, 16, 256, 4, 4)),
-        (16, Many(64, 32, 128, 4, 4)),
-        (256, Many(128, 64, 64, 4, 4)),
-        (ANY, Many(128, 128, 64, 8, 3)),
+    branches: TensorTable = (
+        (8, TensorCoreTile(64, 16, 256, 4, 4)),
+        (16, TensorCoreTile(64, 32, 128, 4, 4)),
+        (256, TensorCoreTile(128, 64, 64, 4, 4)),
+        (ANY, TensorCoreTile(128, 128, 64, 8, 3)),
     )
-    packed_branches: tuple[tuple[int, Many], ...] = (
-        (8, Many(64, 16, 128, 4, 6)),
-        (16, Many(64, 32, 128, 4, 4)),
-        (256, Many(128, 64, 64, 8, 4)),
-        (ANY, Many(128, 128, 64, 8, 3)),
+    packed_branches: TensorTable = (
+        (8, TensorCoreTile(64, 16, 128, 4, 6)),
+        (16, TensorCoreTile(64, 32, 128, 4, 4)),
+        (256, TensorCoreTile(128, 64, 64, 8, 4)),
+        (ANY, TensorCoreTile(128, 128, 64, 8, 3)),
     )
     # Prefill with unpacked weights has larger tiles. Entries: (relative time of a tile, of a piece of one, tile). The
     # entry with the shortest time over all waves is chosen. Tiles were measured like `one`, pieces were not.
-    waves: tuple[tuple[float, float, Many], ...] = (
-        (1.0, 1.0, Many(128, 256, 64, 8, 4)),
-        (1.0, 0.55, Many(128, 256, 64, 8, 4, 2)),
-        (1.0, 0.35, Many(128, 256, 64, 8, 4, 4)),
-        (0.55, 0.55, Many(128, 128, 64, 8, 3)),
+    waves: tuple[tuple[float, float, TensorCoreTile], ...] = (
+        (1.0, 1.0, TensorCoreTile(128, 256, 64, 8, 4)),
+        (1.0, 0.55, TensorCoreTile(128, 256, 64, 8, 4, 2)),
+        (1.0, 0.35, TensorCoreTile(128, 256, 64, 8, 4, 4)),
+        (0.55, 0.55, TensorCoreTile(128, 128, 64, 8, 3)),
     )
     # The same where tensor descriptors load weights and tokens. Whole tiles of 256 rows were measured like `one`.
     descriptors: bool = True
-    described: tuple[tuple[float, float, Many], ...] = (
-        (1.0, 1.0, Many(256, 128, 64, 8, 3, described=True)),
-        (1.0, 0.55, Many(256, 128, 64, 8, 3, 2, described=True)),
-        (1.0, 0.35, Many(256, 128, 64, 8, 3, 4, described=True)),
-        (0.6, 0.6, Many(128, 128, 64, 8, 5, described=True)),
+    described: tuple[tuple[float, float, TensorCoreTile], ...] = (
+        (1.0, 1.0, TensorCoreTile(256, 128, 64, 8, 3, described=True)),
+        (1.0, 0.55, TensorCoreTile(256, 128, 64, 8, 3, 2, described=True)),
+        (1.0, 0.35, TensorCoreTile(256, 128, 64, 8, 3, 4, described=True)),
+        (0.6, 0.6, TensorCoreTile(128, 128, 64, 8, 5, described=True)),
     )
     multiprocessors: int = 132
     # No tensor cores: operands stay in registers.
-    many_float32: Many = field(default=Many(64, 32, 32, 4, 3))
+    many_float32: TensorCoreTile = field(default=TensorCoreTile(64, 32, 32, 4, 3))
     # Low-rank updates of many tokens, possibly in shares (linear_each.py), by mean tokens per sequence. Few rows: up to
     # a mean of `low_mean`, programs of few tokens and two rows on CUDA cores; above, all rows in one tile, so that a
     # token is read once. Few columns: all of them in one step.
     low_mean: int = 8
-    low_rows: tuple[tuple[int, Many], ...] = ((512, Many(64, 16, 256, 4, 4)), (ANY, Many(64, 32, 128, 4, 4)))
-    low_columns: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 64, 4, 1)), (ANY, Many(64, 64, 64, 4, 1)))
+    low_rows: TensorTable = ((512, TensorCoreTile(64, 16, 256, 4, 4)), (ANY, TensorCoreTile(64, 32, 128, 4, 4)))
+    low_columns: TensorTable = ((16, TensorCoreTile(64, 16, 64, 4, 1)), (ANY, TensorCoreTile(64, 64, 64, 4, 1)))
     shared_bytes: int = SHARED_BYTES[(9, 0)]  # limit per program: pipeline stages of products, and rows of pages
     wide_step: int = 64  # positions that attention with wide heads and latent attention read at once
     group: int = 8  # row tiles that share the L2 cache before the next group begins (dots.py, tile_at)
@@ -180,8 +181,8 @@ class Tiles:
     # Programs may begin while the previous launch still runs, and prefetch their weights meanwhile (programmatic
     # dependent launch: capability 9.0 and later).
     early: bool = True
-    walk_one: Few = field(default=Few(2, 2048, 4))
-    walk_packed: Few = field(default=Few(4, 1024, 4))
+    walk_one: CudaCoreTile = field(default=CudaCoreTile(2, 2048, 4))
+    walk_packed: CudaCoreTile = field(default=CudaCoreTile(4, 1024, 4))
     walk_warps: int = 4  # of the persistent kernel (persistent.py), whatever its parts have when launched alone
     walk_programs: int = 4  # limit per multiprocessor; more keep more loads in flight but take longer at barriers
     walk_ahead: int = 1  # units of work whose weights are prefetched before their turn, in steps of one token
@@ -191,7 +192,7 @@ class Tiles:
     def few(
         self, rows: int, K: int, tokens: int, group: int, wide: bool, least_rows: int = 1, heads: bool = False,
         several: bool = False,
-    ) -> Few:  # fmt: skip
+    ) -> CudaCoreTile:  # fmt: skip
         """Tile for a product of few tokens with a weight [rows, K].
 
         `group`: columns per scale, 1 if unpacked. `wide`: float32 weight. `least_rows`: rows that must stay in one
@@ -199,7 +200,7 @@ class Tiles:
         """
         if tokens == 1 and group == 1:
             by_rows = tuple((most, few) for columns, most, few in self.one if K <= columns)
-            one = _choose(self.one_heads, K) if heads else _choose(by_rows, rows)
+            one = choose(self.one_heads, K) if heads else choose(by_rows, rows)
             most = max(one.rows, least_rows)
             limit = one.registers if most == one.rows and not wide else None
             least = LOADED * 32 * one.warps if most == one.rows else MIN_COLUMNS
@@ -212,29 +213,29 @@ class Tiles:
             table = self.six if group == OF_SIX else table
             one = next(few for most, size, many, few in table if tokens <= most and columns <= size and rows <= many)
             return replace(one, rows=max(one.rows, least_rows), several=several).for_row(columns, group)
-        mine = _choose(self.few_rows, rows)
+        mine = choose(self.few_rows, rows)
         # With more rows of 6 bits, threads would load activations two at a time, not four.
         mine = max(min(mine, MAX_PACKED_ROWS) if group == OF_SIX else mine, least_rows)
         # A column of four weights needs four activations per token in registers.
         sums = self.few_sums // 2 if tokens > 1 and group in FOURS else self.few_sums
         columns = max(sums // mine, group, MIN_COLUMNS)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
-        return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
+        return CudaCoreTile(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
-    def few_by_itself(self, rows: int, K: int, tokens: int, group: int, wide: bool, several: bool = False) -> Few:
+    def few_by_itself(
+        self, rows: int, K: int, tokens: int, group: int, wide: bool, several: bool = False
+    ) -> CudaCoreTile:
         """`few` for an unfused product, which may be one half of a low-rank update."""
         few = self.few(rows, K, tokens, group, wide, several=several)
         if K <= self.low_rank:
             columns = max(power_of_two(K), MIN_DOT, group)
-            return Few(max(self.low_weights // columns, 1), columns, self.low_warps)
-        return Few(1, max(self.few_sums, group), self.few_warps, few.unroll) if rows <= self.low_rank else few
+            return CudaCoreTile(max(self.low_weights // columns, 1), columns, self.low_warps)
+        return CudaCoreTile(1, max(self.few_sums, group), self.few_warps, few.unroll) if rows <= self.low_rank else few
 
     def for_walk(self) -> Tiles:
         """Tiles for the persistent kernel, whose register use is that of its most demanding part."""
-        tiles = replace(
-            self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False, vocabulary_unroll=1
-        )
-        tiles = replace(tiles, delta_whole=self.delta_numbers * 32 * self.walk_warps)
+        tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, vocabulary_unroll=1)
+        tiles = replace(tiles, early=False, delta_whole=self.delta_numbers * 32 * self.walk_warps)
         one, packed = ((ANY, ANY, self.walk_one),), ((ANY, ANY, self.walk_packed),)
         six = ((ANY, ANY, ANY, self.walk_packed),)
         return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed, six=six, packed_tokens=1)
@@ -259,14 +260,14 @@ class Tiles:
         """Elements per iteration of a program that walks one row: all of a short row."""
         return min(power_of_two(size), self.elements)
 
-    def of_branches(self, mean: int, group: int, wide: bool) -> Many:
+    def of_branches(self, mean: int, group: int, wide: bool) -> TensorCoreTile:
         """Tile for weights of branches with `mean` tokens each; other parameters as in `many_of`."""
-        chosen = _choose(self.branches if group == 1 else self.packed_branches, mean)
+        chosen = choose(self.branches if group == 1 else self.packed_branches, mean)
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return self.fitted(chosen.for_group(group), group, wide)
 
-    def fitted(self, many: Many, group: int, wide: bool) -> Many:
+    def fitted(self, many: TensorCoreTile, group: int, wide: bool) -> TensorCoreTile:
         """The tile with fewer pipeline stages and then, if need be, fewer columns, so that it fits shared memory."""
         if self.shared_bytes >= SHARED_BYTES[(9, 0)]:  # the size that tiles were chosen for
             return many
@@ -279,23 +280,26 @@ class Tiles:
             columns //= 2
         return replace(many, columns=columns, stages=max(min(many.stages, room // columns + 1), 2))
 
-    def few_in_shares(self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool) -> Few | None:
+    def few_in_shares(
+        self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool
+    ) -> CudaCoreTile | None:
         """Tile for weights that each apply to some of the tokens; None where tensor cores multiply these."""
         if tokens <= self.few_tokens:
             return self.few_by_itself(rows, K, tokens, group, wide)
         if rows > self.low_rank or K <= self.low_rank or tokens > self.low_mean * sequences:
             return None
-        return Few(2, max(self.few_sums // 2, group), self.few_warps, max(self.few_unroll // 2 // (1 + wide), 1))
+        unroll = max(self.few_unroll // 2 // (1 + wide), 1)
+        return CudaCoreTile(2, max(self.few_sums // 2, group), self.few_warps, unroll)
 
-    def many_in_shares(self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool) -> Many:
+    def many_in_shares(self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool) -> TensorCoreTile:
         """The same on tensor cores; other parameters as in `many_of`."""
         mean = tokens // max(sequences, 1)
         if min(rows, K) > self.low_rank:
             return self.of_branches(mean, group, wide)
         if K <= self.low_rank:
-            chosen = replace(_choose(self.low_columns, mean), columns=max(power_of_two(K), MIN_DOT))
+            chosen = replace(choose(self.low_columns, mean), columns=max(power_of_two(K), MIN_DOT))
         else:
-            chosen = _choose(self.low_rows, mean)
+            chosen = choose(self.low_rows, mean)
             chosen = replace(chosen, rows=max(min(chosen.rows, power_of_two(rows)), MIN_DOT))
         if wide:
             most = self.many_float32
@@ -305,22 +309,22 @@ class Tiles:
     def many_of(
         self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False,
         least_rows: int = MIN_DOT, of_head: int = 0,
-    ) -> Many:  # fmt: skip
+    ) -> TensorCoreTile:  # fmt: skip
         """Tensor-core tile for a weight of `rows` rows and up to `tokens` tokens.
 
         `group`: columns per scale, 1 if unpacked. `wide`: float32 weight. `described`: descriptors can load the
         operands. `zeros`: groups have zero points. `least_rows`: rows that must stay in one tile. `of_head`: rows of a
         head, kept together except in narrow tiles.
         """
-        narrow = _choose(self.narrow if group == 1 else self.narrow_packed, rows)
+        narrow = choose(self.narrow if group == 1 else self.narrow_packed, rows)
         if tokens <= self.narrow_tokens and group not in FOURS and not wide and least_rows <= narrow.rows:
             narrow = replace(narrow, tokens=min(narrow.tokens, max(power_of_two(tokens), MIN_TOKENS)))
             # Bytes of two weights are read twice.
             return self.fitted(narrow, 2 * OF_TWO if group == OF_TWO else group, False)
-        chosen = _choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
+        chosen = choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
 
-            def cost(way: tuple[float, float, Many]) -> float:
+            def cost(way: tuple[float, float, TensorCoreTile]) -> float:
                 of_tile, of_piece, many = way
                 tiles, pieces = many.waves(-(-rows // many.rows), tokens, self.multiprocessors)
                 return tiles * of_tile + pieces * of_piece
@@ -330,10 +334,6 @@ class Tiles:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         chosen = chosen.for_group(group)
         return self.fitted(chosen.for_heads(of_head, group) if of_head else chosen, group, wide)
-
-
-def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
-    return next(choice for most, choice in table if size <= most)
 
 
 H100 = Tiles()

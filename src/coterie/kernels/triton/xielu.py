@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer, softplus_of
+from coterie.kernels.triton.arithmetic import integer, pointer, softplus_of, unit_index
 from coterie.kernels.triton.rows import Call, places
 
 X, Y, T, ALPHA_P, ALPHA_N, BETA, EPS = places("xielu", "x", "y", "T", "alpha_p", "alpha_n", "beta", "eps")
@@ -50,7 +50,7 @@ def _map(
     beta, eps = _number(row, BETA, BETA_TYPE), _number(row, EPS, EPS_TYPE)
     above, below = softplus_of(_number(row, ALPHA_P, P_TYPE)), beta + softplus_of(_number(row, ALPHA_N, N_TYPE))
     count = integer(row, T).to(tl.int64) * N
-    for first in tl.range(along(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
+    for first in tl.range(unit_index(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
         i = first + tl.arange(0, STEP)
         x = tl.load(pointer(row, X, tl.float32) + i, mask=i < count, other=0.0)
         least = tl.minimum(x, eps)

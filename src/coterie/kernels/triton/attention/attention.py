@@ -27,13 +27,13 @@ from coterie.kernels.triton.arithmetic import (
     EARLY,
     NOTHING,
     add_product,
-    along,
     integer,
     let_next_begin,
     narrow,
     pointer,
     real,
     softcap_of,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.attention.attention_chunks import (
@@ -170,7 +170,7 @@ def _alone(
     unit=None,
 ):
     let_next_begin(WHEN)
-    i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
+    i, head, span = unit_index(unit, 0), unit_index(unit, 1), unit_index(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
@@ -238,7 +238,7 @@ def join(
     head).
     """
     let_next_begin(WHEN)
-    i, head = along(unit, 0), along(unit, 1)
+    i, head = unit_index(unit, 0), unit_index(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     window = integer(row, WINDOW)

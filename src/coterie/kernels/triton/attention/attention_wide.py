@@ -12,18 +12,18 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     NOTHING,
-    along,
     integer,
     let_next_begin,
     pointer,
     real,
     softcap_of,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.attention.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, grown, sink_of
 from coterie.kernels.triton.attention.attention_mask import first_seen
 from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
-from coterie.kernels.triton.product.single_token import add_exact_product, only_token
+from coterie.kernels.triton.product.single_token import add_split_product, only_token
 
 WARPS = 8
 STEP_FLOAT32 = 16  # positions read at once, of pages in float32
@@ -57,7 +57,7 @@ def alone_wide(
 ):
     """A program has the query heads of a kv head and one span; it stores `partials`, or y if there is ONE span."""
     let_next_begin(WHEN)
-    i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
+    i, head, span = unit_index(unit, 0), unit_index(unit, 1), unit_index(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
@@ -83,13 +83,13 @@ def alone_wide(
             there = seen[:, None] & (c < C)[None, :]
             k = tl.load(keys, mask=there, other=0.0)
             v = tl.load(keys + K * Z * C, mask=there, other=0.0)
-            scores = add_exact_product(tl.zeros([STEP, QUERIES], tl.float32), k, q, KV_TYPE) * scale
+            scores = add_split_product(tl.zeros([STEP, QUERIES], tl.float32), k, q, KV_TYPE) * scale
             if CAPPED:
                 scores = softcap_of(scores, cap)
             scores = tl.where(seen[:, None], scores, NOTHING)
             higher = tl.maximum(top, tl.max(scores, axis=0))
             p, keep = tl.exp(scores - higher[None, :]), tl.exp(top - higher)
-            acc = add_exact_product(acc * keep[None, :], tl.trans(v), p, KV_TYPE)
+            acc = add_split_product(acc * keep[None, :], tl.trans(v), p, KV_TYPE)
             total = total * keep + tl.sum(p, axis=0)
             top = higher
         if ONE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, narrow, pointer
+from coterie.kernels.triton.arithmetic import integer, narrow, pointer, unit_index
 from coterie.kernels.triton.attention.pages import Pages, token_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -29,7 +29,7 @@ def _append(
     unit=None,
 ):
     """A program stores all kv heads of one token."""
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         h = tl.arange(0, HEADS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.attention.pages import Pages, token_at
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
 from coterie.kernels.triton.rows import Call, places
@@ -127,10 +127,10 @@ def _norm_rope_append(
     """Program (token, 0) has the token's queries, (token, 1) its keys and values; sums of squares are float32."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
-        if along(unit, 1) == 0:
+        if unit_index(unit, 1) == 0:
             _queries(row, t, position, Q_TYPE, Q_WIDTH, Q_FIRST, Q_STEP, H, C, TURNED, INTERLEAVED, HEADS, HALF)
         else:
             _keys_and_values(

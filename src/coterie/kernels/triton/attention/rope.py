@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, pointer, real
+from coterie.kernels.triton.arithmetic import integer, pointer, real, unit_index
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -82,7 +82,7 @@ def _rope(
     unit=None,
 ):
     """A program rotates all heads of one token."""
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         i = tl.arange(0, HALF)
         position = tl.load(pointer(row, POSITIONS, tl.int32) + t)

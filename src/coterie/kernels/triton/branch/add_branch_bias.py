@@ -16,7 +16,7 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.product.staged_ahead import TAKERS_OF_BRANCHES, is_read_later
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -58,9 +58,9 @@ def _add(
     """y of one token and STEP channels."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    t = along(unit, 1)
+    t = unit_index(unit, 1)
     if t < integer(row, T):
-        e, n = tl.arange(0, WIDE), along(unit, 0) * STEP + tl.arange(0, STEP)
+        e, n = tl.arange(0, WIDE), unit_index(unit, 0) * STEP + tl.arange(0, STEP)
         weights = tl.load(pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E + e, mask=e < E, other=0.0)
         taken = (weights != 0)[:, None] & (n < N)[None, :]
         biases = tl.load(pointer(row, BIAS_AT, BIAS) + e[:, None] * N + n[None, :], mask=taken, other=0.0)

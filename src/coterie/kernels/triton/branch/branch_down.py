@@ -17,13 +17,14 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.branch.add_branch_bias import behind_of, bias_behind, put_sum
 from coterie.kernels.triton.branch.branches import (
     WEIGHTS,
     Sizes,
     T,
     X,
+    as_int32,
     few_of,
     ids_of,
     many_of,
@@ -32,14 +33,13 @@ from coterie.kernels.triton.branch.branches import (
     slot_of,
     slots_of,
     tile_of,
-    whole,
 )
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage
 from coterie.kernels.triton.product.few_tokens import few_dots
 from coterie.kernels.triton.product.one_token import add_products, added_products, sums_of
 from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.product.tile import OF_FOUR, OF_SIX
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 
@@ -77,20 +77,20 @@ def _few(
     """A program has ROWS rows of each branch's matrix, and all tokens, in float32."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    first, m = along(unit, 0) * ROWS, tl.arange(0, M)
+    first, m = unit_index(unit, 0) * ROWS, tl.arange(0, M)
     n = first + tl.arange(0, ROWS)
     x = pointer(row, X, tl.float32)
-    weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
+    weights, counts, count = slots_of(row, as_int32(ids), E, TAKEN, M, WIDE)
     y, biased = tl.zeros([M, ROWS], tl.float32), tl.zeros([M, ROWS], tl.float32)
     if ONE:
         sums = sums_of(ROWS, TYPE, K, STRIDE, COLUMNS, STEP)
         for slot in tl.range(0, count, loop_unroll_factor=UNROLL):
-            branch = tl.load(whole(ids) + slot)
+            branch = tl.load(as_int32(ids) + slot)
             weight, down = tl.load(pointer(row, WEIGHTS, tl.float32) + branch), matrix_at(row, branch, TYPE)
             rows, there = (), ()
             for r in tl.static_range(ROWS):
-                rows = and_one(rows, rows_at(down, first + r, STRIDE, ALIGN))
-                there = and_one(there, first + r < N)
+                rows = appended(rows, rows_at(down, first + r, STRIDE, ALIGN))
+                there = appended(there, first + r < N)
             if BIAS is not None:
                 biased += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
             sums = add_products(sums, x + slot * K, rows, there, weight, K, STRIDE, COLUMNS, STEP)
@@ -182,7 +182,7 @@ def _sum(
         for place in tl.range(0, TAKEN):
             y += tl.load(parts + place * N + n, mask=n < N, other=0.0)
             if BIAS is not None:
-                branch = tl.load(whole(ids) + t * TAKEN + place)
+                branch = tl.load(as_int32(ids) + t * TAKEN + place)
                 weight = tl.load(pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E + branch)
                 biases += weight * bias_behind(row, branch, n, n < N, N, BIAS)
         at = t.to(tl.int64) * N + n

@@ -11,12 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.branch.branch_put import biases_of, put_pairs
 from coterie.kernels.triton.branch.branches import (
     Sizes,
     X,
     Y,
+    as_int32,
     few_of,
     ids_of,
     many_of,
@@ -25,14 +26,13 @@ from coterie.kernels.triton.branch.branches import (
     slot_of,
     slots_of,
     tile_of,
-    whole,
 )
 from coterie.kernels.triton.norms import norm_at
-from coterie.kernels.triton.product.dots import NEAR, halves, in_turn, many_dots, stage
+from coterie.kernels.triton.product.dots import STRIPE, deinterleave, interleaved_rows, many_dots, stage
 from coterie.kernels.triton.product.few_tokens import few_dots
 from coterie.kernels.triton.product.one_token import one_dot, weights_ahead
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.rows import Call
 
 
@@ -65,30 +65,30 @@ def _few(
     """
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
-    slot = along(unit, 1)
+    weights, counts, count = slots_of(row, as_int32(ids), E, TAKEN, M, WIDE)
+    slot = unit_index(unit, 1)
     if slot < count:
         branch, weight, place = slot_of(row, weights, counts, slot, M, WIDE)
         gate, up = matrix_at(row, branch, TYPE), matrix_at(row, E + branch, TYPE)
-        first = along(unit, 0) * ROWS
+        first = unit_index(unit, 0) * ROWS
         m = tl.arange(0, M)
         x = pointer(row, X, tl.float32)
         norm = norm_at(row, x, None, None, None, None)
         if ONE:
             each, have = (), ()
             for i in tl.static_range(ROWS):
-                one_row, is_there = in_turn(gate, up, first + i, F, STRIDE, ALIGN, 1)
-                each = and_one(each, one_row)
-                have = and_one(have, is_there)
+                one_row, is_there = interleaved_rows(gate, up, first + i, F, STRIDE, ALIGN, 1)
+                each = appended(each, one_row)
+                have = appended(have, is_there)
             ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP)
             both = one_dot(ahead, (x + m * K,), each, have, norm, K, STRIDE, COLUMNS, None, None, STEP)
         else:
-            rows, there = in_turn(gate, up, first + tl.arange(0, ROWS), F, STRIDE, ALIGN, 1)
+            rows, there = interleaved_rows(gate, up, first + tl.arange(0, ROWS), F, STRIDE, ALIGN, 1)
             both = few_dots(
                 x + m * K, weight != 0, rows, there, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
         gate_M, up_M = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
-        f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        f = unit_index(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
         pair, mask_M = m * TAKEN + place, (weight != 0)[:, None]
         y = pointer(row, Y, tl.float32)
         put_pairs(
@@ -121,7 +121,7 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
     """A program has ROWS / 2 rows of gate and of up of one branch, and TOKENS of its pairs, on tensor cores."""
@@ -131,9 +131,9 @@ def _many(
     if branch < E:
         n_tile = tl.program_id(0)
         gate, up = matrix_at(row, branch, TYPE), matrix_at(row, E + branch, TYPE)
-        rows, there = in_turn(gate, up, n_tile * ROWS + tl.arange(0, ROWS), F, STRIDE, ALIGN, NEAR)
+        rows, there = interleaved_rows(gate, up, n_tile * ROWS + tl.arange(0, ROWS), F, STRIDE, ALIGN, STRIPE)
         both = many_dots(staged, pair // TAKEN, mask_M, rows, there, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-        gate_N, up_N = halves(both, ROWS, TOKENS, NEAR)
+        gate_N, up_N = deinterleave(both, ROWS, TOKENS, STRIPE)
         f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
         to = None
         if STORED:
@@ -157,7 +157,7 @@ def launch(call: Call) -> None:
     ahead, element = stage_for_next(call, sizes.taken * F)
     many, how = many_of(call, matrix)
     grid = (triton.cdiv(2 * F, many.rows), sizes.tiles(many.tokens))
-    how |= {"NEAR": NEAR.value, "AHEAD": element, "STORED": is_stored(call, sizes.taken * F)}
+    how |= {"STRIPE": STRIPE.value, "AHEAD": element, "STORED": is_stored(call, sizes.taken * F)}
     call.launch(_many, grid, call.row, first, pairs, staged, ahead, **shared, **how)
 
 

@@ -23,9 +23,9 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
-from coterie.kernels.triton.tiles import Many, power_of_two
+from coterie.kernels.triton.tiles import TensorCoreTile, power_of_two
 
 # Instruction rows of all kernels that read branch matrices begin with the same words.
 X, WEIGHTS, BRANCHES, Y, T = places("branch_gate_up", "x", "weights", "branches", "y", "T")
@@ -79,11 +79,11 @@ def slot_of(row, weights, counts, slot, M: tl.constexpr, WIDE: tl.constexpr):
 def put_ids(ids, t, taken, TAKEN: tl.constexpr, WIDE: tl.constexpr):
     """Store the ids of the branches that a token takes; `taken` is a mask [WIDE]."""
     place = tl.cumsum(taken.to(tl.int32), axis=0) - 1
-    tl.store(whole(ids) + t * TAKEN + place, tl.arange(0, WIDE), mask=taken & (place < TAKEN))
+    tl.store(as_int32(ids) + t * TAKEN + place, tl.arange(0, WIDE), mask=taken & (place < TAKEN))
 
 
 @triton.jit
-def whole(scratch):
+def as_int32(scratch):
     """Scratch, which kernels get as float32, as int32."""
     return scratch.to(tl.pointer_type(tl.int32), bitcast=True)
 
@@ -93,7 +93,7 @@ def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WH
     """ids of one token's branches, in order."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         e = tl.arange(0, WIDE)
         weights = pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E
@@ -105,7 +105,7 @@ def _group(row, ids, first, pairs, E: tl.constexpr, TAKEN: tl.constexpr, STEP: t
     """The pairs of one branch, after those of all branches before it. A program per branch."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    e, ids = tl.program_id(0), whole(ids)
+    e, ids = tl.program_id(0), as_int32(ids)
     count = integer(row, T) * TAKEN
     below, mine = 0, 0
     for start in tl.range(0, count, STEP):
@@ -238,7 +238,7 @@ def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, 
     return {name: value for name, value in constants.items() if name != LINES}
 
 
-def many_of(call: Call, matrix: Matrix) -> tuple[Many, dict[str, object]]:
+def many_of(call: Call, matrix: Matrix) -> tuple[TensorCoreTile, dict[str, object]]:
     """Tile of a kernel that multiplies many tokens, and its compile-time parameters."""
     sizes = Sizes.of(call)
     many = call.tiles.of_branches(sizes.pairs // sizes.E, matrix.group, matrix.is_wide)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.branch.branches import VALUES_OF_WARP, chosen_bytes, chosen_ids, put_ids
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -82,7 +82,7 @@ def _choose(
     """The weights of one token, [E], and their ids."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         e = tl.arange(0, WIDE)
         at = t.to(tl.int64) * E + e

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
 from coterie.kernels.triton.rows import Call, places
@@ -37,7 +37,7 @@ def _append_row(
     """A program makes one token's row; the sum of squares is float32."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    t = along(unit, 0)
+    t = unit_index(unit, 0)
     if t < integer(row, T):
         TURNED: tl.constexpr = C - LATENT
         position = tl.load(pointer(row, PAGES, tl.int32) + t)

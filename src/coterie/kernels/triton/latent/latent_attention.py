@@ -18,17 +18,17 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     NOTHING,
-    along,
     let_next_begin,
     pointer,
     real,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.attention.attention import join
 from coterie.kernels.triton.attention.attention_chunks import MIN_DOT, PAGES, SCALE, Q, Y, channels_of
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.latent.latent_chunks import launch_chunks
-from coterie.kernels.triton.product.single_token import add_exact_product, only_token
+from coterie.kernels.triton.product.single_token import add_split_product, only_token
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -61,7 +61,7 @@ def _alone(
 ):
     """Program (i, group of heads, span) attends the span for sequence i's lone token; to y if there is ONE span."""
     let_next_begin(WHEN)
-    i, group, span = along(unit, 0), along(unit, 1), along(unit, 2)
+    i, group, span = unit_index(unit, 0), unit_index(unit, 1), unit_index(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
@@ -84,13 +84,13 @@ def _alone(
             rows = latent_row_at(row, PAGES, block, j, KV_TYPE, C, Z, BLOCK_BYTES)[:, None]
             latent = tl.load(rows + c[None, :], mask=seen[:, None] & is_latent[None, :], other=0.0)
             turned = tl.load(rows + LATENT + r[None, :], mask=seen[:, None] & is_turned[None, :], other=0.0)
-            scores = add_exact_product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
-            scores = add_exact_product(scores, turned, turned_q, KV_TYPE) * scale
+            scores = add_split_product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
+            scores = add_split_product(scores, turned, turned_q, KV_TYPE) * scale
             scores = tl.where(seen[:, None], scores, NOTHING)
             higher = tl.maximum(top, tl.max(scores, axis=0))
             p = tl.exp(scores - higher[None, :])
             keep = tl.exp(top - higher)
-            acc = add_exact_product(acc * keep[None, :], tl.trans(latent), p, KV_TYPE)
+            acc = add_split_product(acc * keep[None, :], tl.trans(latent), p, KV_TYPE)
             total = total * keep + tl.sum(p, axis=0)
             top = higher
         there = is_query & is_latent[:, None]

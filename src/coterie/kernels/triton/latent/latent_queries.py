@@ -14,11 +14,11 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     add_product,
-    along,
     integer,
     let_next_begin,
     narrow,
     pointer,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
@@ -71,12 +71,12 @@ def _absorb(
 ):
     """Few tokens: a program has KEPT columns of a head, or rotates, for all tokens, in float32."""
     let_next_begin(WHEN)
-    head, c = along(unit, 0), along(unit, 1) * KEPT + tl.arange(0, KEPT)
+    head, c = unit_index(unit, 0), unit_index(unit, 1) * KEPT + tl.arange(0, KEPT)
     n = tl.arange(0, SUMMED)
     at = pointer(row, WEIGHT, TYPE) + head.to(tl.int64) * ((N + V) * LATENT) + n[:, None] * LATENT + c[None, :]
     weights = tl.load(at, mask=(n < N)[:, None] & (c < LATENT)[None, :], other=0.0)
     wait_for_last(WHEN)
-    if along(unit, 1) * KEPT < LATENT:
+    if unit_index(unit, 1) * KEPT < LATENT:
         for t in tl.static_range(TOKENS):
             here, of_head = t < integer(row, T), t * H + head
             x = tl.load(pointer(row, X, tl.float32) + of_head * (N + TURNED) + n, mask=here & (n < N), other=0.0)

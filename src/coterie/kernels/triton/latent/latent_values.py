@@ -14,11 +14,11 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     add_product,
-    along,
     integer,
     let_next_begin,
     narrow,
     pointer,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
@@ -44,7 +44,7 @@ def _unfold(
 ):
     """Few tokens: a program has KEPT rows of a head, for all tokens, in float32."""
     let_next_begin(WHEN)
-    head, v = along(unit, 0), along(unit, 1) * KEPT + tl.arange(0, KEPT)
+    head, v = unit_index(unit, 0), unit_index(unit, 1) * KEPT + tl.arange(0, KEPT)
     c = tl.arange(0, SUMMED)
     at = pointer(row, WEIGHT, TYPE) + (head.to(tl.int64) * (N + V) + N) * LATENT + v[:, None] * LATENT + c[None, :]
     weights = tl.load(at, mask=(v < V)[:, None] & (c < LATENT)[None, :], other=0.0)

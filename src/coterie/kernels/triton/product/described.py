@@ -19,7 +19,7 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import add_product
 from coterie.kernels.triton.product.dots import tile_at
 from coterie.kernels.triton.rows import ALIGN_BYTES, TORCH, Call, Matrix
-from coterie.kernels.triton.tiles import Many
+from coterie.kernels.triton.tiles import TensorCoreTile
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def takes(matrices: Sequence[Matrix]) -> bool:
 
 
 def launch_described(
-    call: Call, kernel: Any, many: Many, n_tiles: int, tokens: int, *args: object, **constants: object
+    call: Call, kernel: Any, many: TensorCoreTile, n_tiles: int, tokens: int, *args: object, **constants: object
 ) -> None:
     """Launch a kernel whose programs walk tiles, then pieces, of rows x up to `tokens` tokens.
 

@@ -44,7 +44,7 @@ def described_heads(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
@@ -52,7 +52,7 @@ def described_heads(
 ):
     """WAVE programs walk tiles of ROWS rows x TOKENS tokens, then pieces of fewer rows.
 
-    Heads need no padding and keep the weight's row order: NEAR is half of their channels.
+    Heads need no padding and keep the weight's row order: STRIPE is half of their channels.
     """
     let_next_begin(WHEN)
     x = described(staged, most, D, TOKENS, STEP)
@@ -75,7 +75,7 @@ def described_heads(
         m = m_tile * TOKENS + tl.arange(0, TOKENS)
         _finish(
             row, y, part, first, heads, m, m < tokens, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
         )  # fmt: skip
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
@@ -89,7 +89,7 @@ def described_heads(
             m = m_tile * TOKENS + tl.arange(0, TOKENS)
             _finish(
                 row, y, part, first, heads, m, m < tokens, angles,
-                BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, each, TOKENS, NEAR,
+                BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, each, TOKENS, STRIPE,
             )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def _finish(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
     """Products [tokens, rows] to q and pages, a few whole heads at a time: registers cannot hold all."""
     if ROWS > PADDED and ROWS > MIN_ROWS:
@@ -124,14 +124,14 @@ def _finish(
         y, later = left_and_right(y)
         _finish(
             row, y, part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, STRIPE,
         )  # fmt: skip
         _finish(
             row, later, part, first + half, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, STRIPE,
         )  # fmt: skip
     else:
         finish_heads(
             row, tl.permute(y, [1, 0]), part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
         )  # fmt: skip

@@ -44,10 +44,10 @@ from coterie.kernels.triton.product.packed import (
 from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, weights_at
 from coterie.kernels.triton.product.slices import MAX_ROWS, slice_of, sliced_dots
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
-from coterie.kernels.triton.tiles import Many
+from coterie.kernels.triton.tiles import TensorCoreTile
 
 # Rows of a tile this far apart are in the same thread after a tensor-core product. Source: PTX ISA, wgmma, layout of D.
-NEAR = tl.constexpr(8)
+STRIPE = tl.constexpr(8)
 
 
 @triton.jit
@@ -129,17 +129,17 @@ def _tile_dots(
 
 
 @triton.jit
-def in_turn(one, other, r, COUNT, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
-    """Pointers to rows of two weights with COUNT rows each, alternating NEAR rows of each, and which of them exist."""
-    n = r // (2 * NEAR) * NEAR + r % NEAR
-    rows = tl.where(r // NEAR % 2 == 0, rows_at(one, n, STRIDE, ALIGN), rows_at(other, n, STRIDE, ALIGN))
+def interleaved_rows(one, other, r, COUNT, STRIDE: tl.constexpr, ALIGN: tl.constexpr, STRIPE: tl.constexpr):
+    """Pointers to rows of two weights with COUNT rows each, in alternating stripes of STRIPE rows, and which exist."""
+    n = r // (2 * STRIPE) * STRIPE + r % STRIPE
+    rows = tl.where(r // STRIPE % 2 == 0, rows_at(one, n, STRIDE, ALIGN), rows_at(other, n, STRIDE, ALIGN))
     return tl.multiple_of(rows, ALIGN), n < COUNT
 
 
 @triton.jit
-def halves(both, ROWS: tl.constexpr, M: tl.constexpr, NEAR: tl.constexpr):
-    """Split [ROWS, M], in which NEAR rows of one thing alternate with NEAR of another, into two [ROWS / 2, M]."""
-    one, other = tl.split(tl.permute(tl.reshape(both, [ROWS // (2 * NEAR), 2, NEAR, M]), [0, 2, 3, 1]))
+def deinterleave(both, ROWS: tl.constexpr, M: tl.constexpr, STRIPE: tl.constexpr):
+    """Split the interleaved rows of [ROWS, M], STRIPE of one thing and then of another, into two [ROWS / 2, M]."""
+    one, other = tl.split(tl.permute(tl.reshape(both, [ROWS // (2 * STRIPE), 2, STRIPE, M]), [0, 2, 3, 1]))
     return tl.reshape(one, [ROWS // 2, M]), tl.reshape(other, [ROWS // 2, M])
 
 
@@ -235,7 +235,7 @@ def stage_row(
 
 
 def launch_tiles(
-    call: Call, kernel: Any, many: Many, n_tiles: int, tokens: int, *args: object, **constants: object
+    call: Call, kernel: Any, many: TensorCoreTile, n_tiles: int, tokens: int, *args: object, **constants: object
 ) -> None:
     """Launch a kernel over tiles of rows x tokens, which `work_of` assigns to programs."""
     wave = call.tiles.multiprocessors

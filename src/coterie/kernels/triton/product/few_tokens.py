@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import INTERPRETED, ask
+from coterie.kernels.triton.arithmetic import INTERPRETED, prefetch
 from coterie.kernels.triton.norms import moments_of_rows, scaled_and_shifted
 from coterie.kernels.triton.product.bytes_to_floats import whole_numbers
 from coterie.kernels.triton.product.packed import (
@@ -36,7 +36,7 @@ MAX_AHEAD = tl.constexpr(3)  # steps whose weights are loaded to registers befor
 
 
 @triton.jit
-def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOLE: tl.constexpr = True):
+def prefetch_rows(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOLE: tl.constexpr = True):
     """Prefetch weight rows to L2 before their activations are ready: LINES cache lines of each row at a time; the whole
     row if WHOLE, else only the first LINES. Never past the weight's end, where memory may not be mapped.
     """
@@ -44,7 +44,7 @@ def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOL
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
         for first in tl.static_range(0, STRIDE if WHOLE else 1, each * LINES):
             c = tl.minimum(first + tl.arange(0, LINES) * each, STRIDE - 1)
-            ask(rows_N[:, None] + c[None, :], mask_N[:, None])
+            prefetch(rows_N[:, None] + c[None, :], mask_N[:, None])
 
 
 @triton.jit

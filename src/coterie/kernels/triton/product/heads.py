@@ -1,10 +1,10 @@
 """The row order of norm_qkv_rope_append, and what follows its products: bias, head norm, rotation, stores to q and
 pages.
 
-Weight rows are renumbered so that NEAR first channels of rotated pairs alternate with NEAR second ones; with few tokens
-NEAR is 1: 0, C/2, 1, C/2 + 1 ... Heads are padded to a power of two. Where only the first TURNED channels are rotated,
-their pairs come first, then pairs of the others, which pass unchanged. INTERLEAVED: the two channels of a rotated pair
-are adjacent.
+Weight rows are renumbered so that STRIPE first channels of rotated pairs alternate with STRIPE second ones; with few
+tokens STRIPE is 1: 0, C/2, 1, C/2 + 1 ... Heads are padded to a power of two. Where only the first TURNED channels are
+rotated, their pairs come first, then pairs of the others, which pass unchanged. INTERLEAVED: the two channels of a
+rotated pair are adjacent.
 Knows nothing about how rows are multiplied.
 """
 
@@ -16,7 +16,7 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import narrow, pointer, real
 from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, pair_to_second, turned
-from coterie.kernels.triton.product.dots import halves
+from coterie.kernels.triton.product.dots import deinterleave
 from coterie.kernels.triton.rows import places
 
 INV_FREQ, SCALE, PAGES, Q = places("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
@@ -46,16 +46,22 @@ def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED:
 
 @triton.jit
 def channels_of(
-    r, heads, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr
+    r,
+    heads,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    PADDED: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
     """For renumbered rows r: the weight row, its channel, and whether it exists."""
-    i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
+    i = r % PADDED // (2 * STRIPE) * STRIPE + r % STRIPE
     if TURNED == C and INTERLEAVED:
-        channel = 2 * i + r // NEAR % 2
+        channel = 2 * i + r // STRIPE % 2
     elif TURNED == C or TURNED == 0:
-        channel = i + r // NEAR % 2 * (C // 2)
+        channel = i + r // STRIPE % 2 * (C // 2)
     else:
-        channel = pair_first(i, C, TURNED, INTERLEAVED) + r // NEAR % 2 * pair_to_second(i, C, TURNED, INTERLEAVED)
+        channel = pair_first(i, C, TURNED, INTERLEAVED) + r // STRIPE % 2 * pair_to_second(i, C, TURNED, INTERLEAVED)
     head = r // PADDED
     return head * C + channel, channel, (head < heads) & (i < C // 2)
 
@@ -183,10 +189,10 @@ def normed_heads(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     M: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
     """Products [ROWS, M] with bias, and heads of q and k normed; both are optional."""
-    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, STRIPE)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
         y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -224,14 +230,14 @@ def finish_heads(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     M: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
     """Products [ROWS, M] to q or pages: bias, head norm, rotation by staged angles, C / 2 cosines per token and as many
     sines.
     """
-    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, NEAR)
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, STRIPE)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
-    a, b = halves(y, ROWS, M, NEAR)
+    a, b = deinterleave(y, ROWS, M, STRIPE)
     if TURNED > 0:
         if part < 2:
             cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)

@@ -30,10 +30,10 @@ from coterie.kernels.triton.product.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.product.few_tokens import bring_nearer
+from coterie.kernels.triton.product.few_tokens import prefetch_rows
 from coterie.kernels.triton.product.linear_each import is_low
 from coterie.kernels.triton.product.linear_few import few as few_rows
-from coterie.kernels.triton.product.linear_put import ask_for, put, put_tile
+from coterie.kernels.triton.product.linear_put import prefetch_residual, put, put_tile
 from coterie.kernels.triton.product.neighbours import neighbours, staged_before
 from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
 from coterie.kernels.triton.rows import Call
@@ -75,7 +75,7 @@ def _many(
     i = tl.program_id(0)
     if LINES > 0:  # a single tile of tokens: this program's rows do not depend on their number
         n = i * ROWS + tl.arange(0, ROWS)
-        bring_nearer(rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN), n < N, STRIDE, LINES, False)
+        prefetch_rows(rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN), n < N, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
@@ -125,7 +125,7 @@ def _tile(
     mask_N = n < N
     rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
     if RESIDUAL is not None:
-        ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
+        prefetch_residual(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
     y = many_dots(staged, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     if RESIDUAL is not None and TOKENS > 128:  # registers cannot hold all sums and all of the residual
         half: tl.constexpr = TOKENS // 2
@@ -179,7 +179,9 @@ def _described(
     for i in tl.range(tl.program_id(0), whole, WAVE, num_stages=1):
         n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
         if RESIDUAL is not None:
-            ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
+            prefetch_residual(
+                pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS
+            )
         y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
         put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
     if PIECES > 1:

@@ -20,7 +20,7 @@ from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage, staged_bytes
 from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE, few_dots
 from coterie.kernels.triton.product.linear_put import put
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.rows import Call, Matrix
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -78,7 +78,7 @@ def tiles_ahead(rows_N, mask_N, K: tl.constexpr, STEP: tl.constexpr):
     """The first weights of rows, as many steps as registers hold: loaded before the activations are ready."""
     ahead = ()
     for first in tl.static_range(0, min(K, MAX_AHEAD * STEP), STEP):
-        ahead = and_one(ahead, _weights(rows_N, mask_N, first, K, STEP))
+        ahead = appended(ahead, _weights(rows_N, mask_N, first, K, STEP))
     return ahead
 
 

@@ -11,19 +11,19 @@ import triton.language as tl
 from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
-    along,
     gelu_of,
     integer,
     let_next_begin,
     pointer,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import rows_at
-from coterie.kernels.triton.product.few_tokens import bring_nearer, few_dots
+from coterie.kernels.triton.product.few_tokens import few_dots, prefetch_rows
 from coterie.kernels.triton.product.linear_put import scaled
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 
 ROW_WORDS = tl.constexpr(_ROW_WORDS)
 
@@ -33,8 +33,8 @@ def _one_by_one(weight, first, count, ROWS: tl.constexpr, STRIDE: tl.constexpr, 
     """ROWS separate pointers to weight rows, and whether each row exists."""
     rows, there = (), ()
     for r in tl.static_range(ROWS):
-        rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
-        there = and_one(there, first + r < count)
+        rows = appended(rows, rows_at(weight, first + r, STRIDE, ALIGN))
+        there = appended(there, first + r < count)
     return rows, there
 
 
@@ -55,7 +55,7 @@ def _tokens(row, x, count, K: tl.constexpr, ROWS_AT: tl.constexpr, M: tl.constex
         each, places = (), tokens_of(pointer(row, ROWS_AT, tl.int32), count, 1, M)
         for t in tl.static_range(M):
             own = tl.load(places[t], mask=count > 0, other=0)  # with no rows there may be no indices
-            each = and_one(each, x + own.to(tl.int64) * K)
+            each = appended(each, x + own.to(tl.int64) * K)
     return each
 
 
@@ -90,14 +90,14 @@ def few(
     A program has ROWS weight rows and up to M tokens, in float32.
     """
     let_next_begin(WHEN)
-    row, place, count = _own_of(row, along(unit, 0), N, N_AT, END_1, END_2, END_3)
+    row, place, count = _own_of(row, unit_index(unit, 0), N, N_AT, END_1, END_2, END_3)
     first = place * ROWS
     n = first + tl.arange(0, ROWS)
     mask_N = n < count
     weight = pointer(row, WEIGHT, TYPE)
     rows_N = rows_at(weight, n, STRIDE, ALIGN)
     if WHEN == AHEAD:
-        bring_nearer(rows_N, mask_N, STRIDE, LINES)
+        prefetch_rows(rows_N, mask_N, STRIDE, LINES)
         return
     if ONE:
         rows, there = _one_by_one(weight, first, count, ROWS, STRIDE, ALIGN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import INTERPRETED, ask, gelu_of, pointer, real
+from coterie.kernels.triton.arithmetic import INTERPRETED, gelu_of, pointer, prefetch, real
 from coterie.kernels.triton.product.described import left_and_right
 from coterie.kernels.triton.product.few_tokens import LINE_BYTES
 
@@ -16,13 +16,13 @@ MAX_ADDED = tl.constexpr(128 * 128)  # elements of a tile that a residual is add
 
 
 @triton.jit
-def ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+def prefetch_residual(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
     """Prefetch the residual of a tile from token m and row n on, while tensor cores work."""
     if not INTERPRETED:
         line: tl.constexpr = LINE_BYTES // 4
         lines = tl.minimum(n + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
         m_M = tl.minimum(m + tl.arange(0, TOKENS), tokens - 1).to(tl.int64)
-        ask(residual + m_M[:, None] * N + lines[None, :])
+        prefetch(residual + m_M[:, None] * N + lines[None, :])
 
 
 @triton.jit

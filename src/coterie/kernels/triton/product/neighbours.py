@@ -18,7 +18,7 @@ from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton.product.linear_each import is_low
 from coterie.kernels.triton.product.staged_ahead import stages_x
 from coterie.kernels.triton.rows import Call, Matrix, name_of
-from coterie.kernels.triton.tiles import Few
+from coterie.kernels.triton.tiles import CudaCoreTile
 
 LINEAR = "linear"
 MOST = 4  # instruction rows per launch: linear_few.py has three END_ parameters
@@ -34,7 +34,7 @@ class Neighbours:
     """The instruction rows of one launch: rows of each one's weight, and whether the call is the first of them."""
 
     counts: tuple[int, ...]
-    few: Few
+    few: CudaCoreTile
     is_first: bool
 
     @property
@@ -56,7 +56,7 @@ def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
     """The rows launched together with a product of up to `most` tokens; only `linear` has neighbours."""
     choose = call.tiles.few_by_itself if "norm" not in OPCODES[call.name].words else call.tiles.few
 
-    def few_of(count: int) -> Few:
+    def few_of(count: int) -> CudaCoreTile:
         return choose(count, matrix.K, most, matrix.group, matrix.is_wide, several=True)
 
     if call.name != LINEAR:
@@ -125,7 +125,7 @@ def _staged_alike(call: Call, one: I64, other: I64) -> bool:
     return bool(types[0] == types[1])
 
 
-def _sum_alike(one: Few, other: Few, most: int, matrix: Matrix) -> bool:
+def _sum_alike(one: CudaCoreTile, other: CudaCoreTile, most: int, matrix: Matrix) -> bool:
     """Whether a weight's products have the same bits under either tile.
 
     With one token, each row's sum is independent of the others (is_one), so the number of rows does not matter.

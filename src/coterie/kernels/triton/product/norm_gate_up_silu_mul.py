@@ -2,8 +2,8 @@
 
 x is [T, D], both weights are [F, D], y is [T, F]. Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu:
 its row has the same words, then the form.
-A tile alternates `NEAR` rows of gate with `NEAR` rows of up, so both products of a value are in one program. Where the
-weights' types differ, a program multiplies by one and then by the other.
+A tile alternates `STRIPE` rows of gate with `STRIPE` rows of up, so both products of a value are in one program. Where
+the weights' types differ, a program multiplies by one and then by the other.
 Knows nothing about layers.
 """
 
@@ -14,10 +14,10 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
-    along,
     integer,
     let_next_begin,
     pointer,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.norms import norm_at, shift_of
@@ -31,9 +31,9 @@ from coterie.kernels.triton.product.described import (
     whole_of,
 )
 from coterie.kernels.triton.product.dots import (
-    NEAR,
-    halves,
-    in_turn,
+    STRIPE,
+    deinterleave,
+    interleaved_rows,
     launch_tiles,
     many_dots,
     rows_at,
@@ -41,11 +41,11 @@ from coterie.kernels.triton.product.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.product.few_tokens import bring_nearer, few_dots
+from coterie.kernels.triton.product.few_tokens import few_dots, prefetch_rows
 from coterie.kernels.triton.product.gate_up_put import put
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.rows import Call, Matrix, places
 from coterie.kernels.triton.tiles import MIN_DOT
 
@@ -54,9 +54,9 @@ GELU_MUL = "norm_gate_up_gelu_mul"
 
 
 @triton.jit
-def rows_in_turn(row, r, F, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
-    """Pointers to rows of gate and up, alternating NEAR of each, and which of them exist."""
-    return in_turn(pointer(row, GATE_AT, TYPE), pointer(row, UP_AT, TYPE), r, F, STRIDE, ALIGN, NEAR)
+def gate_up_rows(row, r, F, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr, STRIPE: tl.constexpr):
+    """Pointers to rows of gate and up, alternating STRIPE of each, and which of them exist."""
+    return interleaved_rows(pointer(row, GATE_AT, TYPE), pointer(row, UP_AT, TYPE), r, F, STRIDE, ALIGN, STRIPE)
 
 
 @triton.jit
@@ -88,22 +88,22 @@ def _few(
 ):
     """A program has ROWS / 2 rows of gate and of up, and all tokens, in float32 on CUDA cores."""
     let_next_begin(WHEN)
-    first = along(unit, 0) * ROWS
+    first = unit_index(unit, 0) * ROWS
     r = first + tl.arange(0, ROWS)
-    f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    f = unit_index(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     alike: tl.constexpr = TYPE == UP_TYPE and STRIDE == UP_STRIDE
     if alike:
-        rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, 1)
+        rows, there = gate_up_rows(row, r, F, TYPE, STRIDE, ALIGN, 1)
     if WHEN == AHEAD:
         if alike:
-            bring_nearer(rows, there, STRIDE, LINES)
+            prefetch_rows(rows, there, STRIDE, LINES)
         return
     if ONE and alike:
         each, have = (), ()
         for i in tl.static_range(ROWS):
-            one_row, is_there = rows_in_turn(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
-            each = and_one(each, one_row)
-            have = and_one(have, is_there)
+            one_row, is_there = gate_up_rows(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
+            each = appended(each, one_row)
+            have = appended(have, is_there)
         ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP, M, NORM)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
@@ -154,7 +154,7 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
@@ -165,8 +165,8 @@ def _many(
     let_next_begin(WHEN)
     i = tl.program_id(0)
     if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # a single tile of tokens
-        rows, there = rows_in_turn(row, i * ROWS + tl.arange(0, ROWS), F, TYPE, STRIDE, ALIGN, NEAR)
-        bring_nearer(rows, there, STRIDE, LINES, False)
+        rows, there = gate_up_rows(row, i * ROWS + tl.arange(0, ROWS), F, TYPE, STRIDE, ALIGN, STRIPE)
+        prefetch_rows(rows, there, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(2 * F, ROWS), tl.cdiv(tokens, TOKENS)
@@ -174,14 +174,14 @@ def _many(
     if whole:
         _tile(
             row, staged, ahead, n_tile, first, tokens, AHEAD, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE, COLUMNS,
-            ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, NEAR,
+            ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, STRIPE,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
                 row, staged, ahead, n_tile, first, tokens, AHEAD, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE,
                 COLUMNS, ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS,
-                STEP, NEAR,
+                STEP, STRIPE,
             )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def _tile(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
     """ROWS / 2 values of TOKENS tokens from `first` on."""
     m = first + tl.arange(0, TOKENS)
@@ -220,9 +220,9 @@ def _tile(
     f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
     if TYPE == UP_TYPE and STRIDE == UP_STRIDE:
         r = n_tile * ROWS + tl.arange(0, ROWS)
-        rows, there = rows_in_turn(row, r, F, TYPE, STRIDE, ALIGN, NEAR)
+        rows, there = gate_up_rows(row, r, F, TYPE, STRIDE, ALIGN, STRIPE)
         both = many_dots(staged, m, mask_M, rows, there, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-        gate, up = halves(both, ROWS, TOKENS, NEAR)
+        gate, up = deinterleave(both, ROWS, TOKENS, STRIPE)
     else:
         rows = rows_at(pointer(row, GATE_AT, TYPE), f, STRIDE, ALIGN)
         gate = many_dots(staged, m, mask_M, rows, f < F, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS // 2, STEP)
@@ -335,7 +335,7 @@ def launch(call: Call) -> None:
         shared["STORED"] = is_stored(call, F)
         launch_described(call, _described, many, n_tiles, tokens, staged, ahead, **shared)
     else:
-        shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}
+        shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "STRIPE": STRIPE.value}
         launch_tiles(call, _many, many, n_tiles, tokens, staged, ahead, **shared)
 
 

@@ -15,10 +15,10 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
     EARLY,
-    along,
     integer,
     let_next_begin,
     pointer,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.attention.pages import Pages
@@ -27,8 +27,8 @@ from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.product.described import launch_described, takes
 from coterie.kernels.triton.product.described_heads import WIDEST, described_heads
 from coterie.kernels.triton.product.dots import (
-    NEAR,
-    halves,
+    STRIPE,
+    deinterleave,
     launch_tiles,
     many_dots,
     stage_row,
@@ -37,7 +37,7 @@ from coterie.kernels.triton.product.dots import (
     staging,
     work_of,
 )
-from coterie.kernels.triton.product.few_tokens import bring_nearer, few_dots
+from coterie.kernels.triton.product.few_tokens import few_dots, prefetch_rows
 from coterie.kernels.triton.product.heads import (
     PAGES,
     angles_at,
@@ -51,7 +51,7 @@ from coterie.kernels.triton.product.heads import (
     rows_of_part,
 )
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
 from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 
@@ -91,11 +91,11 @@ def _few(
     unit=None,
 ):
     let_next_begin(WHEN)
-    part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
+    part, first, heads = part_of(unit_index(unit, 0), FIRST, H, K, PADDED, ROWS)
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     if WHEN == AHEAD:
-        bring_nearer(rows, there, STRIDE, LINES)
+        prefetch_rows(rows, there, STRIDE, LINES)
         return
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
@@ -103,7 +103,7 @@ def _few(
         each, have = (), ()
         for r in tl.static_range(ROWS):
             c, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
-            each, have = and_one(each, rows_of_part(row, part, c, TYPE, STRIDE, ALIGN)), and_one(have, is_there)
+            each, have = appended(each, rows_of_part(row, part, c, TYPE, STRIDE, ALIGN)), appended(have, is_there)
         ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP, M, NORM)
         xs = tokens_of(x, integer(row, T), D, M)
     m = tl.arange(0, M)
@@ -125,7 +125,7 @@ def _few(
     y = normed_heads(
         row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, 1
     )
-    a, b = halves(y, ROWS, M, 1)
+    a, b = deinterleave(y, ROWS, M, 1)
     if TURNED > 0:
         if part < 2:
             a, b = turned(a, b, cosine, sine)
@@ -187,7 +187,7 @@ def _many(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
@@ -198,8 +198,8 @@ def _many(
     i = tl.program_id(0)
     if LINES > 0:  # a single tile of tokens
         part, first_row, heads = part_of(i, FIRST, H, K, PADDED, ROWS)
-        n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
-        bring_nearer(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)
+        n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, STRIPE)
+        prefetch_rows(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
@@ -207,14 +207,14 @@ def _many(
     if whole:
         _tile(
             row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
-            INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
+            INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, STRIPE,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
                 row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
                 INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS,
-                STEP, NEAR,
+                STEP, STRIPE,
             )  # fmt: skip
 
 
@@ -247,18 +247,18 @@ def _tile(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
-    NEAR: tl.constexpr,
+    STRIPE: tl.constexpr,
 ):
     """A tile of rows for TOKENS tokens from `first_token` on."""
     part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
     m = first_token + tl.arange(0, TOKENS)
     mask_M = m < tokens
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, STRIPE)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     finish_heads(
         row, y, part, first, heads, m, mask_M, angles,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
     )  # fmt: skip
 
 
@@ -318,9 +318,9 @@ def launch(call: Call) -> None:
         )
         shared["N_TILES"] = n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         if many.described:
-            launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, NEAR=padded // 2)
+            launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, STRIPE=padded // 2)
             continue
-        shared |= {"DOT": matrix.dot_type, "NEAR": min(NEAR.value, padded // 2)}
+        shared |= {"DOT": matrix.dot_type, "STRIPE": min(STRIPE.value, padded // 2)}
         launch_tiles(call, _many, many, n_tiles, tokens, *staged, **shared)
 
 

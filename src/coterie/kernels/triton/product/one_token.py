@@ -13,9 +13,9 @@ import triton.language as tl
 
 from coterie.kernels.triton.norms import moments, scaled_and_shifted
 from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE
-from coterie.kernels.triton.product.one_token_packed import add_packed, bytes_ahead, own_of, packed_dots, worth
+from coterie.kernels.triton.product.one_token_packed import add_packed, bytes_ahead, from_units, own_of, packed_dots
 from coterie.kernels.triton.product.packed import of_block
-from coterie.kernels.triton.product.sums import added_up, all_added_up, and_one, no_sums, stacked
+from coterie.kernels.triton.product.sums import added_up, all_added_up, appended, no_sums, stacked
 from coterie.kernels.triton.product.sums import totals as totals_of
 
 
@@ -34,7 +34,7 @@ def weights_ahead(
     else:
         for first in tl.static_range(0, min(K, MAX_AHEAD * STEP), STEP):
             for r in tl.static_range(len(rows)):
-                ahead = and_one(ahead, _weights(rows[r], there[r], first, K, STEP))
+                ahead = appended(ahead, _weights(rows[r], there[r], first, K, STEP))
     return ahead
 
 
@@ -49,7 +49,7 @@ def tokens_of(x, count, K: tl.constexpr, M: tl.constexpr):
     """Pointers to M tokens of x [count, K]; those past the end point to the last one."""
     each = (x,)
     for t in tl.static_range(1, M):
-        each = and_one(each, x + tl.maximum(tl.minimum(count - 1, t), 0).to(tl.int64) * K)
+        each = appended(each, x + tl.maximum(tl.minimum(count - 1, t), 0).to(tl.int64) * K)
     return each
 
 
@@ -91,11 +91,11 @@ def _dot(ahead, x, rows, there, norm, K: tl.constexpr, NORM: tl.constexpr, SHIFT
                 w = ahead[i * N + r]
             else:
                 w = _weights(rows[r], there[r], i * STEP, K, STEP)
-            more = and_one(more, sums[r] + w.to(tl.float32) * values)
+            more = appended(more, sums[r] + w.to(tl.float32) * values)
         sums = more
     divided: tl.constexpr = NORM is not None and SHIFT is None
     if divided:
-        sums = and_one(sums, squares)
+        sums = appended(sums, squares)
     totals = totals_of(sums)
     y = stacked(totals, N)
     if divided:
@@ -132,7 +132,7 @@ def add_products(
             more = ()
             for r in tl.static_range(len(rows)):
                 w = _weights(rows[r], there[r], i * STEP, K, STEP)
-                more = and_one(more, sums[r] + w.to(tl.float32) * values)
+                more = appended(more, sums[r] + w.to(tl.float32) * values)
             sums = more
     return sums
 
@@ -141,7 +141,7 @@ def add_products(
 def added_products(sums, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
     """[1, N] totals of the sums that add_products returned."""
     if of_block(TYPE, K, COLUMNS):
-        y = worth(all_added_up(sums), TYPE, K, COLUMNS)[None, :]
+        y = from_units(all_added_up(sums), TYPE, K, COLUMNS)[None, :]
     else:
         y = added_up(sums)
     return y

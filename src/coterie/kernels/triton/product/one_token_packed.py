@@ -21,7 +21,7 @@ from coterie.kernels.triton.product.bytes_to_floats import ABOVE, halves_above, 
 from coterie.kernels.triton.product.few_tokens import ONCE
 from coterie.kernels.triton.product.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_GROUP, SIX_BITS, of_block
 from coterie.kernels.triton.product.six_bits import own_bytes, parts_above, weights_at, whole_scale
-from coterie.kernels.triton.product.sums import all_added_up, and_one, no_sums
+from coterie.kernels.triton.product.sums import all_added_up, appended, no_sums
 
 MAX_OWN = tl.constexpr(8)
 CODES = tl.constexpr(16.0)  # number of 4-bit codes
@@ -58,7 +58,7 @@ def bytes_ahead(
     ahead = ()
     for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST // (N * M), 1))):
         for r in tl.static_range(N):
-            ahead = and_one(ahead, _bytes(rows[r], there[r], i * STEP, K, STRIDE, COLUMNS, STEP, NORM))
+            ahead = appended(ahead, _bytes(rows[r], there[r], i * STEP, K, STRIDE, COLUMNS, STEP, NORM))
     return ahead
 
 
@@ -137,11 +137,11 @@ def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.cons
             above = 1.0 + found[2].to(tl.float32) / CODES
         for t in tl.static_range(len(met)):
             dots = _own_sums(low * met[t][0], OWN) + _own_sums(high * met[t][1], OWN)
-            products = and_one(products, (dots - above * met[t][2]) * scale)
+            products = appended(products, (dots - above * met[t][2]) * scale)
     else:
         w = whole_numbers(found[0])
         for t in tl.static_range(len(met)):
-            products = and_one(products, _own_sums(w * met[t][0], OWN) * scale)
+            products = appended(products, _own_sums(w * met[t][0], OWN) * scale)
     return products
 
 
@@ -154,7 +154,7 @@ def _products_of_six(found, met, OWN: tl.constexpr):
         x = met[t]
         low = _own_sums(w[0] * x[0], OWN) + _own_sums(w[1] * x[1], OWN) - ABOVE * x[4]
         high = _own_sums(w[2] * x[2], OWN) + _own_sums(w[3] * x[3], OWN) - ABOVE * x[5]
-        products = and_one(products, (low * first + high * second) * block)
+        products = appended(products, (low * first + high * second) * block)
     return products
 
 
@@ -179,7 +179,7 @@ def add_packed(
     for i in tl.static_range(STEPS):
         if i + AHEAD < STEPS:
             for r in tl.static_range(N):
-                ahead = and_one(ahead, _bytes(rows[r], there[r], (i + AHEAD) * STEP, K, STRIDE, COLUMNS, STEP, NORM))
+                ahead = appended(ahead, _bytes(rows[r], there[r], (i + AHEAD) * STEP, K, STRIDE, COLUMNS, STEP, NORM))
         met, more_squares = (), ()
         c = i * STEP + tl.arange(0, STEP)
         for t in tl.static_range(M):
@@ -188,16 +188,16 @@ def add_packed(
                 moment = moments[t]
             if SIX:
                 own, squares_t = _met_of_six(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
-                met = and_one(met, own)
+                met = appended(met, own)
             elif HALVES:
                 k = c // GROUP_Q4 * BLOCK + c % GROUP_Q4
                 low, squares_t = _met(xs[t], k, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
                 high, squares_t = _met(xs[t], k + GROUP_Q4, norm, moment, times, squares_t, K, NORM, SHIFT, OWN)
-                met = and_one(met, (low, high, _own_sums(low + high, OWN)))
+                met = appended(met, (low, high, _own_sums(low + high, OWN)))
             else:
                 values, squares_t = _met(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
-                met = and_one(met, (values,))
-            more_squares = and_one(more_squares, squares_t)
+                met = appended(met, (values,))
+            more_squares = appended(more_squares, squares_t)
         squares = more_squares
         more = ()
         for r in tl.static_range(N):
@@ -206,7 +206,7 @@ def add_packed(
             else:
                 products = _products(ahead[i * N + r], met, TYPE, HALVES, OWN)
             for t in tl.static_range(M):
-                more = and_one(more, sums[r * M + t] + products[t])
+                more = appended(more, sums[r * M + t] + products[t])
         sums = more
     return sums, squares
 
@@ -223,18 +223,18 @@ def packed_dots(
     moments = ()
     if SHIFT is not None:
         for t in tl.static_range(M):
-            moments = and_one(moments, moments_of(xs[t], norm[2], K, STEP))
+            moments = appended(moments, moments_of(xs[t], norm[2], K, STEP))
     sums, squares = add_packed(
         no_sums(M * N, STEP // OWN), no_sums(M, STEP // OWN), ahead, xs, rows, there, norm, moments, None,
         K, STRIDE, COLUMNS, NORM, SHIFT, STEP,
     )  # fmt: skip
-    y = tl.reshape(worth(all_added_up(sums), rows[0].dtype.element_ty, K, COLUMNS), [N, M])
+    y = tl.reshape(from_units(all_added_up(sums), rows[0].dtype.element_ty, K, COLUMNS), [N, M])
     if NORM is not None and SHIFT is None:
         y = y / tl.sqrt(all_added_up(squares) / K + norm[2])[None, :]
     return tl.permute(y, [1, 0])
 
 
 @triton.jit
-def worth(y, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
+def from_units(y, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
     """Sums of products, converted from units of `unit_of`."""
     return y * unit_of(TYPE, of_block(TYPE, K, COLUMNS))

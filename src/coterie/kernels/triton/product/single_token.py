@@ -34,7 +34,7 @@ def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
 
 
 @triton.jit
-def add_exact_product(acc, a, b, TYPE: tl.constexpr):
+def add_split_product(acc, a, b, TYPE: tl.constexpr):
     """acc + a @ b for float32 b, which is split into two values of a's type: b rounded, and the remainder rounded."""
     upper = narrow(b, TYPE)
     acc = add_product(acc, a, upper)

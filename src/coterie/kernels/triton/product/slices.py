@@ -24,7 +24,7 @@ from coterie.kernels.triton.product.packed import (
     low_half,
     of_block,
 )
-from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.sums import appended
 
 MAX_ROWS, MAX_TOKENS = tl.constexpr(32), tl.constexpr(16)
 SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # slices per step, one per warp; smallest K that tl.dot accepts
@@ -83,7 +83,7 @@ def slice_of(TYPE, K, COLUMNS, M, N, STEP, STAGED, DOT):
 
 
 @triton.jit
-def whole(q):
+def int8_to_bf16(q):
     """Q8 bytes as bfloat16."""
     if INTERPRETED:
         y = narrow(q.to(tl.float32), tl.bfloat16)
@@ -122,7 +122,7 @@ def _scales(
     mask = (g < groups)[:, None] & mask_N[None, :]
     found = (tl.load(at, mask=mask, other=0.0),)
     if HALVES and STRIDE > COLUMNS + groups * OF_GROUP:
-        found = and_one(found, tl.load(at + groups, mask=mask, other=0.0))
+        found = appended(found, tl.load(at + groups, mask=mask, other=0.0))
     return found
 
 
@@ -159,7 +159,7 @@ def sliced_dots(
                 by = tl.broadcast_to((across // GROUP_Q4 * 4).to(tl.int8), [S, N, SLICE])
                 products = add_product(none, halves_by(w, by, TYPE), met)
             else:
-                products = add_product(none, whole(w), met)
+                products = add_product(none, int8_to_bf16(w), met)
             if len(scales) == 2:
                 ones = narrow(tl.full([S, N, SLICE], 1.0, tl.float32), tl.bfloat16)
                 products -= (scales[1].to(tl.float32) - 8.0)[:, :, None] * add_product(none, ones, met)

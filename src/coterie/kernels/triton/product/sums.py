@@ -12,7 +12,7 @@ from coterie.kernels.triton.arithmetic import INTERPRETED
 
 
 @triton.jit
-def and_one(those, one):
+def appended(those, one):
     """The tuple with one more element."""
     those += (one,)
     return those
@@ -23,7 +23,7 @@ def no_sums(N: tl.constexpr, STEP: tl.constexpr):
     """Zeroed partial sums [STEP] of each of N rows."""
     sums = ()
     for _r in tl.static_range(N):
-        sums = and_one(sums, tl.zeros([STEP], tl.float32))
+        sums = appended(sums, tl.zeros([STEP], tl.float32))
     return sums
 
 
@@ -48,7 +48,7 @@ def totals(sums):
     totals = ()
     if INTERPRETED or len(sums) == 1:
         for i in tl.static_range(len(sums)):
-            totals = and_one(totals, tl.sum(sums[i], axis=0))
+            totals = appended(totals, tl.sum(sums[i], axis=0))
     elif len(sums) == 2:
         totals = tl.reduce(sums, 0, _add_2)
     elif len(sums) == 3:
@@ -94,8 +94,8 @@ def _side_by_side(sums):
     else:
         even, odd = (), ()
         for i in tl.static_range(len(sums) // 2):
-            even = and_one(even, sums[2 * i])
-            odd = and_one(odd, sums[2 * i + 1])
+            even = appended(even, sums[2 * i])
+            odd = appended(odd, sums[2 * i + 1])
         first = _side_by_side(even)
         y = tl.reshape(tl.join(first, _side_by_side(odd)), [first.shape[0], len(sums)])
     return y

@@ -6,6 +6,7 @@ Knows nothing about which are chosen (tiles.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 MAX_ONE_ROWS, MAX_PACKED_ROWS = 4, 8  # per program that keeps each row's sums apart (one_token.py)
 MIN_COLUMNS = 64  # per step of a product
@@ -16,7 +17,7 @@ MIN_DOT = 16  # smallest number of rows, tokens or columns in a tensor-core prod
 
 
 @dataclass(frozen=True, slots=True)
-class Few:
+class CudaCoreTile:
     """A product of few tokens on CUDA cores: weight rows per program, columns per step, warps, steps unrolled.
 
     A thread has rows x columns x tokens / (32 x warps) accumulators.
@@ -43,14 +44,14 @@ class Few:
         most = MAX_ONE_ROWS if group == 1 else MAX_PACKED_ROWS
         return (tokens == 1 or self.several) and group != OF_FOUR and self.rows <= most
 
-    def for_row(self, columns: int, group: int) -> Few:
+    def for_row(self, columns: int, group: int) -> CudaCoreTile:
         """The tile for rows of `columns` columns, `group` per scale: rows shorter than a step get fewer threads."""
         columns = min(self.columns, max(power_of_two(columns), MIN_COLUMNS, group))
         return replace(self, columns=columns, warps=max(self.warps * columns // self.columns, 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
+class TensorCoreTile:
     """A product of many tokens on tensor cores: a tile of rows x tokens, `columns` per step, `stages` steps in flight.
 
     Tiles left over after full waves are cut in `pieces`, so that all multiprocessors finish together: along tokens, or
@@ -83,7 +84,7 @@ class Many:
     def _whole(self, tiles: int, wave: int) -> int:
         return tiles if self.pieces == 1 else tiles // wave * wave
 
-    def for_heads(self, least_rows: int, group: int) -> Many:
+    def for_heads(self, least_rows: int, group: int) -> TensorCoreTile:
         """The tile for whole heads of `least_rows` rows. With more rows, a step has fewer columns, to fit shared
         memory.
         """
@@ -93,12 +94,22 @@ class Many:
         columns = max(self.columns * self.rows // rows, least, group)
         return replace(self, rows=rows, columns=columns, pieces=pieces)
 
-    def for_group(self, group: int) -> Many:
+    def for_group(self, group: int) -> TensorCoreTile:
         """The tile for `group` columns per scale; half as many columns of four weights as of two."""
         columns = max(self.columns // 2 if group in FOURS else self.columns, group)
         if group == OF_SIX:  # each dot takes one weight per column, whose three bytes stay in registers
             columns = min(max(columns, MIN_DOT), MIN_COLUMNS)
         return replace(self, columns=columns)
+
+
+CudaTable: TypeAlias = tuple[tuple[int, CudaCoreTile], ...]  # (upper bound of a size, choice), as in `choose`
+TensorTable: TypeAlias = tuple[tuple[int, TensorCoreTile], ...]
+Choice = TypeVar("Choice")
+
+
+def choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
+    """The choice of the first entry whose bound is not below `size`."""
+    return next(choice for bound, choice in table if size <= bound)
 
 
 def power_of_two(size: int) -> int:

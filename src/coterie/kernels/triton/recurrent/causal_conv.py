@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, silu_of, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, silu_of, unit_index, wait_for_last
 from coterie.kernels.triton.recurrent.recurrent_state import SEQUENCE, StateLayout, tokens_of, unit_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
@@ -140,8 +140,8 @@ def _conv(
     """
     let_next_begin(WHEN)
     EACH: tl.constexpr = UNIT_BYTES // 4 // (TAPS - 1)
-    sequence = along(unit, 1)
-    n = along(unit, 0) * STEP + tl.arange(0, STEP)
+    sequence = unit_index(unit, 1)
+    n = unit_index(unit, 0) * STEP + tl.arange(0, STEP)
     tokens = integer(row, T)
     first, count = tokens_of(row, KEPT, sequence, tl.where(sequence < SEQUENCES, tokens, 0), TOKENS, SINGLE)
     mine = (n < N) & (count > 0)

@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
-    along,
     integer,
     let_next_begin,
     narrow,
@@ -25,6 +24,7 @@ from coterie.kernels.triton.arithmetic import (
     real,
     silu_of,
     softplus_of,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
@@ -110,7 +110,7 @@ def _delta_whole(
 ):
     """Program (head, sequence): one token, with all of the head's matrix."""
     let_next_begin(WHEN)
-    h, sequence = along(unit, 0), along(unit, 1)
+    h, sequence = unit_index(unit, 0), unit_index(unit, 1)
     t, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
     matrix, kept, mask = matrix_of(row, KEPT, sequence, h, t, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
@@ -152,9 +152,9 @@ def _delta_columns(
     step.
     """
     let_next_begin(WHEN)
-    h, sequence = along(unit, 1), along(unit, 2)
+    h, sequence = unit_index(unit, 1), unit_index(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
-    k, c = tl.arange(0, KEYS), along(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
+    k, c = tl.arange(0, KEYS), unit_index(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
     matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
     out = pointer(row, Y, tl.float32) + h * C + c
@@ -185,7 +185,7 @@ def _gate(
     """Norm and gate of HEADS heads, in place."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    heads = along(unit, 0).to(tl.int64) * HEADS + tl.arange(0, HEADS)
+    heads = unit_index(unit, 0).to(tl.int64) * HEADS + tl.arange(0, HEADS)
     c = tl.arange(0, COLUMNS)
     mask = (heads < integer(row, T) * H)[:, None] & (c < C)[None, :]
     at = heads[:, None] * C + c[None, :]

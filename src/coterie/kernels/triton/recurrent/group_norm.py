@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.norms import norm_factor
 from coterie.kernels.triton.rows import Call, places
 
@@ -28,7 +28,7 @@ def _norm_group(
     """A program norms one group of one token."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    i = along(unit, 0)
+    i = unit_index(unit, 0)
     if i < integer(row, T) * GROUPS:
         at = i.to(tl.int64) * C
         x, y = pointer(row, X, tl.float32) + at, pointer(row, Y, tl.float32) + at

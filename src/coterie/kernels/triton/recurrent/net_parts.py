@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -34,7 +34,7 @@ def _part(
     """A program copies the parts of one key head and token."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    head, t = along(unit, 0), along(unit, 1)
+    head, t = unit_index(unit, 0), unit_index(unit, 1)
     if t < integer(row, T):
         at = t.to(tl.int64) * HEADS + head
         i = tl.arange(0, WIDE)

@@ -16,13 +16,13 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
-    along,
     integer,
     let_next_begin,
     pointer,
     real,
     silu_of,
     softplus_of,
+    unit_index,
     wait_for_last,
 )
 from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
@@ -82,9 +82,9 @@ def _scan(
     step.
     """
     let_next_begin(WHEN)
-    h, sequence = along(unit, 1), along(unit, 2)
+    h, sequence = unit_index(unit, 1), unit_index(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
-    k, c = tl.arange(0, KEYS), along(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
+    k, c = tl.arange(0, KEYS), unit_index(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
     matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     head = _of_head(row, h, RATE_TYPE, BIAS_TYPE, SKIP_TYPE)
     out, gate = pointer(row, Y, tl.float32) + h * C + c, pointer(row, Z, tl.float32) + h * C + c
