@@ -23,9 +23,9 @@ MAX_SPILLED_BYTES = 16
 # What launches do that begin before the last is over, in the letters of compiled_ptx.EARLY_ORDER.
 # Loops before the wait look for a token that is alone, and reduce an angle.
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(
-    ("few", "alone", "alone_wide", "join"), "N[LJ]*W"
+    ("few", "lone_tokens", "lone_tokens_wide", "join"), "N[LJ]*W"
 )
-EARLY |= dict.fromkeys(("stage", "together", "sample"), "NW")
+EARLY |= dict.fromkeys(("stage", "chunk", "sample"), "NW")
 EARLY["many"] = "N(L+J?)*W"  # addresses of weights that are asked for
 EARLY |= dict.fromkeys(("norm", "norm_group", "norm_rope_append", "gate", "open"), "NW")
 EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns", "scan"), "N[LJ]*W")  # what a sequence keeps, before
@@ -71,11 +71,11 @@ def check(found):
         assert one["spilled_bytes"] <= MAX_SPILLED_BYTES, one
         assert one["shared_bytes"] <= MAX_SHARED_BYTES, one
         part = one["kernel"].rpartition(" ")[2]
-        if part in ("few", "many", "together", "alone", "stage"):
+        if part in ("few", "many", "chunk", "lone_tokens", "stage"):
             assert one["widest_load_bits"] == 128, one
-        if part in ("many", "described", "described_heads", "together") and one["dtype"] != "F32":
+        if part in ("many", "described", "described_heads", "chunk") and one["dtype"] != "F32":
             assert one["products"] == ("mma" if is_sliced(one) else "wgmma"), one
-        if part in ("many", "described", "described_heads", "together", "alone"):
+        if part in ("many", "described", "described_heads", "chunk", "lone_tokens"):
             assert one["copies_ahead"], one
 
 
@@ -109,7 +109,7 @@ def test_what_some_families_have_compiles(tmp_path, options):
 def test_capped_scores_and_gates_without_a_norm_compile(tmp_path):
     found = compiled(tmp_path, "capped")
     parts = {one["kernel"].rpartition(" ")[2] for one in found}
-    assert {"alone", "join", "together", "few", "described"} <= parts
+    assert {"lone_tokens", "join", "chunk", "few", "described"} <= parts
     check(found)
 
 
@@ -144,9 +144,9 @@ def test_what_layers_of_gemma_4_have_compiles(tmp_path):
 def test_attention_of_512_channels_spills_nothing(tmp_path, heads):
     """Queries come from shared memory: in registers, where other heads have theirs, they would spill 1000 bytes."""
     found = compiled(tmp_path, heads)
-    assert {one["kernel"].rpartition(" ")[2] for one in found} >= {"alone_wide", "join", "together"}
+    assert {one["kernel"].rpartition(" ")[2] for one in found} >= {"lone_tokens_wide", "join", "chunk"}
     for one in found:
-        wide = one["kernel"].endswith(("alone_wide", "together"))
+        wide = one["kernel"].endswith(("lone_tokens_wide", "chunk"))
         assert one["spilled_bytes"] == 0, one
         assert one["shared_bytes"] <= MAX_SHARED_BYTES, one
         assert not wide or (one["products"], one["widest_load_bits"]) == ("wgmma", 128), one
@@ -156,7 +156,7 @@ def test_attention_of_512_channels_spills_nothing(tmp_path, heads):
 @pytest.mark.parametrize(
     ("what", "parts"),
     [
-        *((attention, {"alone", "join", "together"}) for attention in ("sinks", "windows", "distances", "slopes")),
+        *((attention, {"lone_tokens", "join", "chunk"}) for attention in ("sinks", "windows", "distances", "slopes")),
         *((branches, {"few", "many", "sum", "add"}) for branches in ("clipped branches", "gpt-oss")),
     ],
 )
@@ -208,7 +208,7 @@ def test_kernels_of_selective_state_spaces_compile_for_every_step(tmp_path):
             assert one["widest_load_bits"] == 128 or not one["step"].startswith("decode"), one
 
 
-LATENT = {"append_row", "absorb", "absorb_many", "unfold", "unfold_many", "alone", "join", "together"}
+LATENT = {"append_row", "absorb", "absorb_many", "unfold", "unfold_many", "lone_tokens", "join", "chunk"}
 
 
 @pytest.mark.long
@@ -222,7 +222,7 @@ def test_kernels_of_latent_attention_compile_for_every_step(tmp_path):
         assert one["spilled_bytes"] == 0, one
         assert part == "join" or one["widest_load_bits"] == 128, one
         assert part not in ("absorb", "unfold") or one["early"].count("L") > 8, one
-        if one["dtype"] != "F32" and part in ("alone", "together"):
+        if one["dtype"] != "F32" and part in ("lone_tokens", "chunk"):
             assert one["products"] == "wgmma", one
 
 

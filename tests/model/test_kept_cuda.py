@@ -64,7 +64,7 @@ STATE = {"_norm", "few", "_conv"}
         (
             "deepseek-v2",
             ([5, 6, 3], [7, 8]),
-            {"_append_row", "_absorb", "_absorb_many", "_unfold", "_unfold_many", "_alone", "_together"},
+            {"_append_row", "_absorb", "_absorb_many", "_unfold", "_unfold_many", "_lone_tokens", "_chunk"},
         ),
     ],
 )

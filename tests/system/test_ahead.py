@@ -67,7 +67,7 @@ def test_what_steps_launch_was_compiled_before(tmp_path: Path) -> None:
         trained_on(write_adapter(folder / name, ALL[: 4 + 3 * (seed > 1)], seed=seed), "/home/somebody/base")
     found = asked(folder, tmp_path / "cache")
     check(found)
-    assert {"few", "_few_each", "_many_each", "_alone", "_together", "_sample", "end_step"} <= set(found["names"])
+    assert {"few", "_few_each", "_many_each", "_lone_tokens", "_chunk", "_sample", "end_step"} <= set(found["names"])
     assert {"_norm", "_take"} <= set(found["names"])  # of steps that give vectors
 
 

@@ -22,9 +22,9 @@ from coterie.kernels.triton.product.packed import (
     two_bits,
 )
 from coterie.kernels.triton.product.six_bits import row_of
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-TOKENS, TABLE, Y, T, SCALE = places("embed", "tokens", "table", "y", "T", "scale")
+TOKENS, TABLE, Y, T, SCALE = operand_words("embed", "tokens", "table", "y", "T", "scale")
 
 
 @triton.jit

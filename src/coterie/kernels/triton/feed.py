@@ -28,7 +28,7 @@ ENDS, FIRST_END, KEPT, T, R = (tl.constexpr(FEED[name]) for name in ("ends", "fi
 # Words of a run's state: steps done, 1 once it has ended, 1 to request its end.
 DONE, ENDED, STOP = (tl.constexpr(i) for i in range(3))
 STATE_WORDS = 3
-AT_ONCE = 256  # rows, tokens or words per iteration; never timed
+FEED_STEP = 256  # rows, tokens or words per iteration; never timed
 
 
 @triton.jit
@@ -78,4 +78,4 @@ def feed_launch(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, sto
     steps, whether the run has ended, and a word that another stream sets to 1 to end it after its current step. stops:
     `stops_of` the rows; after a run that ended this way, T and R must be written again.
     """
-    return Launch(end_step, (1,), (feed, state, rows, stops), {"STOPS": stops.numel(), "STEP": AT_ONCE})
+    return Launch(end_step, (1,), (feed, state, rows, stops), {"STOPS": stops.numel(), "STEP": FEED_STEP})

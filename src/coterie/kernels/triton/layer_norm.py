@@ -10,9 +10,9 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer, real, unit_index
 from coterie.kernels.triton.norms import moments
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, WEIGHT, BIAS_AT, Y, T, EPS = places("layer_norm", "x", "weight", "bias", "y", "T", "eps")
+X, WEIGHT, BIAS_AT, Y, T, EPS = operand_words("layer_norm", "x", "weight", "bias", "y", "T", "eps")
 
 
 @triton.jit

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-A, B, Y, T, FIRST = places("mul_part", "a", "b", "y", "T", "b_first")
+A, B, Y, T, FIRST = operand_words("mul_part", "a", "b", "y", "T", "b_first")
 
 
 @triton.jit

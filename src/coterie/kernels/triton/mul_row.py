@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, ROW, Y, T = places("mul_row", "x", "row", "y", "T")
+X, ROW, Y, T = operand_words("mul_row", "x", "row", "y", "T")
 
 
 @triton.jit

@@ -10,9 +10,9 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
 from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, NORM, Y, RESIDUAL, T, EPS, FACTOR_AT = places("norm_add", "x", "norm", "y", "residual", "T", "eps", "factor")
+X, NORM, Y, RESIDUAL, T, EPS, FACTOR_AT = operand_words("norm_add", "x", "norm", "y", "residual", "T", "eps", "factor")
 
 
 @triton.jit

@@ -32,7 +32,7 @@ from coterie.kernels.cpu import I64
 from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
 from coterie.kernels.triton.arithmetic import AHEAD, INTERPRETED, integer
 from coterie.kernels.triton.bucket import Bucket
-from coterie.kernels.triton.feed import AT_ONCE, DONE, ENDED, STEPS, end_step
+from coterie.kernels.triton.feed import DONE, ENDED, FEED_STEP, STEPS, end_step
 from coterie.kernels.triton.launch import launches
 from coterie.kernels.triton.rows import WHEN, Launch
 from coterie.kernels.triton.tiles import Tiles
@@ -42,9 +42,9 @@ ROW_WORDS = tl.constexpr(_ROW_WORDS)
 PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are prefetched after it; -1: none
 NOTHING = (-1, 0)  # nothing to prefetch
 LINES = "LINES"  # parameter of kernels that can prefetch their weights
-ALONE = "unit"  # parameter of kernels that do one unit of work; see arithmetic.unit_index
+UNIT = "unit"  # parameter of kernels that do one unit of work; see arithmetic.unit_index
 TOO_MANY = "too many blocks in cooperative launch"  # CUDA's error text, as Triton repeats it
-REGISTERS_AT_ONCE, RESERVED_BYTES = 256, 1024  # see programs_that_fit
+REGISTER_UNIT, RESERVED_BYTES = 256, 1024  # see programs_that_fit
 
 
 @triton.jit
@@ -175,7 +175,7 @@ class Plan:
             "KIND_COUNT": len(self.kinds),
             "DEPTH": self.tiles.walk_ahead,
             "STOPS": stops.numel(),
-            "STEP": AT_ONCE,
+            "STEP": FEED_STEP,
             "num_warps": self.tiles.walk_warps,
         }
         constants["launch_cooperative_grid"] = True
@@ -265,7 +265,7 @@ def _kind(launch: Launch) -> tuple[object, ...]:
     Raises UnsupportedError for a kernel that works in tiles.
     """
     names, numbers = launch.kernel.arg_names, launch.args[2:]
-    if names[-1] != ALONE:
+    if names[-1] != UNIT:
         fact = "products of many tokens are launched by themselves, not walked"
         raise UnsupportedError("the GPU's kernels", fact, "decode few sequences at once")
     grid = (*launch.grid, 1, 1)[:3]
@@ -304,6 +304,6 @@ def programs_that_fit(registers: int, shared_bytes: int, warps: int, most_regist
     C++ Programming Guide, technical specifications of compute capability 8.0 to 12.0. Programs of few warps do not
     reach the other limits (32 programs, or 1536 threads).
     """
-    of_warp = -(-registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
+    of_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     by_shared = (most_shared + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
     return min(most_registers // (of_warp * warps), by_shared)

@@ -11,9 +11,9 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.norms import norm_factor
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, WEIGHT, Y, T, EPS, OFFSET = places("rms_norm", "x", "weight", "y", "T", "eps", "offset")
+X, WEIGHT, Y, T, EPS, OFFSET = operand_words("rms_norm", "x", "weight", "y", "T", "eps", "offset")
 
 
 @triton.jit

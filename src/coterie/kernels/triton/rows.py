@@ -62,7 +62,7 @@ def _address(value: object) -> object:
     return value.data_ptr() if isinstance(value, torch.Tensor) and value.is_cuda else value
 
 
-def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
+def operand_words(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
     """Words of operands in an instruction's row, as compile-time constants."""
     return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
 

@@ -15,10 +15,10 @@ import triton.language as tl
 
 from coterie.kernels.cpu import SETTING_WORDS
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-LOGITS, SETTINGS, POSITIONS, ROWS_AT, TOKENS, R = places(
+LOGITS, SETTINGS, POSITIONS, ROWS_AT, TOKENS, R = operand_words(
     "sample", "logits", "settings", "positions", "rows", "tokens", "R"
 )
 WORDS = tl.constexpr(SETTING_WORDS)

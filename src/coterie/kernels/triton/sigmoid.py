@@ -13,9 +13,9 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, Y, T = places("sigmoid", "x", "y", "T")
+X, Y, T = operand_words("sigmoid", "x", "y", "T")
 A = tl.constexpr(OPCODES["sigmoid_mul"].words["a"])
 
 

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer, unit_index
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, ROWS, Y, R = places("take_rows", "x", "rows", "y", "R")
+X, ROWS, Y, R = operand_words("take_rows", "x", "rows", "y", "R")
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from coterie.kernels.triton.rows import Launch
 WORD_BYTES, PIECE_BYTES = 4, 3 * 8
 NOTHING = 0, 0, 0  # an empty block: to, from, words
 PROGRAMS = 8  # that share the copy of a piece
-AT_ONCE = tl.constexpr(1024)  # words per program, all read at once, as a read takes over 1 us
+WORDS_PER_PROGRAM = tl.constexpr(1024)  # words per program, all read at once, as a read takes over 1 us
 
 
 @triton.jit
@@ -31,11 +31,11 @@ def _words(address):
 @triton.jit(do_not_specialize=["dst", "src", "count", "then_dst", "then_src", "then_count"])
 def _move(dst: tl.int64, src: tl.int64, count: tl.int32, then_dst: tl.int64, then_src: tl.int64, then_count: tl.int32):
     """Copy two blocks: the first programs copy the first block, those after them the second."""
-    before = tl.cdiv(count, AT_ONCE)
+    before = tl.cdiv(count, WORDS_PER_PROGRAM)
     program = tl.program_id(0)
     is_first = program < before
     to, at = _words(tl.where(is_first, dst, then_dst)), _words(tl.where(is_first, src, then_src))
-    i = tl.where(is_first, program, program - before) * AT_ONCE + tl.arange(0, AT_ONCE)
+    i = tl.where(is_first, program, program - before) * WORDS_PER_PROGRAM + tl.arange(0, WORDS_PER_PROGRAM)
     mask = i < tl.where(is_first, count, then_count)
     # The host writes the source between launches, so loads must bypass caches.
     tl.store(to + i, tl.load(at + i, mask=mask, cache_modifier=".cv"), mask=mask)
@@ -48,8 +48,8 @@ def _gather(table: tl.int64, EACH: tl.constexpr):
     to = tl.load(piece, cache_modifier=".cv").to(tl.pointer_type(tl.int32))
     at = tl.load(piece + 1, cache_modifier=".cv").to(tl.pointer_type(tl.int32))
     count = (tl.load(piece + 2, cache_modifier=".cv") // 4).to(tl.int32)
-    for first in tl.range(tl.program_id(1) * AT_ONCE, count, EACH * AT_ONCE):
-        i = first + tl.arange(0, AT_ONCE)
+    for first in tl.range(tl.program_id(1) * WORDS_PER_PROGRAM, count, EACH * WORDS_PER_PROGRAM):
+        i = first + tl.arange(0, WORDS_PER_PROGRAM)
         tl.store(to + i, tl.load(at + i, mask=i < count, cache_modifier=".cv"), mask=i < count)
 
 
@@ -113,4 +113,4 @@ def _block(dst: torch.Tensor, src: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _programs(block: tuple[int, int, int]) -> int:
-    return -(-block[2] // int(AT_ONCE.value))
+    return -(-block[2] // int(WORDS_PER_PROGRAM.value))

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer, softplus_of, unit_index
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, Y, T, ALPHA_P, ALPHA_N, BETA, EPS = places("xielu", "x", "y", "T", "alpha_p", "alpha_n", "beta", "eps")
+X, Y, T, ALPHA_P, ALPHA_N, BETA, EPS = operand_words("xielu", "x", "y", "T", "alpha_p", "alpha_n", "beta", "eps")
 NUMBERS = ("alpha_p", "alpha_n", "beta", "eps")
 
 

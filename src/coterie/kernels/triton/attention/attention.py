@@ -7,10 +7,10 @@ A token is alone if its sequence has no other token in the step, as in decode:
     alone       a program has the query heads of a kv head and one span of the context, which begins at a multiple of
                 its length; it writes an unnormalised sum, a maximum and a total to scratch, and a second launch
                 combines a token's spans in order; with a window, there are only as many spans as it can touch
-    together    a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
+    chunks      a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
 
 A step with both kinds launches both kernels, and each skips the other's tokens. For lone tokens, queries and softmax
-weights are split into two values of the pages' type, so results are those of float32 within 2^-16; together, they are
+weights are split into two values of the pages' type, so results are those of float32 within 2^-16; in chunks, they are
 rounded to that type. A token's result depends on whether it is alone (or on the bucket, where that has one sequence),
 and on nothing else of the batch. Tokens of a sequence must be adjacent in the step.
 
@@ -52,7 +52,7 @@ from coterie.kernels.triton.attention.attention_chunks import (
     sink_of,
 )
 from coterie.kernels.triton.attention.attention_mask import BIASED, first_seen
-from coterie.kernels.triton.attention.attention_wide import STEP_FLOAT32, WARPS, alone_wide
+from coterie.kernels.triton.attention.attention_wide import STEP_FLOAT32, WARPS, lone_tokens_wide
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.attention.wide_context import WIDE
 from coterie.kernels.triton.product.single_token import only_token
@@ -145,7 +145,7 @@ def _seen_of(row, position, span, SPAN: tl.constexpr, LIMITED: tl.constexpr):
 # partials [sequences, H, spans, C + 2] in float32: sums, maximum, total.
 # `spans` follows from the bucket's context and is not specialised, or contexts would compile kernels of their own.
 @triton.jit(do_not_specialize=["spans"])
-def _alone(
+def _lone_tokens(
     row,
     partials,
     spans,
@@ -309,10 +309,10 @@ def launch(call: Call) -> None:
         "STEP": max(min(tiles.span_bytes // wide, span), MIN_DOT),
     }
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
-    kernel, stages = _alone, 3
+    kernel, stages = _lone_tokens, 3
     if channels > WIDE:
         how["STEP"] = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else tiles.wide_step
-        kernel, warps, stages = alone_wide, WARPS, 1  # shared memory has no room for two steps of keys and values
+        kernel, warps, stages = lone_tokens_wide, WARPS, 1  # shared memory has no room for two steps of keys and values
     call.launch(kernel, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=stages)
     if spans > 1:
         grid = (bucket.sequences, H)

@@ -28,10 +28,10 @@ from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, 
 from coterie.kernels.triton.attention.wide_context import WIDE as _WIDE
 from coterie.kernels.triton.attention.wide_context import wide_context
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY, SINKS = places(
+Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY, SINKS = operand_words(
     "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every", "sinks"
 )
 MIN_DOT = 16  # smallest number of rows or channels that tl.dot accepts
@@ -63,7 +63,7 @@ def sink_of(row, head, mask, SINK: tl.constexpr):
 
 
 @triton.jit
-def among_at(sequence, t, tokens, mask):
+def in_chunk(sequence, t, tokens, mask):
     """The sequence of tokens t, and whether the token before or after is of the same one."""
     mine = tl.load(sequence + t, mask=mask, other=-1)
     before = tl.load(sequence + t - 1, mask=mask & (t > 0), other=-1)
@@ -217,7 +217,7 @@ def _with_sinks(row, head, mask, total, top, SINK: tl.constexpr):
 
 
 @triton.jit
-def _together(
+def _chunk(
     row, ahead, AHEAD: tl.constexpr, STORED: tl.constexpr, H: tl.constexpr, KV_TYPE: tl.constexpr, K: tl.constexpr,
     C: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
     GROUP: tl.constexpr, STEP: tl.constexpr, CAPPED: tl.constexpr, GROWS: tl.constexpr, SINK: tl.constexpr,
@@ -236,8 +236,8 @@ def _together(
     head, m = tl.program_id(0), tl.arange(0, TOKENS * GROUP)
     t = first + m // GROUP
     here = (t < tokens) & (m % GROUP < H // K)
-    sequence_M, among = among_at(sequence_at, t, tokens, here)
-    among = here if SINGLE else among
+    sequence_M, chunked = in_chunk(sequence_at, t, tokens, here)
+    chunked = here if SINGLE else chunked
     place_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
     low_M, position_M = seen_of(integer(row, WINDOW), sequence_at, t, sequence_M, place_M, tokens, here, BOTH)
     head_M = tl.minimum(head * (H // K) + m % GROUP, H - 1)
@@ -247,7 +247,7 @@ def _together(
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
     q, cap = _scaled(row, q, position_M, CAPPED, GROWS, KV_TYPE)
     kv = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
-    run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
+    run = tl.min(tl.where(chunked, t, end), axis=0)  # the first token of the next run of one sequence
     while run < end:
         sequence = tl.load(sequence_at + run)
         table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
@@ -273,7 +273,7 @@ def _together(
             tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
         if AHEAD is not None:
             tl.store(ahead + start + at, narrow(y, AHEAD), mask=mask)
-        run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
+        run = tl.min(tl.where(chunked & (t >= stop), t, end), axis=0)
 
 
 def launch_chunks(call: Call, H: int, pages: Pages) -> None:
@@ -309,7 +309,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     grid = (pages.K, triton.cdiv(call.bucket.tokens, tokens))
     ahead, how["AHEAD"] = stage_for_next(call, H * pages.C)
     how["STORED"] = is_stored(call, H * pages.C)
-    call.launch(_together, grid, call.row, ahead, **pages.constants(), **how)
+    call.launch(_chunk, grid, call.row, ahead, **pages.constants(), **how)
 
 
 def is_capped(call: Call) -> bool:

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, pointer
-from coterie.kernels.triton.rows import places
+from coterie.kernels.triton.rows import operand_words
 
 BIASED = "relative_attention"  # whose first operands are those of attention
-TABLE, BUCKETS, REACH, HEADS = places(BIASED, "bias", "buckets", "reach", "H")
+TABLE, BUCKETS, REACH, HEADS = operand_words(BIASED, "bias", "buckets", "reach", "H")
 
 
 @triton.jit

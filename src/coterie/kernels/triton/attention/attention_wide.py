@@ -31,7 +31,7 @@ STEP_FLOAT32 = 16  # positions read at once, of pages in float32
 
 # `spans` follows from the bucket's context and is not specialised, or contexts would compile kernels of their own.
 @triton.jit(do_not_specialize=["spans"])
-def alone_wide(
+def lone_tokens_wide(
     row,
     partials,
     spans,

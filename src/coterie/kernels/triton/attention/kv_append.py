@@ -10,10 +10,10 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, narrow, pointer, unit_index
 from coterie.kernels.triton.attention.pages import Pages, token_at
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-KEYS, VALUES, PAGES, T = places("kv_append", "k", "v", "positions", "T")
+KEYS, VALUES, PAGES, T = operand_words("kv_append", "k", "v", "positions", "T")
 
 
 @triton.jit

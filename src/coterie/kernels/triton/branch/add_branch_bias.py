@@ -18,11 +18,11 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
 from coterie.kernels.triton.product.staged_ahead import TAKERS_OF_BRANCHES, is_read_later
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
 NAME = "add_branch_bias"
-X, WEIGHTS, BIAS_AT, Y, T = places(NAME, "x", "weights", "bias", "y", "T")
+X, WEIGHTS, BIAS_AT, Y, T = operand_words(NAME, "x", "weights", "bias", "y", "T")
 SUM_AT = tl.constexpr(OPCODES["branch_down"].words["y"])
 BEHIND = tl.constexpr(_ROW_WORDS)  # words from an instruction row to the next one
 VALUES = 4096  # biases per tile, over all branches; only those of branches taken are read
@@ -36,7 +36,7 @@ def bias_behind(row, branch, n, mask, N: tl.constexpr, BIAS: tl.constexpr):
 
 
 @triton.jit
-def put_sum(row, at, y, biased, mask, BIAS: tl.constexpr, SUMMED: tl.constexpr):
+def store_sum(row, at, y, biased, mask, BIAS: tl.constexpr, SUMMED: tl.constexpr):
     """Store a sum of branch_down, if SUMMED, and the next row's y, if its biases were added here."""
     if SUMMED:
         tl.store(pointer(row, SUM_AT, tl.float32) + at, y, mask=mask)
@@ -71,7 +71,7 @@ def _add(
 
 
 def behind_of(call: Call) -> dict[str, object]:
-    """Compile-time parameters for kernels of branch_down, which end in put_sum."""
+    """Compile-time parameters for kernels of branch_down, which end in store_sum."""
     if not _is_added_before(call, call.after):
         return {"BIAS": None, "SUMMED": True}
     return {"BIAS": call.after and call.after.type("bias"), "SUMMED": is_read_later(call, call.integer("D"))}

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.branch.add_branch_bias import behind_of, bias_behind, put_sum
+from coterie.kernels.triton.branch.add_branch_bias import behind_of, bias_behind, store_sum
 from coterie.kernels.triton.branch.branches import (
     WEIGHTS,
     Sizes,
@@ -46,8 +46,8 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 # Registers per thread where biases are added, by (format, several tokens): for 2-bit and 6-bit weights, where ptxas by
 # itself takes 80 and 128, and spills 24 and 28 bytes.
 REGISTERS = {(OF_FOUR, False): 96, (OF_SIX, True): 160}
-AT_ONCE = 2  # branches of one token whose weights are in flight at once: registers have no room for more
-SIX_AT_ONCE = 2048  # most columns of 6-bit weights with room for two branches
+BRANCHES_IN_FLIGHT = 2  # branches of one token whose weights are in flight at once: registers have no room for more
+MAX_SIX_BIT_COLUMNS = 2048  # most columns of 6-bit weights with room for two branches
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def _few(
         residual = tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
         y += residual
         biased += residual
-    put_sum(row, at, y, biased, mask, BIAS, SUMMED)
+    store_sum(row, at, y, biased, mask, BIAS, SUMMED)
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def _sum(
         at = t.to(tl.int64) * N + n
         if RESIDUAL is not None:
             y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=n < N, other=0.0)
-        put_sum(row, at, y, y + biases, n < N, BIAS, SUMMED)
+        store_sum(row, at, y, y + biases, n < N, BIAS, SUMMED)
 
 
 def launch(call: Call) -> None:
@@ -198,7 +198,11 @@ def launch(call: Call) -> None:
     behind = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **behind_of(call)}
     if sizes.tokens <= call.tiles.few_tokens:
         how = few_of(call, matrix, N, 1)
-        how["UNROLL"] = AT_ONCE if how["ONE"] and not (matrix.group == OF_SIX and matrix.COLUMNS > SIX_AT_ONCE) else 1
+        how["UNROLL"] = (
+            BRANCHES_IN_FLIGHT
+            if how["ONE"] and not (matrix.group == OF_SIX and matrix.COLUMNS > MAX_SIX_BIT_COLUMNS)
+            else 1
+        )
         registers = REGISTERS.get((matrix.group, sizes.tokens > 1)) if behind["BIAS"] is not None else None
         how |= {"maxnreg": registers} if registers else {}
         call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)

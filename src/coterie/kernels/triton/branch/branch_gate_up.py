@@ -1,7 +1,7 @@
 """branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T), for the p-th branch that token t takes.
 
 x is [T, D], each branch's gate and up are [F, D], y is [T, A, F] for A branches per token. branch_gate_up_gelu uses
-gelu; branch_gate_up_clipped adds biases and gates differently, see branch_put.py.
+gelu; branch_gate_up_clipped adds biases and gates differently, see branch_epilogue.py.
 A tile alternates rows of gate and of up, as in norm_gate_up_silu_mul.
 Knows nothing about layers.
 """
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.branch.branch_put import biases_of, put_pairs
+from coterie.kernels.triton.branch.branch_epilogue import biases_of, branch_epilogue
 from coterie.kernels.triton.branch.branches import (
     Sizes,
     X,
@@ -91,7 +91,7 @@ def _few(
         f = unit_index(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
         pair, mask_M = m * TAKEN + place, (weight != 0)[:, None]
         y = pointer(row, Y, tl.float32)
-        put_pairs(
+        branch_epilogue(
             row, y, gate_M, up_M, branch, f[None, :], pair[:, None], mask_M, F, GATE_BIAS, UP_BIAS, GELU, None, None
         )  # fmt: skip
 
@@ -139,7 +139,9 @@ def _many(
         if STORED:
             to = pointer(row, Y, tl.float32)
         pair_M, mask = pair[None, :], mask_M[None, :]
-        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
+        branch_epilogue(
+            row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD
+        )
 
 
 def launch(call: Call) -> None:

@@ -24,11 +24,11 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.rows import Call, Matrix, aligned, places
+from coterie.kernels.triton.rows import Call, Matrix, aligned, operand_words
 from coterie.kernels.triton.tiles import TensorCoreTile, power_of_two
 
 # Instruction rows of all kernels that read branch matrices begin with the same words.
-X, WEIGHTS, BRANCHES, Y, T = places("branch_gate_up", "x", "weights", "branches", "y", "T")
+X, WEIGHTS, BRANCHES, Y, T = operand_words("branch_gate_up", "x", "weights", "branches", "y", "T")
 LINES = "LINES"  # unused here, as weights cannot be prefetched: their branch is known too late
 VALUES_OF_WARP = 256  # per row of routing weights
 CHOOSER = "choose_branches"
@@ -76,7 +76,7 @@ def slot_of(row, weights, counts, slot, M: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def put_ids(ids, t, taken, TAKEN: tl.constexpr, WIDE: tl.constexpr):
+def store_ids(ids, t, taken, TAKEN: tl.constexpr, WIDE: tl.constexpr):
     """Store the ids of the branches that a token takes; `taken` is a mask [WIDE]."""
     place = tl.cumsum(taken.to(tl.int32), axis=0) - 1
     tl.store(as_int32(ids) + t * TAKEN + place, tl.arange(0, WIDE), mask=taken & (place < TAKEN))
@@ -97,7 +97,7 @@ def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WH
     if t < integer(row, T):
         e = tl.arange(0, WIDE)
         weights = pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E
-        put_ids(ids, t, tl.load(weights + e, mask=e < E, other=0.0) != 0, TAKEN, WIDE)
+        store_ids(ids, t, tl.load(weights + e, mask=e < E, other=0.0) != 0, TAKEN, WIDE)
 
 
 @triton.jit

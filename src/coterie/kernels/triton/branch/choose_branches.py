@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
-from coterie.kernels.triton.branch.branches import VALUES_OF_WARP, chosen_bytes, chosen_ids, put_ids
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.branch.branches import VALUES_OF_WARP, chosen_bytes, chosen_ids, store_ids
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-LOGITS, Y, T, SCALE, BIAS_AT, MIN_SUM, ADDED_SUM, FACTORS_AT = places(
+LOGITS, Y, T, SCALE, BIAS_AT, MIN_SUM, ADDED_SUM, FACTORS_AT = operand_words(
     "choose_branches", "logits", "y", "T", "scale", "bias", "least_sum", "added_sum", "factors"
 )
 MIN_WEIGHT = tl.constexpr(1e-30)  # smallest weight of a branch that is taken: 0 would mean not taken
@@ -115,7 +115,7 @@ def _choose(
         weight = tl.where(tl.abs(weight) < MIN_WEIGHT, MIN_WEIGHT, weight)
         tl.store(pointer(row, Y, tl.float32) + at, tl.where(marked, weight, 0.0), mask=e < E)
         if LISTED:
-            put_ids(ids, t, marked, TOP_K, WIDE)
+            store_ids(ids, t, marked, TOP_K, WIDE)
 
 
 def launch(call: Call) -> None:

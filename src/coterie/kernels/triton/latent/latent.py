@@ -14,7 +14,7 @@ import triton.language as tl
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 
-UNDER_WAY = 8192  # weights of a program with few tokens, in float32: 64 per thread
+MAX_WEIGHTS = 8192  # weights of a program with few tokens, in float32: 64 per thread
 WARPS, STAGES = 4, 3
 MANY_TOKENS = 64  # per tile: rows of a product on Hopper's tensor cores
 KEPT, STEP = 128, 64  # tiles of many tokens: outputs per token, and products summed at once
@@ -33,7 +33,7 @@ class HeadTile:
     def few(call: Call, kept: int, summed: int) -> HeadTile:
         """Up to four tokens in float32: the whole sum at once, for as many outputs as registers allow."""
         every = power_of_two(summed)
-        return HeadTile(power_of_two(call.bucket.tokens), min(max(UNDER_WAY // every, 1), power_of_two(kept)), every)
+        return HeadTile(power_of_two(call.bucket.tokens), min(max(MAX_WEIGHTS // every, 1), power_of_two(kept)), every)
 
     @staticmethod
     def many(call: Call, kept: int, summed: int, wide: bool) -> HeadTile:

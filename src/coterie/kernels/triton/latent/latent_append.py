@@ -10,11 +10,11 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
-from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, rotate_pairs
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-X, NORM, EPS, INV_FREQ, SCALE, PAGES, T = places(
+X, NORM, EPS, INV_FREQ, SCALE, PAGES, T = operand_words(
     "latent_append", "x", "norm", "eps", "inv_freq", "scale", "positions", "T"
 )
 
@@ -39,7 +39,7 @@ def _append_row(
     wait_for_last(WHEN)
     t = unit_index(unit, 0)
     if t < integer(row, T):
-        TURNED: tl.constexpr = C - LATENT
+        ROTATED: tl.constexpr = C - LATENT
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
         sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
         block = block_of(row, PAGES, sequence, position, True, Z)
@@ -51,12 +51,12 @@ def _append_row(
         weight = tl.load(pointer(row, NORM, NORM_TYPE) + c, mask=c < LATENT, other=0.0).to(tl.float32)
         tl.store(to + c, narrow(latent * factor * weight, KV_TYPE), mask=c < LATENT)
         i = tl.arange(0, HALF)
-        first = LATENT + pair_first(i, TURNED, TURNED, INTERLEAVED)
-        apart: tl.constexpr = pair_apart(i, TURNED, TURNED, INTERLEAVED)
-        mask = i < TURNED // 2
-        cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, TURNED, TURNED)
+        first = LATENT + pair_first(i, ROTATED, ROTATED, INTERLEAVED)
+        apart: tl.constexpr = pair_apart(i, ROTATED, ROTATED, INTERLEAVED)
+        mask = i < ROTATED // 2
+        cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, ROTATED, ROTATED)
         a, b = tl.load(x + first, mask=mask, other=0.0), tl.load(x + first + apart, mask=mask, other=0.0)
-        a, b = turned(a, b, cosine, sine)
+        a, b = rotate_pairs(a, b, cosine, sine)
         tl.store(to + first, narrow(a, KV_TYPE), mask=mask)
         tl.store(to + first + apart, narrow(b, KV_TYPE), mask=mask)
 

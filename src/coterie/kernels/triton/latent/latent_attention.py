@@ -38,7 +38,7 @@ STAGES, WARPS = 2, 8
 
 
 @triton.jit(do_not_specialize=["spans"])
-def _alone(
+def _lone_tokens(
     row,
     partials,
     spans,
@@ -49,7 +49,7 @@ def _alone(
     BLOCK_BYTES: tl.constexpr,
     LATENT: tl.constexpr,
     CHANNELS: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     QUERIES: tl.constexpr,
     STEP: tl.constexpr,
     ONE: tl.constexpr,
@@ -66,14 +66,14 @@ def _alone(
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     low, high = span * SPAN, tl.minimum(position + 1, (span + 1) * SPAN)
-    c, r, query = tl.arange(0, CHANNELS), tl.arange(0, TURNED), group * QUERIES + tl.arange(0, QUERIES)
+    c, r, query = tl.arange(0, CHANNELS), tl.arange(0, ROTATED), group * QUERIES + tl.arange(0, QUERIES)
     of_query = (t.to(tl.int64) * H + query)[None, :]
-    is_query, is_latent, is_turned = (query < H)[None, :], c < LATENT, LATENT + r < C
+    is_query, is_latent, is_rotated = (query < H)[None, :], c < LATENT, LATENT + r < C
     wait_for_last(WHEN)
     if low < high:
         q = pointer(row, Q, tl.float32) + of_query * C
         latent_q = tl.load(q + c[:, None], mask=is_query & is_latent[:, None], other=0.0)
-        turned_q = tl.load(q + LATENT + r[:, None], mask=is_query & is_turned[:, None], other=0.0)
+        rotated_q = tl.load(q + LATENT + r[:, None], mask=is_query & is_rotated[:, None], other=0.0)
         scale = real(row, SCALE).to(tl.float32)
         top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([CHANNELS, QUERIES], tl.float32)
@@ -83,9 +83,9 @@ def _alone(
             block = block_of(row, PAGES, sequence, j, seen, Z)
             rows = latent_row_at(row, PAGES, block, j, KV_TYPE, C, Z, BLOCK_BYTES)[:, None]
             latent = tl.load(rows + c[None, :], mask=seen[:, None] & is_latent[None, :], other=0.0)
-            turned = tl.load(rows + LATENT + r[None, :], mask=seen[:, None] & is_turned[None, :], other=0.0)
+            rotated = tl.load(rows + LATENT + r[None, :], mask=seen[:, None] & is_rotated[None, :], other=0.0)
             scores = add_split_product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
-            scores = add_split_product(scores, turned, turned_q, KV_TYPE) * scale
+            scores = add_split_product(scores, rotated, rotated_q, KV_TYPE) * scale
             scores = tl.where(seen[:, None], scores, NOTHING)
             higher = tl.maximum(top, tl.max(scores, axis=0))
             p = tl.exp(scores - higher[None, :])
@@ -115,7 +115,7 @@ def launch(call: Call) -> None:
     pages, H, latent, bucket = Pages.of(call), call.integer("H"), call.integer("latent"), call.bucket
     shared = {"H": H, **pages.constants(), "LATENT": latent}
     del shared["K"]
-    shared |= {"CHANNELS": channels_of(latent), "TURNED": channels_of(pages.C - latent)}
+    shared |= {"CHANNELS": channels_of(latent), "ROTATED": channels_of(pages.C - latent)}
     if not bucket.decodes:
         launch_chunks(call, shared)
         if bucket.sequences == 1:
@@ -127,7 +127,9 @@ def launch(call: Call) -> None:
     step = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else call.tiles.wide_step
     how = {"ONE": spans == 1, "QUERIES": queries, "STEP": step}
     grid: tuple[int, ...] = (bucket.sequences, triton.cdiv(H, queries), spans)
-    call.launch(_alone, grid, call.row, partials, spans, **shared, **how, **split, num_warps=WARPS, num_stages=STAGES)
+    call.launch(
+        _lone_tokens, grid, call.row, partials, spans, **shared, **how, **split, num_warps=WARPS, num_stages=STAGES
+    )
     if spans > 1:
         channels = channels_of(latent)
         joins = {"C": latent, "CHANNELS": channels, "JOINED": max(call.tiles.joined // channels, 1), **split}

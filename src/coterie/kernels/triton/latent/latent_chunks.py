@@ -23,11 +23,11 @@ from coterie.kernels.triton.arithmetic import (
     real,
     wait_for_last,
 )
-from coterie.kernels.triton.attention.attention_chunks import LOG2_E, PAGES, SCALE, Q, T, Y, among_at
+from coterie.kernels.triton.attention.attention_chunks import LOG2_E, PAGES, SCALE, Q, T, Y, in_chunk
 from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-(OF_VALUES,) = places("latent_attention", "latent")
+(OF_VALUES,) = operand_words("latent_attention", "latent")
 QUERIES, WARPS, STAGES = 32, 8, 2
 QUERIES_FLOAT32, STEP_FLOAT32 = 16, 16
 
@@ -44,7 +44,7 @@ def _context(
     BLOCK_BYTES: tl.constexpr,
     LATENT: tl.constexpr,
     CHANNELS: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """Sums of weights [M] and of weighted rows [CHANNELS, M], for queries that see positions before `last_M`.
@@ -52,9 +52,9 @@ def _context(
     `table` is the sequence's block table; `kv` points to the layer's row 0 as if it were in block 0. Scores are
     exponents of two.
     """
-    latent_q, turned_q = queries
+    latent_q, rotated_q = queries
     M: tl.constexpr = latent_q.shape[1]
-    i, c, r = tl.arange(0, STEP), tl.arange(0, CHANNELS)[None, :], tl.arange(0, TURNED)[None, :]
+    i, c, r = tl.arange(0, STEP), tl.arange(0, CHANNELS)[None, :], tl.arange(0, ROTATED)[None, :]
     high = tl.max(last_M, axis=0)
     top, total = tl.full([M], NOTHING, tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([CHANNELS, M], tl.float32)
@@ -67,9 +67,9 @@ def _context(
         block = tl.load(table + (j + STEP) // Z, mask=j + STEP < high, other=0)
         there = (j < high)[:, None]
         latent = tl.load(at + c, mask=there & (c < LATENT), other=0.0)
-        turned = tl.load(at + LATENT + r, mask=there & (LATENT + r < C), other=0.0)
+        rotated = tl.load(at + LATENT + r, mask=there & (LATENT + r < C), other=0.0)
         scores = add_product(tl.zeros([STEP, M], tl.float32), latent, latent_q)
-        scores = add_product(scores, turned, turned_q)
+        scores = add_product(scores, rotated, rotated_q)
         scores = tl.where(j[:, None] < last_M[None, :], scores, NOTHING)
         higher = tl.maximum(top, tl.max(scores, axis=0))
         base = tl.where(higher == NOTHING, 0.0, higher)
@@ -82,7 +82,7 @@ def _context(
 
 
 @triton.jit
-def _together(
+def _chunk(
     row,
     H: tl.constexpr,
     KV_TYPE: tl.constexpr,
@@ -91,7 +91,7 @@ def _together(
     BLOCK_BYTES: tl.constexpr,
     LATENT: tl.constexpr,
     CHANNELS: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     QUERIES: tl.constexpr,
     STEP: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -107,19 +107,19 @@ def _together(
     t = m // H
     here = t < tokens
     sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
-    sequence_M, among = among_at(sequence_at, t, tokens, here)
+    sequence_M, chunked = in_chunk(sequence_at, t, tokens, here)
     if SINGLE:
-        among = here
+        chunked = here
     last_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=-1) + 1
-    c, r = tl.arange(0, CHANNELS)[:, None], tl.arange(0, TURNED)[:, None]
+    c, r = tl.arange(0, CHANNELS)[:, None], tl.arange(0, ROTATED)[:, None]
     q = pointer(row, Q, tl.float32) + (m.to(tl.int64) * C)[None, :]
     scale = (real(row, SCALE) * LOG2_E).to(tl.float32)
     latent_q = tl.load(q + c, mask=here[None, :] & (c < LATENT), other=0.0)
-    turned_q = tl.load(q + LATENT + r, mask=here[None, :] & (LATENT + r < C), other=0.0)
-    queries = narrow(latent_q * scale, KV_TYPE), narrow(turned_q * scale, KV_TYPE)
+    rotated_q = tl.load(q + LATENT + r, mask=here[None, :] & (LATENT + r < C), other=0.0)
+    queries = narrow(latent_q * scale, KV_TYPE), narrow(rotated_q * scale, KV_TYPE)
     kv = pointer(row, PAGES + KV, KV_TYPE) + integer(row, PAGES + LAYER) * (Z * C)
     end = tl.minimum((first + QUERIES - 1) // H + 1, tokens)
-    run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
+    run = tl.min(tl.where(chunked, t, end), axis=0)  # the first token of the next run of one sequence
     while run < end:
         sequence = tl.load(sequence_at + run)
         table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
@@ -127,13 +127,13 @@ def _together(
         mine = here & (t >= run) & (t < stop)
         total, acc = _context(
             queries, table, kv, tl.where(mine, last_M, 0),
-            KV_TYPE, C, Z, BLOCK_BYTES, LATENT, CHANNELS, TURNED, STEP,
+            KV_TYPE, C, Z, BLOCK_BYTES, LATENT, CHANNELS, ROTATED, STEP,
         )  # fmt: skip
         # Only this run's rows are stored: other rows were computed too, and may be NaN. The offset uses a size that is
         # loaded here, or the compiler would compute it before the loop, which has no registers to spare.
         y = pointer(row, Y, tl.float32) + (m.to(tl.int64) * integer(row, OF_VALUES))[None, :] + c
         tl.store(y, acc / total[None, :], mask=mine[None, :] & (c < LATENT))
-        run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
+        run = tl.min(tl.where(chunked & (t >= stop), t, end), axis=0)
 
 
 def launch_chunks(call: Call, shared: Mapping[str, object]) -> None:
@@ -142,4 +142,4 @@ def launch_chunks(call: Call, shared: Mapping[str, object]) -> None:
     queries, step = (QUERIES_FLOAT32, STEP_FLOAT32) if shared["KV_TYPE"] is tl.float32 else own
     grid = (triton.cdiv(call.bucket.tokens * call.integer("H"), queries),)
     how = {"QUERIES": queries, "STEP": step, "SINGLE": call.bucket.sequences == 1}
-    call.launch(_together, grid, call.row, **shared, **how, num_warps=WARPS, num_stages=STAGES)
+    call.launch(_chunk, grid, call.row, **shared, **how, num_warps=WARPS, num_stages=STAGES)

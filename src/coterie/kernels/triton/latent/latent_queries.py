@@ -21,33 +21,33 @@ from coterie.kernels.triton.arithmetic import (
     unit_index,
     wait_for_last,
 )
-from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
+from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, rotate_pairs
 from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-X, WEIGHT, POSITIONS, INV_FREQ, SCALE, Y, T = places(
+X, WEIGHT, POSITIONS, INV_FREQ, SCALE, Y, T = operand_words(
     "latent_queries", "x", "weight", "positions", "inv_freq", "scale", "y", "T"
 )
 
 
 @triton.jit
 def _rotate(
-    row, head, t, H: tl.constexpr, N: tl.constexpr, LATENT: tl.constexpr, TURNED: tl.constexpr,
+    row, head, t, H: tl.constexpr, N: tl.constexpr, LATENT: tl.constexpr, ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Rotate the last channels of a head's queries, for tokens t."""
     i = tl.arange(0, HALF)[None, :]
-    mask = (t < integer(row, T))[:, None] & (i < TURNED // 2)
+    mask = (t < integer(row, T))[:, None] & (i < ROTATED // 2)
     position = tl.load(pointer(row, POSITIONS, tl.int32) + t, mask=t < integer(row, T), other=0)[:, None]
-    cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, TURNED, TURNED)
-    first = pair_first(i, TURNED, TURNED, INTERLEAVED)
-    apart: tl.constexpr = pair_apart(i, TURNED, TURNED, INTERLEAVED)
+    cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, ROTATED, ROTATED)
+    first = pair_first(i, ROTATED, ROTATED, INTERLEAVED)
+    apart: tl.constexpr = pair_apart(i, ROTATED, ROTATED, INTERLEAVED)
     of_head = (t.to(tl.int64) * H + head)[:, None]
-    x = pointer(row, X, tl.float32) + of_head * (N + TURNED) + N + first
+    x = pointer(row, X, tl.float32) + of_head * (N + ROTATED) + N + first
     a, b = tl.load(x, mask=mask, other=0.0), tl.load(x + apart, mask=mask, other=0.0)
-    a, b = turned(a, b, cosine, sine)
-    y = pointer(row, Y, tl.float32) + of_head * (LATENT + TURNED) + LATENT + first
+    a, b = rotate_pairs(a, b, cosine, sine)
+    y = pointer(row, Y, tl.float32) + of_head * (LATENT + ROTATED) + LATENT + first
     tl.store(y, a, mask=mask)
     tl.store(y + apart, b, mask=mask)
 
@@ -60,7 +60,7 @@ def _absorb(
     N: tl.constexpr,
     V: tl.constexpr,
     LATENT: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -79,11 +79,11 @@ def _absorb(
     if unit_index(unit, 1) * KEPT < LATENT:
         for t in tl.static_range(TOKENS):
             here, of_head = t < integer(row, T), t * H + head
-            x = tl.load(pointer(row, X, tl.float32) + of_head * (N + TURNED) + n, mask=here & (n < N), other=0.0)
+            x = tl.load(pointer(row, X, tl.float32) + of_head * (N + ROTATED) + n, mask=here & (n < N), other=0.0)
             y = tl.sum(weights.to(tl.float32) * x[:, None], axis=0)
-            tl.store(pointer(row, Y, tl.float32) + of_head * (LATENT + TURNED) + c, y, mask=here & (c < LATENT))
+            tl.store(pointer(row, Y, tl.float32) + of_head * (LATENT + ROTATED) + c, y, mask=here & (c < LATENT))
     else:
-        _rotate(row, head, tl.arange(0, TOKENS), H, N, LATENT, TURNED, INTERLEAVED, HALF)
+        _rotate(row, head, tl.arange(0, TOKENS), H, N, LATENT, ROTATED, INTERLEAVED, HALF)
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def _absorb_many(
     N: tl.constexpr,
     V: tl.constexpr,
     LATENT: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -109,7 +109,7 @@ def _absorb_many(
     t, c = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tile * KEPT + tl.arange(0, KEPT)
     if tile * KEPT < LATENT:
         here, of_head = t < integer(row, T), (t.to(tl.int64) * H + head)[:, None]
-        x = pointer(row, X, tl.float32) + of_head * (N + TURNED)
+        x = pointer(row, X, tl.float32) + of_head * (N + ROTATED)
         w = pointer(row, WEIGHT, TYPE) + head.to(tl.int64) * ((N + V) * LATENT) + c[None, :]
         acc = tl.zeros([TOKENS, KEPT], tl.float32)
         for first in tl.range(0, N, SUMMED):
@@ -117,10 +117,10 @@ def _absorb_many(
             of_tokens = tl.load(x + n[None, :], mask=here[:, None] & (n < N)[None, :], other=0.0)
             weights = tl.load(w + n[:, None] * LATENT, mask=(n < N)[:, None] & (c < LATENT)[None, :], other=0.0)
             acc = add_product(acc, narrow(of_tokens, TYPE), weights)
-        y = pointer(row, Y, tl.float32) + of_head * (LATENT + TURNED) + c[None, :]
+        y = pointer(row, Y, tl.float32) + of_head * (LATENT + ROTATED) + c[None, :]
         tl.store(y, acc, mask=here[:, None] & (c < LATENT)[None, :])
     else:
-        _rotate(row, head, t, H, N, LATENT, TURNED, INTERLEAVED, HALF)
+        _rotate(row, head, t, H, N, LATENT, ROTATED, INTERLEAVED, HALF)
 
 
 def launch(call: Call) -> None:
@@ -128,10 +128,10 @@ def launch(call: Call) -> None:
     well.
     """
     H, N, latent = call.integer("H"), call.integer("N"), call.integer("latent")
-    turned_channels = call.integer("rotated")
+    rotated_channels = call.integer("rotated")
     how = {"TYPE": call.type("weight"), "H": H, "N": N, "V": call.integer("V"), "LATENT": latent}
-    how |= {"TURNED": turned_channels, "INTERLEAVED": call.integer("interleaved")}
-    how["HALF"] = power_of_two(turned_channels // 2)
+    how |= {"ROTATED": rotated_channels, "INTERLEAVED": call.integer("interleaved")}
+    how["HALF"] = power_of_two(rotated_channels // 2)
     if is_few(call):
         tile = HeadTile.few(call, latent, N)
         grid = (H, triton.cdiv(latent, tile.kept) + 1)

@@ -23,9 +23,9 @@ from coterie.kernels.triton.arithmetic import (
 )
 from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, WEIGHT, Y, T = places("latent_values", "x", "weight", "y", "T")
+X, WEIGHT, Y, T = operand_words("latent_values", "x", "weight", "y", "T")
 
 
 @triton.jit

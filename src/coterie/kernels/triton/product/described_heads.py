@@ -13,11 +13,11 @@ from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, 
 from coterie.kernels.triton.product.described import described, described_dots, left_and_right, piece_at, whole_of
 from coterie.kernels.triton.product.dots import tile_at
 from coterie.kernels.triton.product.heads import WK, WQ, WV, finish_heads, part_of, word_of
-from coterie.kernels.triton.rows import places
+from coterie.kernels.triton.rows import operand_words
 
 WIDEST = 128  # channels of a head: wider ones spill registers
 MIN_ROWS = tl.constexpr(64)  # tiles of several heads are split down to this many rows to be finished
-(T,) = places("norm_qkv_rope_append", "T")
+(T,) = operand_words("norm_qkv_rope_append", "T")
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def described_heads(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -75,7 +75,7 @@ def described_heads(
         m = m_tile * TOKENS + tl.arange(0, TOKENS)
         _finish(
             row, y, part, first, heads, m, m < tokens, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
         )  # fmt: skip
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
@@ -89,7 +89,7 @@ def described_heads(
             m = m_tile * TOKENS + tl.arange(0, TOKENS)
             _finish(
                 row, y, part, first, heads, m, m < tokens, angles,
-                BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, each, TOKENS, STRIPE,
+                BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, each, TOKENS, STRIPE,
             )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _finish(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -124,14 +124,14 @@ def _finish(
         y, later = left_and_right(y)
         _finish(
             row, y, part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, STRIPE,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, STRIPE,
         )  # fmt: skip
         _finish(
             row, later, part, first + half, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, STRIPE,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, half, TOKENS, STRIPE,
         )  # fmt: skip
     else:
         finish_heads(
             row, tl.permute(y, [1, 0]), part, first, heads, m, mask_M, angles,
-            BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
+            BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
         )  # fmt: skip

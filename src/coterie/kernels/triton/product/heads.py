@@ -2,7 +2,7 @@
 pages.
 
 Weight rows are renumbered so that STRIPE first channels of rotated pairs alternate with STRIPE second ones; with few
-tokens STRIPE is 1: 0, C/2, 1, C/2 + 1 ... Heads are padded to a power of two. Where only the first TURNED channels are
+tokens STRIPE is 1: 0, C/2, 1, C/2 + 1 ... Heads are padded to a power of two. Where only the first ROTATED channels are
 rotated, their pairs come first, then pairs of the others, which pass unchanged. INTERLEAVED: the two channels of a
 rotated pair are adjacent.
 Knows nothing about how rows are multiplied.
@@ -15,13 +15,15 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import narrow, pointer, real
 from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
-from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, pair_to_second, turned
+from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, pair_to_second, rotate_pairs
 from coterie.kernels.triton.product.dots import deinterleave
-from coterie.kernels.triton.rows import places
+from coterie.kernels.triton.rows import operand_words
 
-INV_FREQ, SCALE, PAGES, Q = places("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
-WQ, WK, WV, BQ, BK, BV = places("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
-Q_NORM, K_NORM, Q_EPS, K_EPS, OFFSET = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps", "offset")
+INV_FREQ, SCALE, PAGES, Q = operand_words("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
+WQ, WK, WV, BQ, BK, BV = operand_words("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
+Q_NORM, K_NORM, Q_EPS, K_EPS, OFFSET = operand_words(
+    "norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps", "offset"
+)
 
 
 @triton.jit
@@ -49,19 +51,19 @@ def channels_of(
     r,
     heads,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     PADDED: tl.constexpr,
     STRIPE: tl.constexpr,
 ):
     """For renumbered rows r: the weight row, its channel, and whether it exists."""
     i = r % PADDED // (2 * STRIPE) * STRIPE + r % STRIPE
-    if TURNED == C and INTERLEAVED:
+    if ROTATED == C and INTERLEAVED:
         channel = 2 * i + r // STRIPE % 2
-    elif TURNED == C or TURNED == 0:
+    elif ROTATED == C or ROTATED == 0:
         channel = i + r // STRIPE % 2 * (C // 2)
     else:
-        channel = pair_first(i, C, TURNED, INTERLEAVED) + r // STRIPE % 2 * pair_to_second(i, C, TURNED, INTERLEAVED)
+        channel = pair_first(i, C, ROTATED, INTERLEAVED) + r // STRIPE % 2 * pair_to_second(i, C, ROTATED, INTERLEAVED)
     head = r // PADDED
     return head * C + channel, channel, (head < heads) & (i < C // 2)
 
@@ -83,10 +85,10 @@ def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: 
 
 
 @triton.jit
-def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
+def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Pointers to the first channels of pairs in q."""
     at = (m.to(tl.int64)[None, :] * H + head[:, None]) * C
-    return pointer(row, Q, tl.float32) + at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
+    return pointer(row, Q, tl.float32) + at + pair_first(i, C, ROTATED, INTERLEAVED)[:, None]
 
 
 @triton.jit
@@ -101,7 +103,7 @@ def in_pages(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -111,19 +113,19 @@ def in_pages(
     block = block_of(row, PAGES, sequence, position, mask_M, Z)
     side = tl.maximum(part - 1, 0)
     at = page_at(row, PAGES, block[None, :], position[None, :], side, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES)
-    return at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
+    return at + pair_first(i, C, ROTATED, INTERLEAVED)[:, None]
 
 
 @triton.jit
-def angles_of(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
+def angles_of(row, position, i, C: tl.constexpr, ROTATED: tl.constexpr):
     """Cosines and sines of channel pairs i at positions, [len(i), len(position)]."""
-    return angles_at(row, position[None, :], i[:, None], C, TURNED)
+    return angles_at(row, position[None, :], i[:, None], C, ROTATED)
 
 
 @triton.jit
-def angles_at(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
+def angles_at(row, position, i, C: tl.constexpr, ROTATED: tl.constexpr):
     """Cosines and sines of channel pairs i at positions, broadcast."""
-    return angles_of_pairs(row, INV_FREQ, SCALE, position, i, C, TURNED)
+    return angles_of_pairs(row, INV_FREQ, SCALE, position, i, C, ROTATED)
 
 
 @triton.jit
@@ -138,20 +140,20 @@ def ends_of(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
     """Destinations of channel pairs, in q and in the pages, and their cosines and sines."""
     position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
-    cosine, sine = angles_of(row, position, i, C, TURNED)
-    return in_q(row, head, i, m, H, C, TURNED, INTERLEAVED), page, cosine, sine
+    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES)
+    cosine, sine = angles_of(row, position, i, C, ROTATED)
+    return in_q(row, head, i, m, H, C, ROTATED, INTERLEAVED), page, cosine, sine
 
 
 @triton.jit
-def put_pairs(
+def store_pairs(
     q,
     page,
     part,
@@ -161,11 +163,11 @@ def put_pairs(
     i,
     KV_TYPE: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
     """Store the first and second channels of pairs to q, or to keys or values."""
-    apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
+    apart = pair_apart(i[:, None], C, ROTATED, INTERLEAVED)
     if part == 0:
         tl.store(q, a, mask=mask)
         tl.store(q + apart, b, mask=mask)
@@ -184,7 +186,7 @@ def normed_heads(
     BIAS: tl.constexpr,
     HEAD_NORM: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -192,7 +194,7 @@ def normed_heads(
     STRIPE: tl.constexpr,
 ):
     """Products [ROWS, M] with bias, and heads of q and k normed; both are optional."""
-    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, STRIPE)
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, ROTATED, INTERLEAVED, PADDED, STRIPE)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
         y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -223,7 +225,7 @@ def finish_heads(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -235,21 +237,21 @@ def finish_heads(
     """Products [ROWS, M] to q or pages: bias, head norm, rotation by staged angles, C / 2 cosines per token and as many
     sines.
     """
-    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, STRIPE)
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, ROTATED, INTERLEAVED, PADDED, ROWS, M, STRIPE)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     a, b = deinterleave(y, ROWS, M, STRIPE)
-    if TURNED > 0:
+    if ROTATED > 0:
         if part < 2:
             cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
             sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
-            a, b = turned(a, b, cosine, sine)
-    apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
+            a, b = rotate_pairs(a, b, cosine, sine)
+    apart = pair_apart(i[:, None], C, ROTATED, INTERLEAVED)
     if part == 0:
-        q = in_q(row, head, i, m, H, C, TURNED, INTERLEAVED)
+        q = in_q(row, head, i, m, H, C, ROTATED, INTERLEAVED)
         tl.store(q, a, mask=mask)
         tl.store(q + apart, b, mask=mask)
     else:
         position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
-        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
+        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES)
         tl.store(page, narrow(a, KV_TYPE), mask=mask)
         tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)

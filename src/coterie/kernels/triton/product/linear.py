@@ -32,8 +32,8 @@ from coterie.kernels.triton.product.dots import (
 )
 from coterie.kernels.triton.product.few_tokens import prefetch_rows
 from coterie.kernels.triton.product.linear_each import is_low
+from coterie.kernels.triton.product.linear_epilogue import linear_epilogue, prefetch_residual, tile_epilogue
 from coterie.kernels.triton.product.linear_few import few as few_rows
-from coterie.kernels.triton.product.linear_put import prefetch_residual, put, put_tile
 from coterie.kernels.triton.product.neighbours import neighbours, staged_before
 from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
 from coterie.kernels.triton.rows import Call
@@ -132,11 +132,13 @@ def _tile(
         y, later = tl.split(tl.permute(tl.reshape(y, [ROWS, 2, half]), [0, 2, 1]))
         m = first + tl.arange(0, half)
         mask_M = m < tokens
-        put(
+        linear_epilogue(
             row, later, n[:, None], mask_N[:, None], m[None, :] + half, (m + half < tokens)[None, :],
             BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
         )  # fmt: skip
-    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+    linear_epilogue(
+        row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU
+    )
 
 
 @triton.jit
@@ -183,14 +185,14 @@ def _described(
                 pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS
             )
         y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
-        put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+        tile_epilogue(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
     if PIECES > 1:
         each: tl.constexpr = ROWS // PIECES
         w = described(weight, N, K, each, STEP)
         for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE, num_stages=1):
             n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
             y = described_dots(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
-            put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+            tile_epilogue(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
 
 
 def launch(call: Call) -> None:

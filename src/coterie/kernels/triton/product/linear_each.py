@@ -19,7 +19,7 @@ from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, 
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage, staged_bytes
 from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE, few_dots
-from coterie.kernels.triton.product.linear_put import put
+from coterie.kernels.triton.product.linear_epilogue import linear_epilogue
 from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.rows import Call, Matrix
 from coterie.kernels.triton.tiles import power_of_two
@@ -145,7 +145,7 @@ def _few_each(
             y = few_dots(
                 x + m * K, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
             )
-        put(
+        linear_epilogue(
             row, y, n[None, :], mask_N[None, :], m[:, None], mask_M[:, None],
             BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, None,
         )  # fmt: skip
@@ -193,7 +193,7 @@ def _many_each(
             x = pointer(row, X, tl.float32)
         rows_N = rows_at(weight, n, STRIDE, ALIGN)
         y = many_dots(x, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-        put(
+        linear_epilogue(
             row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :],
             BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, None,
         )  # fmt: skip

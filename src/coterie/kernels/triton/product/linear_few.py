@@ -21,7 +21,7 @@ from coterie.kernels.triton.arithmetic import (
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import rows_at
 from coterie.kernels.triton.product.few_tokens import few_dots, prefetch_rows
-from coterie.kernels.triton.product.linear_put import scaled
+from coterie.kernels.triton.product.linear_epilogue import scaled
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.product.sums import appended
 

@@ -42,14 +42,16 @@ from coterie.kernels.triton.product.dots import (
     work_of,
 )
 from coterie.kernels.triton.product.few_tokens import few_dots, prefetch_rows
-from coterie.kernels.triton.product.gate_up_put import put
+from coterie.kernels.triton.product.gate_up_epilogue import gate_up_epilogue
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.product.sums import appended
-from coterie.kernels.triton.rows import Call, Matrix, places
+from coterie.kernels.triton.rows import Call, Matrix, operand_words
 from coterie.kernels.triton.tiles import MIN_DOT
 
-X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = places("norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T")
+X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = operand_words(
+    "norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T"
+)
 GELU_MUL = "norm_gate_up_gelu_mul"
 
 
@@ -127,7 +129,7 @@ def _few(
         up = few_dots(
             x, mask_M, rows, f < F, norm, K, UP_STRIDE, UP_COLUMNS, UP_TYPE, NORM, SHIFT, M, ROWS // 2, STEP, UNROLL
         )
-    put(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, GELU, None, None)
+    gate_up_epilogue(row, y, gate, up, f[None, :], m[:, None], mask_M[:, None], F, GATE_BIAS, UP_BIAS, GELU, None, None)
 
 
 @triton.jit
@@ -230,7 +232,7 @@ def _tile(
         up = many_dots(
             staged, m, mask_M, rows, f < F, K, UP_STRIDE, UP_COLUMNS, UP_TYPE, UP_DOT, TOKENS, ROWS // 2, STEP
         )
-    put(
+    gate_up_epilogue(
         row,
         pointer(row, Y, tl.float32),
         gate,
@@ -288,7 +290,7 @@ def _described(
         if gate_at > up_at:
             gate, up = up, gate
         m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
-        put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
+        gate_up_epilogue(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
     if PIECES > 1:
         each: tl.constexpr = half // PIECES
         w = described_both(gate_at, up_at, F, K, each, STEP, TYPE)
@@ -298,7 +300,7 @@ def _described(
             if gate_at > up_at:
                 gate, up = up, gate
             m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
-            put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
+            gate_up_epilogue(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
 
 
 def _matrices(call: Call) -> tuple[Matrix, Matrix]:

@@ -22,7 +22,7 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.attention.pages import Pages
-from coterie.kernels.triton.attention.rope import turned
+from coterie.kernels.triton.attention.rope import rotate_pairs
 from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.product.described import launch_described, takes
 from coterie.kernels.triton.product.described_heads import WIDEST, described_heads
@@ -47,15 +47,15 @@ from coterie.kernels.triton.product.heads import (
     normed_heads,
     pairs_of,
     part_of,
-    put_pairs,
     rows_of_part,
+    store_pairs,
 )
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.product.sums import appended
-from coterie.kernels.triton.rows import Call, Matrix, aligned, places
+from coterie.kernels.triton.rows import Call, Matrix, aligned, operand_words
 from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 
-X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
+X, NORM_AT, EPS, T = operand_words("norm_qkv_rope_append", "x", "norm", "eps", "T")
 PARTS = ("q", "k", "v")
 
 
@@ -72,7 +72,7 @@ def _few(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -92,7 +92,7 @@ def _few(
 ):
     let_next_begin(WHEN)
     part, first, heads = part_of(unit_index(unit, 0), FIRST, H, K, PADDED, ROWS)
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, 1)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, ROTATED, INTERLEAVED, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     if WHEN == AHEAD:
         prefetch_rows(rows, there, STRIDE, LINES)
@@ -102,7 +102,7 @@ def _few(
     if ONE:
         each, have = (), ()
         for r in tl.static_range(ROWS):
-            c, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
+            c, _, is_there = channels_of(first + r, heads, C, ROTATED, INTERLEAVED, PADDED, 1)
             each, have = appended(each, rows_of_part(row, part, c, TYPE, STRIDE, ALIGN)), appended(have, is_there)
         ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP, M, NORM)
         xs = tokens_of(x, integer(row, T), D, M)
@@ -111,7 +111,7 @@ def _few(
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     if WHEN == EARLY:  # overlaps with the previous launch
         q, page, cosine, sine = ends_of(
-            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
+            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES
         )
     wait_for_last(WHEN)
     if ONE:
@@ -120,16 +120,16 @@ def _few(
         y = few_dots(x, mask_M, rows, there, norm, D, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # the persistent kernel is short of registers
         q, page, cosine, sine = ends_of(
-            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
+            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES
         )
     y = normed_heads(
-        row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, 1
+        row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, ROTATED, INTERLEAVED, PADDED, ROWS, M, 1
     )
     a, b = deinterleave(y, ROWS, M, 1)
-    if TURNED > 0:
+    if ROTATED > 0:
         if part < 2:
-            a, b = turned(a, b, cosine, sine)
-    put_pairs(q, page, part, a, b, mask, i, KV_TYPE, C, TURNED, INTERLEAVED)
+            a, b = rotate_pairs(a, b, cosine, sine)
+    store_pairs(q, page, part, a, b, mask, i, KV_TYPE, C, ROTATED, INTERLEAVED)
 
 
 @triton.jit
@@ -138,7 +138,7 @@ def _stage(
     y,
     angles,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     HALF: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
@@ -155,7 +155,7 @@ def _stage(
         stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
         i = tl.arange(0, HALF)
         position = tl.load(pointer(row, PAGES, tl.int32) + t)
-        cosine, sine = angles_at(row, position, i, C, TURNED)
+        cosine, sine = angles_at(row, position, i, C, ROTATED)
         tl.store(angles + t * C + i, cosine, mask=i < C // 2)
         tl.store(angles + t * C + C // 2 + i, sine, mask=i < C // 2)
 
@@ -173,7 +173,7 @@ def _many(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -198,7 +198,7 @@ def _many(
     i = tl.program_id(0)
     if LINES > 0:  # a single tile of tokens
         part, first_row, heads = part_of(i, FIRST, H, K, PADDED, ROWS)
-        n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, STRIPE)
+        n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, ROTATED, INTERLEAVED, PADDED, STRIPE)
         prefetch_rows(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, T)
@@ -206,13 +206,13 @@ def _many(
     n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
+            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED,
             INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, STRIPE,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
+                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED,
                 INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS,
                 STEP, STRIPE,
             )  # fmt: skip
@@ -234,7 +234,7 @@ def _tile(
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
@@ -253,12 +253,12 @@ def _tile(
     part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
     m = first_token + tl.arange(0, TOKENS)
     mask_M = m < tokens
-    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, STRIPE)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, ROTATED, INTERLEAVED, PADDED, STRIPE)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
     y = many_dots(staged, m, mask_M, rows, there, D, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
     finish_heads(
         row, y, part, first, heads, m, mask_M, angles,
-        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, STRIPE,
     )  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def launch(call: Call) -> None:
     for parts in _launches(call):
         matrix, head_norm = matrices[parts[0]], _head_norm(call, parts)
         shared = {"D": matrix.K, "FIRST": parts[0], "BIAS": call.type(f"b{PARTS[parts[0]]}"), "HEAD_NORM": head_norm}
-        shared |= {"H": H, "PADDED": padded, "TURNED": rotated, "INTERLEAVED": interleaved, **pages.constants()}
+        shared |= {"H": H, "PADDED": padded, "ROTATED": rotated, "INTERLEAVED": interleaved, **pages.constants()}
         shared |= {name: value for name, value in matrix.constants().items() if name != "K"}
         heads = [(H, pages.K, pages.K)[part] for part in parts]
         if staged is None:
@@ -329,7 +329,7 @@ def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, t
     y, rows, how = staging(call, matrices, normed=True)
     angles = call.scratch_as(tl.float32, rows * C, _angles_at(call, matrices))
     call.launch(
-        _stage, (rows,), call.row, y, angles, C=C, TURNED=call.integer("rotated"), HALF=power_of_two(C // 2), **how
+        _stage, (rows,), call.row, y, angles, C=C, ROTATED=call.integer("rotated"), HALF=power_of_two(C // 2), **how
     )
     return y, angles
 

@@ -95,7 +95,7 @@ def _own_sums(x, OWN: tl.constexpr):
 
 
 @triton.jit
-def _met(
+def _activations(
     x, k, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
 ):  # fmt: skip
     """The activations of token x that weights k multiply, scaled and normed; and `squares` plus their squares."""
@@ -111,22 +111,22 @@ def _met(
 
 
 @triton.jit
-def _met_of_six(
+def _activations_of_six(
     x, c, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
 ):  # fmt: skip
     """Activations for the four parts of columns c, the sums of parts 0 and 1 and of parts 2 and 3; and the squares."""
-    one, squares = _met(x, weights_at(c, 0), norm, moments, times, squares, K, NORM, SHIFT, OWN)
-    two, squares = _met(x, weights_at(c, 1), norm, moments, times, squares, K, NORM, SHIFT, OWN)
-    three, squares = _met(x, weights_at(c, 2), norm, moments, times, squares, K, NORM, SHIFT, OWN)
-    four, squares = _met(x, weights_at(c, 3), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    one, squares = _activations(x, weights_at(c, 0), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    two, squares = _activations(x, weights_at(c, 1), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    three, squares = _activations(x, weights_at(c, 2), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    four, squares = _activations(x, weights_at(c, 3), norm, moments, times, squares, K, NORM, SHIFT, OWN)
     return (one, two, three, four, _own_sums(one + two, OWN), _own_sums(three + four, OWN)), squares
 
 
 @triton.jit
-def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.constexpr):
+def _products(found, activations, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.constexpr):
     """For each token, sums of products for each scale in one step of a row, scaled. `found` comes from `_bytes`.
 
-    `met` has for each token its activations for the bytes, or for their lower and upper halves, and the sums of both.
+    `activations` has, for each token, those for the bytes, or for their lower and upper halves, and the sums of both.
     """
     products = ()
     scale = found[1].to(tl.float32)
@@ -135,23 +135,23 @@ def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.cons
         above = ABOVE
         if len(found) == 3:
             above = 1.0 + found[2].to(tl.float32) / CODES
-        for t in tl.static_range(len(met)):
-            dots = _own_sums(low * met[t][0], OWN) + _own_sums(high * met[t][1], OWN)
-            products = appended(products, (dots - above * met[t][2]) * scale)
+        for t in tl.static_range(len(activations)):
+            dots = _own_sums(low * activations[t][0], OWN) + _own_sums(high * activations[t][1], OWN)
+            products = appended(products, (dots - above * activations[t][2]) * scale)
     else:
         w = whole_numbers(found[0])
-        for t in tl.static_range(len(met)):
-            products = appended(products, _own_sums(w * met[t][0], OWN) * scale)
+        for t in tl.static_range(len(activations)):
+            products = appended(products, _own_sums(w * activations[t][0], OWN) * scale)
     return products
 
 
 @triton.jit
-def _products_of_six(found, met, OWN: tl.constexpr):
-    """The same for Q6; `met` comes from `_met_of_six`."""
+def _products_of_six(found, activations, OWN: tl.constexpr):
+    """The same for Q6; `activations` comes from `_activations_of_six`."""
     products, w = (), parts_above(found[0], found[1], found[2])
     first, second, block = whole_scale(found[3]), whole_scale(found[4]), found[5].to(tl.float32)
-    for t in tl.static_range(len(met)):
-        x = met[t]
+    for t in tl.static_range(len(activations)):
+        x = activations[t]
         low = _own_sums(w[0] * x[0], OWN) + _own_sums(w[1] * x[1], OWN) - ABOVE * x[4]
         high = _own_sums(w[2] * x[2], OWN) + _own_sums(w[3] * x[3], OWN) - ABOVE * x[5]
         products = appended(products, (low * first + high * second) * block)
@@ -180,31 +180,31 @@ def add_packed(
         if i + AHEAD < STEPS:
             for r in tl.static_range(N):
                 ahead = appended(ahead, _bytes(rows[r], there[r], (i + AHEAD) * STEP, K, STRIDE, COLUMNS, STEP, NORM))
-        met, more_squares = (), ()
+        activations, more_squares = (), ()
         c = i * STEP + tl.arange(0, STEP)
         for t in tl.static_range(M):
             moment = norm  # a placeholder: Triton 3.6 has no tuples of empty tuples
             if SHIFT is not None:
                 moment = moments[t]
             if SIX:
-                own, squares_t = _met_of_six(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
-                met = appended(met, own)
+                own, squares_t = _activations_of_six(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
+                activations = appended(activations, own)
             elif HALVES:
                 k = c // GROUP_Q4 * BLOCK + c % GROUP_Q4
-                low, squares_t = _met(xs[t], k, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
-                high, squares_t = _met(xs[t], k + GROUP_Q4, norm, moment, times, squares_t, K, NORM, SHIFT, OWN)
-                met = appended(met, (low, high, _own_sums(low + high, OWN)))
+                low, squares_t = _activations(xs[t], k, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
+                high, squares_t = _activations(xs[t], k + GROUP_Q4, norm, moment, times, squares_t, K, NORM, SHIFT, OWN)
+                activations = appended(activations, (low, high, _own_sums(low + high, OWN)))
             else:
-                values, squares_t = _met(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
-                met = appended(met, (values,))
+                values, squares_t = _activations(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
+                activations = appended(activations, (values,))
             more_squares = appended(more_squares, squares_t)
         squares = more_squares
         more = ()
         for r in tl.static_range(N):
             if SIX:
-                products = _products_of_six(ahead[i * N + r], met, OWN)
+                products = _products_of_six(ahead[i * N + r], activations, OWN)
             else:
-                products = _products(ahead[i * N + r], met, TYPE, HALVES, OWN)
+                products = _products(ahead[i * N + r], activations, TYPE, HALVES, OWN)
             for t in tl.static_range(M):
                 more = appended(more, sums[r * M + t] + products[t])
         sums = more

@@ -27,7 +27,7 @@ from coterie.kernels.triton.product.packed import (
 from coterie.kernels.triton.product.sums import appended
 
 MAX_ROWS, MAX_TOKENS = tl.constexpr(32), tl.constexpr(16)
-SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # slices per step, one per warp; smallest K that tl.dot accepts
+SLICES, MIN_K = tl.constexpr(8), tl.constexpr(16)  # slices per step, one per warp; smallest K that tl.dot accepts
 # Four bytes to two words of two bfloat16 each. In [128, 256) a bfloat16's 7 fraction bits count in ones, so 0x43 above
 # a byte makes 128 plus its lower 7 bits. Its sign lands in the exponent, as 128 or 256: the number to subtract.
 WHOLE = tl.constexpr("""{
@@ -79,7 +79,7 @@ def slice_of(TYPE, K, COLUMNS, M, N, STEP, STAGED, DOT):
     packed = of_block(TYPE, K, COLUMNS)
     if packed == 16:
         return 2 * GROUP_Q4.value  # from half as many bytes, each read twice
-    return min(max(STEP // SLICES.value, LEAST.value), {0: STEP, 32: GROUP_Q8.value}.get(packed, 0))
+    return min(max(STEP // SLICES.value, MIN_K.value), {0: STEP, 32: GROUP_Q8.value}.get(packed, 0))
 
 
 @triton.jit
@@ -151,20 +151,20 @@ def sliced_dots(
         if HALVES:
             c = (first + begin) // 2 + across % GROUP_Q4
         w = tl.load(rows_N[None, :, None] + c, mask=mask_N[None, :, None] & (c < COLUMNS), other=0)
-        met = tl.load(x_M + k, mask=mask_M & (k < K), other=0.0)
+        activations = tl.load(x_M + k, mask=mask_M & (k < K), other=0.0)
         if PACKED:
             # Loaded a step ahead: Triton pipelines only the operands of a product.
             following = _scales(rows_N, mask_N, first + STEP, STRIDE, COLUMNS, S, SLICE, GROUP, HALVES)
             if HALVES:
                 by = tl.broadcast_to((across // GROUP_Q4 * 4).to(tl.int8), [S, N, SLICE])
-                products = add_product(none, halves_by(w, by, TYPE), met)
+                products = add_product(none, halves_by(w, by, TYPE), activations)
             else:
-                products = add_product(none, int8_to_bf16(w), met)
+                products = add_product(none, int8_to_bf16(w), activations)
             if len(scales) == 2:
                 ones = narrow(tl.full([S, N, SLICE], 1.0, tl.float32), tl.bfloat16)
-                products -= (scales[1].to(tl.float32) - 8.0)[:, :, None] * add_product(none, ones, met)
+                products -= (scales[1].to(tl.float32) - 8.0)[:, :, None] * add_product(none, ones, activations)
             acc += products * scales[0].to(tl.float32)[:, :, None]
             scales = following
         else:
-            acc = add_product(acc, w, met)
+            acc = add_product(acc, w, activations)
     return tl.sum(acc, axis=0)

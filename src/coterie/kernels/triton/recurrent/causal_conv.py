@@ -16,10 +16,10 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, silu_of, unit_index, wait_for_last
 from coterie.kernels.triton.recurrent.recurrent_state import SEQUENCE, StateLayout, tokens_of, unit_at
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-X, WEIGHT, BIAS, KEPT, Y, T = places("causal_conv", "x", "weight", "bias", "positions", "y", "T")
+X, WEIGHT, BIAS, KEPT, Y, T = operand_words("causal_conv", "x", "weight", "bias", "positions", "y", "T")
 
 
 @triton.jit

@@ -29,12 +29,14 @@ from coterie.kernels.triton.arithmetic import (
 )
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.sigmoid import sigmoid_of
 from coterie.kernels.triton.tiles import power_of_two
 
-X, A, B, RATE, BIAS, KEPT, Y, T = places("gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T")
-NORM, EPS, OFFSET, Z = places("gated_delta_norm", "norm", "eps", "offset", "z")
+X, A, B, RATE, BIAS, KEPT, Y, T = operand_words(
+    "gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T"
+)
+NORM, EPS, OFFSET, Z = operand_words("gated_delta_norm", "norm", "eps", "offset", "z")
 NORM_EPS = tl.constexpr(1e-6)  # added to the squared norm of q and of k
 
 

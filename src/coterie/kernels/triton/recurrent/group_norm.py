@@ -10,9 +10,9 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
 from coterie.kernels.triton.norms import norm_factor
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 
-X, WEIGHT, Y, T, EPS = places("group_norm", "x", "weight", "y", "T", "eps")
+X, WEIGHT, Y, T, EPS = operand_words("group_norm", "x", "weight", "y", "T", "eps")
 
 
 @triton.jit

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-QKVZ, BA, X, Z, A, B, T = places("net_parts", "qkvz", "ba", "x", "z", "a", "b", "T")
+QKVZ, BA, X, Z, A, B, T = operand_words("net_parts", "qkvz", "ba", "x", "z", "a", "b", "T")
 
 
 @triton.jit

@@ -26,12 +26,12 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
 NAME = "selective_scan_gate"
-X, DT, RATE, BIAS, SKIP, KEPT, Y, T = places(NAME, "x", "dt", "a_log", "dt_bias", "skip", "positions", "y", "T")
-LEAST, MOST, Z = places(NAME, "least", "most", "z")
+X, DT, RATE, BIAS, SKIP, KEPT, Y, T = operand_words(NAME, "x", "dt", "a_log", "dt_bias", "skip", "positions", "y", "T")
+LEAST, MOST, Z = operand_words(NAME, "least", "most", "z")
 
 
 @triton.jit

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import pointer, real
-from coterie.kernels.triton.product.gate_up_put import put, put_value
-from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.product.gate_up_epilogue import gate_up_epilogue, store_value
+from coterie.kernels.triton.rows import Call, operand_words
 
 CLIPPED, GELU = "branch_gate_up_clipped", "branch_gate_up_gelu"
-GATE_BIAS_AT, UP_BIAS_AT, ALPHA, LIMIT = places(CLIPPED, "gate_bias", "up_bias", "alpha", "limit")
+GATE_BIAS_AT, UP_BIAS_AT, ALPHA, LIMIT = operand_words(CLIPPED, "gate_bias", "up_bias", "alpha", "limit")
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _clipped(row, gate, up, at, mask, GATE_BIAS: tl.constexpr, UP_BIAS: tl.const
 
 
 @triton.jit
-def put_pairs(
+def branch_epilogue(
     row,
     to,
     gate,
@@ -48,16 +48,16 @@ def put_pairs(
     ahead,
     AHEAD: tl.constexpr,
 ):
-    """Store the outputs of pairs of a branch at `to`, as `put` does. Types of biases are None unless clipped."""
+    """Store the outputs of a branch's pairs at `to`, as gate_up_epilogue does. Types of biases are None unless clipped."""
     if GATE_BIAS is None:
-        put(row, to, gate, up, f, pair, mask, F, None, None, GELU, ahead, AHEAD)
+        gate_up_epilogue(row, to, gate, up, f, pair, mask, F, None, None, GELU, ahead, AHEAD)
     else:
         y = _clipped(row, gate, up, branch * F + f, f < F, GATE_BIAS, UP_BIAS)
-        put_value(to, ahead, pair.to(tl.int64) * F + f, y, mask & (f < F), AHEAD)
+        store_value(to, ahead, pair.to(tl.int64) * F + f, y, mask & (f < F), AHEAD)
 
 
 def biases_of(call: Call) -> dict[str, object]:
-    """Compile-time parameters for kernels that end in put_pairs."""
+    """Compile-time parameters for kernels that end in branch_epilogue."""
     if call.name != CLIPPED:
         return {"GATE_BIAS": None, "UP_BIAS": None, "GELU": call.integer("form") if call.name == GELU else None}
     return {"GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), "GELU": None}

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import gelu_of, narrow, pointer, silu_of
-from coterie.kernels.triton.rows import places
+from coterie.kernels.triton.rows import operand_words
 
-GATE_BIAS_AT, UP_BIAS_AT = places("norm_gate_up_silu_mul", "gate_bias", "up_bias")
+GATE_BIAS_AT, UP_BIAS_AT = operand_words("norm_gate_up_silu_mul", "gate_bias", "up_bias")
 
 
 @triton.jit
-def put(
+def gate_up_epilogue(
     row,
     to,
     gate,
@@ -44,11 +44,11 @@ def put(
         y = silu_of(gate) * up
     else:
         y = gelu_of(gate, GELU) * up
-    put_value(to, ahead, at, y, mask_m & (f < F), AHEAD)
+    store_value(to, ahead, at, y, mask_m & (f < F), AHEAD)
 
 
 @triton.jit
-def put_value(to, ahead, at, y, mask, AHEAD: tl.constexpr):
+def store_value(to, ahead, at, y, mask, AHEAD: tl.constexpr):
     """Store values at `to` unless it is None, and rounded to AHEAD at `ahead` unless AHEAD is None."""
     if to is not None:
         tl.store(to + at, y, mask=mask)

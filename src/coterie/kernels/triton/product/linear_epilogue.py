@@ -34,7 +34,7 @@ def scaled(row, y, SCALE: tl.constexpr):
 
 
 @triton.jit
-def put(
+def linear_epilogue(
     row,
     y,
     n,
@@ -63,7 +63,7 @@ def put(
 
 
 @triton.jit
-def put_tile(
+def tile_epilogue(
     row,
     y,
     n,
@@ -81,9 +81,9 @@ def put_tile(
     half: tl.constexpr = y.shape[1] // 2
     if y.numel > MAX_ADDED:  # registers cannot hold all of it and of the residual
         y, later = left_and_right(y)
-        put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
-        put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+        tile_epilogue(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+        tile_epilogue(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
     else:
         m_M = m + tl.arange(0, y.shape[0])[:, None]
         n_N = n + tl.arange(0, y.shape[1])[None, :]
-        put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+        linear_epilogue(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
