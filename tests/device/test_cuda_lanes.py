@@ -201,10 +201,10 @@ def test_inputs_are_written_anew_where_they_change(layout):
         fresh.put(given)
         np.testing.assert_array_equal(kept.bytes, fresh.bytes)
         width = fresh.named["table_width"]
-        tables = fresh.bytes[fresh.places["block_tables"].start :].view(np.int32)[: 2 * width].reshape(2, width)
+        tables = fresh.bytes[fresh.parts["block_tables"].start :].view(np.int32)[: 2 * width].reshape(2, width)
         assert tables[:, :blocks].tolist() == arrays[3].tolist()
         assert not tables[:, blocks:].any()
-        first_end = fresh.bytes[fresh.places["first_end"].start :].view(np.int32)[:3]
-        flat = fresh.bytes[fresh.places["ends"].start :].view(np.int32)[: first_end[-1]]
+        first_end = fresh.bytes[fresh.parts["first_end"].start :].view(np.int32)[:3]
+        flat = fresh.bytes[fresh.parts["ends"].start :].view(np.int32)[: first_end[-1]]
         found = [tuple(flat[a:b].tolist()) for a, b in pairwise(first_end)]
         assert found == list(end_ids or ((), ()))

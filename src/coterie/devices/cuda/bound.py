@@ -26,7 +26,7 @@ from coterie.core.values import value
 from coterie.devices.cuda.driver import Captured, Driver, Launch, Stream, first_line, take
 from coterie.devices.cuda.inputs import Addresses, Inputs, Run
 from coterie.devices.cuda.kernels import Kernels
-from coterie.devices.cuda.packet import Packet, Packets, Place, places_of
+from coterie.devices.cuda.packet import Packet, Packets, Part, parts_of
 from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.step import LoweredExecutable
 from coterie.kernels.cpu import FEED, I64, ROW_WORDS
@@ -120,19 +120,19 @@ class Bound:
         words = {"rows": rows.size, "feed": len(FEED), "state": STATE_WORDS // 2, "tables": exe.template.table_words}
         shareable = exe.shareable if mixes else None
         words["shares"] = shareable.words(bucket.sequences, bucket.sampled) if shareable else 0
-        places, self._sent_bytes = places_of({name: 8 * count for name, count in words.items()})
+        parts, self._sent_bytes = parts_of({name: 8 * count for name, count in words.items()})
         self._fixed = take(shared.driver, "a program's rows", self._sent_bytes + 8 * len(stops) + 16, LEVERS)
         self._sent = np.zeros(self._sent_bytes, np.uint8)  # what each run sends: the host's rows, feed and state
-        self._rows = _host_part(self._sent, places["rows"]).reshape(rows.shape)
+        self._rows = _host_part(self._sent, parts["rows"]).reshape(rows.shape)
         self._rows[:] = rows
-        self._feed = _host_part(self._sent, places["feed"])
-        self._state = _host_part(self._sent, places["state"]).view(np.int32)
-        self._tables = _host_part(self._sent, places["tables"])
-        self._shares = _host_part(self._sent, places["shares"])
+        self._feed = _host_part(self._sent, parts["feed"])
+        self._state = _host_part(self._sent, parts["state"]).view(np.int32)
+        self._tables = _host_part(self._sent, parts["tables"])
+        self._shares = _host_part(self._sent, parts["shares"])
         self._stored = np.array([self._plan[name] for name in exe.template.stored], np.int64)
-        self.rows, self.feed, state, tables, own = (_part(self._fixed, places[name]) for name in words)
+        self.rows, self.feed, state, tables, shares_at = (_part(self._fixed, parts[name]) for name in words)
         exe.template.put_tables(self._rows, tables.data_ptr())
-        self._shares_at = own.data_ptr()
+        self._shares_at = shares_at.data_ptr()
         self.rows = self.rows.view(torch.int64).view(-1, ROW_WORDS)
         self.feed = self.feed.view(torch.int64)
         self.state, self._state_bytes = state.view(torch.int32), state
@@ -291,12 +291,12 @@ class Bound:
 
     def _put_shares(self, run: Run) -> None:
         """Give the rows of each share the weights of its expert."""
-        own, shares, shareable = run.at.own, run.rows.shares, self.exe.shareable
-        if own is None or shares is None or shareable is None:
+        weights, shares, shareable = run.at.per_expert, run.rows.shares, self.exe.shareable
+        if weights is None or shares is None or shareable is None:
             return
-        mixed = own, *shares.key
+        mixed = weights, *shares.key
         if mixed != self._mixed:
-            shareable.put(self._rows, own.addresses_GW, own.is_shared_W, shares, self._shares, self._shares_at)
+            shareable.put(self._rows, weights.addresses_GW, weights.is_shared_W, shares, self._shares, self._shares_at)
             self._mixed = mixed
 
     def _prepare(self, stream: Stream) -> None:
@@ -339,9 +339,9 @@ def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, s
         packets.give_back(packet)
 
 
-def _host_part(memory: Bytes, place: Place) -> I64:
-    return memory[place.start : place.start + place.size_bytes].view(np.int64)
+def _host_part(memory: Bytes, part: Part) -> I64:
+    return memory[part.start : part.start + part.size_bytes].view(np.int64)
 
 
-def _part(memory: torch.Tensor, place: Place) -> torch.Tensor:
-    return memory[place.start : place.start + place.size_bytes]
+def _part(memory: torch.Tensor, part: Part) -> torch.Tensor:
+    return memory[part.start : part.start + part.size_bytes]

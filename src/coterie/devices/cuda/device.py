@@ -22,6 +22,7 @@ import torch
 from coterie.checkpoint.layout import FileRange
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable, Limits, copy_pieces, wait_for
+from coterie.devices.cuda.addresses import AddressCache
 from coterie.devices.cuda.bound import Shared, upload
 from coterie.devices.cuda.driver import NAME, Driver, Health, Launch, Stream, take
 from coterie.devices.cuda.fetch import STAGING_BYTES, StagedLane
@@ -30,7 +31,6 @@ from coterie.devices.cuda.kernels import Kernels, TritonKernels
 from coterie.devices.cuda.lanes import Finish, StreamLane, Turn, fail, nothing
 from coterie.devices.cuda.machine import gpu_machine
 from coterie.devices.cuda.memory import Memory
-from coterie.devices.cuda.places import Places
 from coterie.devices.cuda.run import Orchestration, Runs
 from coterie.devices.cuda.torch_driver import TorchDriver
 from coterie.devices.real.device import Ran, RealDevice, waits_of
@@ -74,7 +74,7 @@ class CudaDevice(RealDevice):
         super().__init__(NAME, spec or gpu_machine(self.driver))
         self._health = Health(self.driver)
         self._memory = Memory(self.driver, self._spec.run_tier)
-        self._places = Places(self._memory)
+        self._addresses = AddressCache(self._memory)
         facts = self.driver.facts
         tiles = tiles_for(facts.capability, facts.multiprocessors)
         self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
@@ -222,7 +222,7 @@ class CudaDevice(RealDevice):
         waits = waits_of(mine, gates)
         rows, label = StepRows.copy(mine.program, binding, steps), f"run {mine.program.graph.name}"
         try:
-            run = Run.of(mine, rows, steps, self._places.of(mine, binding))
+            run = Run.of(mine, rows, steps, self._addresses.of(mine, binding))
         except ValueError:
             raise
         except Exception as error:  # a slab that was given back could not be reallocated
@@ -250,7 +250,7 @@ class CudaDevice(RealDevice):
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
         with self._health.telling("inspect"):
-            run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._places.of(mine, binding))
+            run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._addresses.of(mine, binding))
         self._ran = None
         found: dict[str, npt.NDArray[np.float32]] = {}
 

@@ -21,7 +21,7 @@ from coterie.device import Limits, Sampling
 from coterie.devices.cuda.bound import Bound, Shared
 from coterie.devices.cuda.compilers import Compilers
 from coterie.devices.cuda.driver import NAME, Captured, Facts, Launch, Mark, Stream
-from coterie.devices.cuda.inputs import SPAN, Addresses, Own, Run, bucket_of
+from coterie.devices.cuda.inputs import SPAN, Addresses, PerExpertWeights, Run, bucket_of
 from coterie.devices.cuda.kernels import kernels_with
 from coterie.devices.cuda.machine import gpu_machine
 from coterie.devices.real.host_memory import Bytes
@@ -251,12 +251,12 @@ def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, places: Seque
     }
     inputs |= derived_rows(exe.program.graph, inputs["positions"], sequence_T)
     weights = WEIGHTS_AT + APART * np.arange(len(exe.program.weights), dtype=np.int64)
-    own, shares = None, None
+    per_expert, shares = None, None
     if places is not None:
         is_shared = np.zeros(len(weights), np.bool_)
         is_shared[list(places)] = True
-        own = Own(np.stack([weights, weights]), is_shared, tuple(places))
+        per_expert = PerExpertWeights(np.stack([weights, weights]), is_shared, tuple(places))
         shares = Shares.of(np.arange(B, dtype=np.int32) % 2, sequence_T, inputs["rows"])
     rows = StepRows(inputs, (Sampling(),) * R, ((),) * R, Sizes(T, B, R, 0, 0), shares)
-    at = Addresses(weights, WEIGHTS_AT - APART, block_bytes, own)
+    at = Addresses(weights, WEIGHTS_AT - APART, block_bytes, per_expert)
     return Run(exe, rows, 1, at, bucket)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
-from coterie.devices.cuda.packet import ALIGN_BYTES, Place, places_of
+from coterie.devices.cuda.packet import ALIGN_BYTES, Part, parts_of
 from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.lower_delta_net import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
@@ -36,7 +36,7 @@ SPAN = 256  # contexts are rounded up to this many positions times a power of tw
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Own:
+class PerExpertWeights:
     """Weights of a step whose sequences belong to several experts: addresses [expert, weight], and which are shared."""
 
     addresses_GW: I64
@@ -46,12 +46,12 @@ class Own:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addresses:
-    """GPU addresses of weights and pages, and the bytes of a page; `own` if sequences differ in weights."""
+    """GPU addresses of weights and pages, and the bytes of a page; `per_expert` if sequences differ in weights."""
 
     weights: I64
     kv: int
     block_bytes: int
-    own: Own | None = None
+    per_expert: PerExpertWeights | None = None
 
 
 @value
@@ -90,12 +90,12 @@ class Run:
     @property
     def mixes(self) -> bool:
         """Whether sequences differ in weights."""
-        return self.at.own is not None
+        return self.at.per_expert is not None
 
     @property
     def bound_by(self) -> tuple[object, ...]:
         """Equal for runs with the same launches."""
-        return id(self.exe), self.bucket, self.at.own and self.at.own.shared
+        return id(self.exe), self.bucket, self.at.per_expert and self.at.per_expert.shared
 
 
 class Inputs:
@@ -116,7 +116,7 @@ class Inputs:
         sizes |= dict.fromkeys(names, INT_BYTES * T)
         self.key = key
         self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # by the names of the kernels' operands
-        self.places, self.size_bytes = places_of(sizes)
+        self.parts, self.size_bytes = parts_of(sizes)
         self.bytes: Bytes = np.zeros(self.size_bytes, np.uint8)
         self._views = [(name, self._part(name).view(np.int32)) for name in (*INPUTS, *names) if name != "block_tables"]
         self._tables = self._part("block_tables").view(np.int32).reshape(B, columns)
@@ -139,7 +139,7 @@ class Inputs:
 
     def addresses(self, at: int) -> dict[str, int]:
         """Address of each input, given that of the bytes; block tables from their first column of tokens on."""
-        found = {name: at + place.start for name, place in self.places.items()}
+        found = {name: at + part.start for name, part in self.parts.items()}
         found[STATE_TABLES] = found["block_tables"]
         found["block_tables"] += INT_BYTES * self._first
         return found
@@ -163,8 +163,8 @@ class Inputs:
         self._has = rows.sampling, rows.end_ids
 
     def _part(self, name: str) -> Bytes:
-        place: Place = self.places[name]
-        return self.bytes[place.start : place.start + place.size_bytes]
+        part: Part = self.parts[name]
+        return self.bytes[part.start : part.start + part.size_bytes]
 
 
 def aligned_columns(columns: int) -> int:

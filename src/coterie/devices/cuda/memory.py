@@ -205,7 +205,7 @@ class Memory:
         moved = [Placed(dst, found.moves, found.offsets, found.shifts)] if found is not None and same else []
         self._slabs[dst.slab_id].place(dst, *moved)
 
-    def placed(self, buffer: Buffer) -> object:
+    def version(self, buffer: Buffer) -> object:
         """A token that is replaced when placements in a buffer's slab may have changed, or the slab was given back."""
         return self._slabs[buffer.slab_id].version
 

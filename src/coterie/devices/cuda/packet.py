@@ -23,20 +23,20 @@ MIN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Part:
     """A part of a block of memory."""
 
     start: int
     size_bytes: int
 
 
-def places_of(sizes: Mapping[str, int]) -> tuple[dict[str, Place], int]:
+def parts_of(sizes: Mapping[str, int]) -> tuple[dict[str, Part], int]:
     """Consecutive aligned parts of these sizes, and their total size."""
-    places, end = {}, 0
+    parts, end = {}, 0
     for name, size in sizes.items():
-        places[name] = Place(end, size)
+        parts[name] = Part(end, size)
         end += -(-size // ALIGN_BYTES) * ALIGN_BYTES
-    return places, end
+    return parts, end
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def branch_epilogue(
     ahead,
     AHEAD: tl.constexpr,
 ):
-    """Store the outputs of a branch's pairs at `to`, as gate_up_epilogue does. Types of biases are None unless clipped."""
+    """Store outputs of a branch's pairs at `to`, as gate_up_epilogue does. Types of biases are None unless clipped."""
     if GATE_BIAS is None:
         gate_up_epilogue(row, to, gate, up, f, pair, mask, F, None, None, GELU, ahead, AHEAD)
     else:

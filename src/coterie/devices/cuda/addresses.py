@@ -11,13 +11,13 @@ import numpy as np
 
 from coterie.checkpoint.layout import ALIGN_BYTES
 from coterie.device import Binding, Buffer
-from coterie.devices.cuda.inputs import Addresses, Own
+from coterie.devices.cuda.inputs import Addresses, PerExpertWeights
 from coterie.devices.cuda.memory import Memory
 from coterie.devices.real.step import MAX_CACHED, LoweredExecutable, Offsets
 from coterie.kernels.cpu import I64
 
 
-class Places:
+class AddressCache:
     """Finds addresses, and caches recent ones."""
 
     def __init__(self, memory: Memory) -> None:
@@ -30,14 +30,14 @@ class Places:
         """
         weights, shared, kv, variants = binding.weights, binding.shared, binding.kv, binding.variants
         extents = (weights, kv, *([shared.weights] if shared else []), *(variants.weights if variants else ()))
-        placed = tuple([self._memory.placed(at) for at in extents])
-        beside = variants and (variants.weights, variants.offsets)
-        key = id(exe), weights, binding.offsets, shared, kv, binding.block_bytes, beside
+        versions = tuple([self._memory.version(at) for at in extents])
+        variant_key = variants and (variants.weights, variants.offsets)
+        key = id(exe), weights, binding.offsets, shared, kv, binding.block_bytes, variant_key
         found = self._found.get(key)
-        if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
+        if found is None or any(was is not now for was, now in zip(found[0], versions, strict=True)):
             if len(self._found) >= MAX_CACHED:
                 self._found.clear()
-            found = self._found[key] = placed, self._find(exe, binding)
+            found = self._found[key] = versions, self._find(exe, binding)
         return found[1]
 
     def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
@@ -51,10 +51,10 @@ class Places:
         kv = self._memory.tensor(binding.kv).data_ptr()
         if kv % ALIGN_BYTES:
             raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
-        each = None
+        per_expert = None
         if binding.variants is not None:
-            each = Own(np.stack(at), own.is_shared, shared.indices if shared else ())
-        return Addresses(at[0], kv, binding.block_bytes, each)
+            per_expert = PerExpertWeights(np.stack(at), own.is_shared, shared.indices if shared else ())
+        return Addresses(at[0], kv, binding.block_bytes, per_expert)
 
     def _weights(self, names: Sequence[str], extent: Buffer, shared: Buffer | None, offsets: Offsets) -> I64:
         """Addresses of weights. Raises ValueError for one that kernels could not load."""
