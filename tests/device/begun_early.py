@@ -1,8 +1,8 @@
 """Launches that begin while those before them still run, interpreted: what may they touch before they wait?
 
 Triton's interpreter runs launches one after another, so one that reads too early finds what it wants all the same. Here
-the addresses that a program loads before its `wait_for_last` are held against all that launches stored since one last
-began behind a finished one; and a program that stores before it waits, or never waits, is a fault by itself.
+the addresses that a program loads before its `wait_for_previous` are held against all that launches stored since one
+last began behind a finished one; and a program that stores before it waits, or never waits, is a fault by itself.
 
     with begun_early() as launches:     launches.early: names of those that began early, launches.faults: sentences
 
@@ -119,7 +119,9 @@ def begun_early():
         launches.end()
 
     def watched_call(self, *args, **kwargs):
-        if self.fn.__name__ == "wait_for_last" and (*args, *kwargs.values())[0] == EARLY.value:  # else it is no wait
+        if (
+            self.fn.__name__ == "wait_for_previous" and (*args, *kwargs.values())[0] == EARLY.value
+        ):  # else it is no wait
             launches.wait()
         return call(self, *args, **kwargs)
 

@@ -138,10 +138,10 @@ def test_a_step_that_is_met_first_has_its_kernels_compiled_at_once(monkeypatch):
     """Those that are not there, once; few of them are left to whoever launches, and so are errors."""
     there = {"k3"}
     monkeypatch.setattr(cuda_compilers, "wanted_by", dict.fromkeys)
-    monkeypatch.setattr(cuda_compilers, "is_kept", lambda key, wanted: key in there)
+    monkeypatch.setattr(cuda_compilers, "is_cached", lambda key, wanted: key in there)
     monkeypatch.setattr(Wanted, "key", lambda self, capability: f"k{self.args[0]}")
     compilers = Asked()
-    before = cuda_compilers.AtOnce(compilers)
+    before = cuda_compilers.StepCompiler(compilers)
     kernels = [named("few", number) for number in range(6)]
     before(kernels[:2])
     assert compilers.asked == []

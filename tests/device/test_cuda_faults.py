@@ -228,7 +228,7 @@ def test_closing_waits_for_no_compiler_and_lets_none_begin(layout):
         begun.set()
         assert ended.wait(60)
 
-    device._shared.before = partial(device._before, compile_all)
+    device._shared.before_launch = partial(device._compile_first, compile_all)
     device._compilers = SimpleNamespace(close=ended.set)
     launched = device.driver.launched
     run = desk.run(decode(7, 0))

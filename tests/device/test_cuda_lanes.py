@@ -119,7 +119,7 @@ def test_runs_that_many_threads_wait_for_end_once_each(warm, alone):
     for thread in threads:
         thread.join(30)
     assert found == [whole] * 12
-    assert not desk.device._runs.interrupts._under_way
+    assert not desk.device._runs.interrupts._current
 
 
 def test_a_wait_that_is_stopped_leaves_the_end_to_the_lane(warm, late):
@@ -155,7 +155,7 @@ def test_a_thread_that_is_stopped_behind_a_run_that_it_queued_leaves_nothing_und
     run = desk.run(decode(7, 0, WARM), steps=3)
     late()
     assert desk.tokens(run) == whole
-    assert not desk.device._runs.interrupts._under_way
+    assert not desk.device._runs.interrupts._current
 
 
 def test_a_thread_that_is_stopped_while_it_ends_a_run_fails_it_and_the_next_one_works(warm, late):

@@ -91,7 +91,7 @@ def test_who_interrupts_does_not_wait_for_a_bucket_that_is_made_ready(make, layo
         begun.set()
         assert told.wait(60)
 
-    desk.device._shared.before = compile_all
+    desk.device._shared.before_launch = compile_all
     run = desk.run(decode(7, 5), steps=6)
     assert begun.wait(60)
     other = threading.Thread(target=desk.device.interrupt)

@@ -16,7 +16,7 @@ from triton import jit
 from triton import language as tl
 
 from coterie.core.dtypes import DType
-from coterie.kernels.triton.arithmetic import EARLY, NOW, wait_for_last
+from coterie.kernels.triton.arithmetic import EARLY, NOW, wait_for_previous
 from coterie.kernels.triton.tiles import TensorCoreTile
 
 F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
@@ -41,39 +41,39 @@ def make():
 
 @jit
 def _stores(y, WHEN: tl.constexpr):
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tl.store(y + tl.arange(0, 8), 1.0)
 
 
 @jit
 def _reads_before(x, y, FROM: tl.constexpr, WHEN: tl.constexpr):
     early = tl.load(x + FROM + tl.arange(0, 8))
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tl.store(y + tl.arange(0, 8), early)
 
 
 @jit
 def _stores_before(x, WHEN: tl.constexpr):
     tl.store(x, 2.0)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
 
 
 @jit
 def _waits_for_nothing(x, WHEN: tl.constexpr):
-    wait_for_last(0)
+    wait_for_previous(0)
     tl.load(x)
 
 
 @jit
 def _counts_before(x, WHEN: tl.constexpr):
     tl.atomic_cas(x, 0, 1)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
 
 
 @jit
 def _waits_in_one(WHEN: tl.constexpr):
     if tl.program_id(0) == 0:
-        wait_for_last(WHEN)
+        wait_for_previous(WHEN)
 
 
 @pytest.mark.parametrize("dtypes", [(BF16,), (F32,), (Q8,), (Q4, F16, Q8, BF16, Q4Z)], ids=str)

@@ -28,7 +28,7 @@ def write_meet_read(slots, seen, arrived, ROUNDS: tl.constexpr, PROGRAMS: tl.con
     me = tl.program_id(0)
     for r in tl.range(1, ROUNDS + 1):
         tl.store(slots + me, r)
-        persistent.meet(arrived)
+        persistent.grid_barrier(arrived)
         least = r
         most = r
         for p in tl.static_range(PROGRAMS):
@@ -36,7 +36,7 @@ def write_meet_read(slots, seen, arrived, ROUNDS: tl.constexpr, PROGRAMS: tl.con
             most = tl.maximum(most, tl.load(slots + p))
         tl.store(seen + 2 * (me * ROUNDS + r - 1), least)
         tl.store(seen + 2 * (me * ROUNDS + r - 1) + 1, most)
-        persistent.meet(arrived)
+        persistent.grid_barrier(arrived)
 
 
 def as_it_should(programs, seed, rounds=3, launches=2):
@@ -83,12 +83,12 @@ def set_back(arrived):
 
 @pytest.mark.parametrize("wrong", [pass_by, leave_early], ids=lambda wrong: wrong.__name__)
 def test_a_barrier_that_waits_too_little_is_found_out(monkeypatch, wrong):
-    monkeypatch.setattr(persistent, "meet", wrong)
+    monkeypatch.setattr(persistent, "grid_barrier", wrong)
     assert not all(as_it_should(5, seed) for seed in range(3))
 
 
 def test_a_barrier_that_is_set_back_leaves_programs_behind(monkeypatch):
-    monkeypatch.setattr(persistent, "meet", set_back)
+    monkeypatch.setattr(persistent, "grid_barrier", set_back)
     with pytest.raises(StuckError):
         as_it_should(5, seed=0)
 

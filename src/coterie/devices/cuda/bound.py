@@ -70,12 +70,12 @@ class Shared:
     def __init__(self, driver: Driver, kernels: Kernels) -> None:
         self.driver, self.kernels = driver, kernels
         # A hook for a step's launches, called when they are found and before the first is launched.
-        self.before: Callable[[Sequence[Launch]], None] = lambda launches: None
+        self.before_launch: Callable[[Sequence[Launch]], None] = lambda launches: None
         self.packets = Packets(driver)
         self.workspace = Grown(driver, "the values of a step")
         self.scratch = Grown(driver, "scratch of kernels")
-        self.uncaptured = ""  # why steps are no longer captured, once a capture has failed
-        self.unwalked: dict[str, str] = {}  # kinds of runs that are not walked in one launch -> the first reason
+        self.capture_failure = ""  # why steps are no longer captured, once a capture has failed
+        self.walk_failures: dict[str, str] = {}  # kinds of runs that are not walked in one launch -> the first reason
 
 
 # Weights and pages, the layout of inputs, and the addresses of inputs, kept tokens and stored values.
@@ -94,7 +94,7 @@ class Ready:
 
 
 @value
-class _Crossing:
+class _Copies:
     """The copies down and up for a packet."""
 
     packet: Packet
@@ -141,10 +141,10 @@ class Bound:
         self.stops = self._fixed[self._sent_bytes : self._sent_bytes + 8 * len(stops)].view(torch.int64)
         self._inputs = Grown(shared.driver, "a step's inputs")
         self._kept = Grown(shared.driver, "tokens drawn")
-        self._given: Inputs | None = None
+        self._input_layout: Inputs | None = None
         self._written: MadeOf | None = None  # what the words to send were made from,
         self._mixed: tuple[object, ...] = ()  # and those of shares
-        self._crosses: _Crossing | None = None
+        self._copies: _Copies | None = None
         self._is_new = True
         self._launches: list[list[Launch]] = []
         self._step: list[Launch] = []
@@ -175,12 +175,12 @@ class Bound:
         shared, given, sent_bytes = self._shared, ready.made_of[1], self._sent_bytes
         packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + ready.kept_bytes)
         try:
-            if self._crosses is None or not self._crosses.is_for(packet, ready):
-                self._crosses = self._crossing(packet, ready)
+            if self._copies is None or not self._copies.is_for(packet, ready):
+                self._copies = self._copies_for(packet, ready)
             self._state[STOP] = stop
             packet.sent[:sent_bytes] = self._sent
             packet.sent[sent_bytes : sent_bytes + given.size_bytes] = given.bytes
-            shared.driver.copy_words(self._crosses.down, stream)
+            shared.driver.copy_words(self._copies.down, stream)
         except BaseException:
             shared.packets.abandon(packet, stream)
             raise
@@ -219,11 +219,11 @@ class Bound:
         if steps and captured and not self.has_run:
             driver.launch(stream, self._step)
             self.has_run, steps = True, steps - 1
-        if steps and captured and self._captured is None and not self._shared.uncaptured:
+        if steps and captured and self._captured is None and not self._shared.capture_failure:
             try:
                 self._captured = driver.capture(stream, self._step)
             except Exception as error:  # results are the same without a capture; a remark reports it
-                self._shared.uncaptured = first_line(error)
+                self._shared.capture_failure = first_line(error)
         if steps and captured and self._captured is not None:
             driver.replay(stream, self._captured, steps)
             return
@@ -231,25 +231,25 @@ class Bound:
             driver.launch(stream, self._step)
 
     def queue_walk(self, stream: Stream) -> bool:
-        """Queue the rest of a run as one launch; False if that is impossible, for a reason in `Shared.unwalked`."""
+        """Queue the rest of a run as one launch; False if that is impossible: `Shared.walk_failures` says why."""
         if not self._walks:
             return False
-        unwalked, those = self._shared.unwalked, f"up to {self.bucket.tokens} sequences"
+        walk_failures, those = self._shared.walk_failures, f"up to {self.bucket.tokens} sequences"
         try:
             self._walk = self._walk or self._find_walk(stream)
             self._shared.driver.launch(stream, [self._walk])
         except CapacityError as error:  # the next run may find room
-            unwalked.setdefault(f"some runs of {those}", first_line(error))
+            walk_failures.setdefault(f"some runs of {those}", first_line(error))
             return False
         except Exception as error:  # results are the same without a walk; a remark reports it
             self._walks = False
-            unwalked.setdefault(those, first_line(error))
+            walk_failures.setdefault(those, first_line(error))
         return self._walks
 
     def take_back(self, stream: Stream) -> None:
         """Queue the copies that bring up the tokens of the run that was put last."""
-        if self._crosses is not None:
-            self._shared.driver.copy_words(self._crosses.up, stream)
+        if self._copies is not None:
+            self._shared.driver.copy_words(self._copies.up, stream)
 
     @property
     def stored(self) -> Mapping[str, int]:
@@ -260,12 +260,12 @@ class Bound:
         """The inputs of a run, in the previous run's layout if sizes are the same."""
         rows = run.rows
         key = Inputs.key_of(rows, self.exe.program.kv.state_blocks(run.at.block_bytes))
-        if self._given is None or self._given.key != key:
-            self._given = Inputs(key)
-        self._given.put(rows)
-        return self._given
+        if self._input_layout is None or self._input_layout.key != key:
+            self._input_layout = Inputs(key)
+        self._input_layout.put(rows)
+        return self._input_layout
 
-    def _crossing(self, packet: Packet, ready: Ready) -> _Crossing:
+    def _copies_for(self, packet: Packet, ready: Ready) -> _Copies:
         """The tensor slices to copy between: making one takes longer than writing it."""
         sent_bytes, given_bytes, state_bytes = self._sent_bytes, ready.made_of[1].size_bytes, 4 * STATE_WORDS
         given, kept_bytes = packet.down[sent_bytes : sent_bytes + given_bytes], ready.kept_bytes
@@ -273,7 +273,7 @@ class Bound:
         up = [(packet.up[:state_bytes], self._state_bytes)]
         if kept_bytes:
             up.append((packet.up[state_bytes : state_bytes + kept_bytes], ready.kept[:kept_bytes]))
-        return _Crossing(packet, ready.made_of, kept_bytes, down, up)
+        return _Copies(packet, ready.made_of, kept_bytes, down, up)
 
     def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
         """Write all words of rows and feed that depend on a run, except its number of steps."""
@@ -312,7 +312,7 @@ class Bound:
         ]
         end = kernels.feed(self.feed, self.state, self.rows, self.stops)
         self._step = [*(launch for row in self._launches for launch in row), end]
-        shared.before(self._step)
+        shared.before_launch(self._step)
         self._is_new = False
 
     def _find_walk(self, stream: Stream) -> Launch:

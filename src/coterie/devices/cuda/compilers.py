@@ -22,15 +22,15 @@ from contextlib import suppress
 from typing import IO
 
 from coterie.devices.cuda.compiler import Answer
-from coterie.kernels.triton.compile_ahead import Wanted, is_kept, wanted_by
+from coterie.kernels.triton.compile_ahead import Wanted, is_cached, wanted_by
 from coterie.spec.this_machine import allowed_cpus
 
-WORTH_IT = 3  # kernels: starting the processes takes as long as compiling two or three
+MIN_PARALLEL = 3  # kernels: starting the processes takes as long as compiling two or three
 MAX_S = 180.0  # that a step waits for its kernels
 ENDED = "the compiler's processes have ended"
 
 
-class AtOnce:
+class StepCompiler:
     """Called with the launches of a new step: compiles those kernels that are missing, in parallel,
     and waits for them.
     """
@@ -43,8 +43,8 @@ class AtOnce:
         with suppress(Exception):  # a failure costs only time
             asked = [one for one in wanted_by(launches) if one not in self._known]
             keys = {one.key(self._compilers.capability): one for one in asked}
-            missing = [one for key, one in keys.items() if not is_kept(key, one)]
-            if len(missing) >= WORTH_IT:
+            missing = [one for key, one in keys.items() if not is_cached(key, one)]
+            if len(missing) >= MIN_PARALLEL:
                 wait(self._compilers.ask(missing, urgent=True), MAX_S)
             self._known.update(asked)
 
@@ -57,7 +57,7 @@ class Compilers:
         self._lock = threading.Lock()
         self._asked: dict[Wanted, Future[Answer]] = {}
         self._waiting: tuple[deque[Wanted], deque[Wanted]] = deque(), deque()  # urgent, and others
-        self._under_way: dict[int, Wanted] = {}
+        self._in_progress: dict[int, Wanted] = {}
         self._number = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -75,7 +75,7 @@ class Compilers:
                     self._waiting[1].remove(one)
                     self._waiting[0].append(one)
                 found.append(known)
-            self._hand_out()
+            self._dispatch()
         return found
 
     def close(self) -> None:
@@ -90,16 +90,16 @@ class Compilers:
                     child.stdin.close()  # this ends it, and then the listening thread
             child.wait()
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         """Send as many kernels as there are idle processes."""
-        while len(self._under_way) < self.processes and any(self._waiting):
+        while len(self._in_progress) < self.processes and any(self._waiting):
             asks = self._started()
             if asks is None:
                 self._give_up()
                 return
             one = (self._waiting[0] or self._waiting[1]).popleft()
             self._number += 1
-            self._under_way[self._number] = one
+            self._in_progress[self._number] = one
             try:
                 pickle.dump((self._number, one), asks)
                 asks.flush()
@@ -128,9 +128,9 @@ class Compilers:
             while True:
                 number, answer = pickle.load(answers)
                 with self._lock:
-                    one = self._under_way.pop(number, None)
+                    one = self._in_progress.pop(number, None)
                     future = self._asked.get(one) if one is not None else None
-                    self._hand_out()
+                    self._dispatch()
                     if future is not None and not future.done():  # else _give_up has resolved it
                         future.set_result(answer)
         with self._lock:
@@ -141,7 +141,7 @@ class Compilers:
         self._closed = True
         for some in self._waiting:
             some.clear()
-        self._under_way.clear()
+        self._in_progress.clear()
         for future in self._asked.values():
             if not future.done():
                 future.set_result(ENDED)

@@ -81,14 +81,14 @@ class CudaDevice(RealDevice):
         self._compilers: Compilers | None = None
         self._expected: Expected | None = None
         if kernels is None and isinstance(self.driver, TorchDriver):  # a fake GPU has nothing to compile
-            from coterie.devices.cuda.compilers import AtOnce, Compilers
+            from coterie.devices.cuda.compilers import Compilers, StepCompiler
             from coterie.devices.cuda.dry_run import DryRun
             from coterie.devices.cuda.expected import Expected
 
             self._compilers = Compilers(facts.capability)
             like_it = partial(DryRun, facts.capability, facts.multiprocessors)
             self._expected = Expected(like_it, self._compilers)
-            self._shared.before = partial(self._before, AtOnce(self._compilers))
+            self._shared.before_launch = partial(self._compile_first, StepCompiler(self._compilers))
         self._runs = Runs(self._shared, orchestration)
         self._disk = FetchLane(self._lanes, read)
         self._streams: dict[str, StreamLane] = {}
@@ -112,11 +112,10 @@ class CudaDevice(RealDevice):
             size, reason = self._memory.unpinned
             fact = f"the system does not pin the pool of {format_bytes(size)} ({reason})"
             found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or lower --pool")
-        if self._shared.uncaptured:
-            found.append(f"each kernel is launched by a call, as steps cannot be captured: {self._shared.uncaptured}")
-        found += [
-            f"decode steps are launched one by one for {those}: {why}" for those, why in self._shared.unwalked.items()
-        ]
+        capture, walks = self._shared.capture_failure, self._shared.walk_failures
+        if capture:
+            found.append(f"each kernel is launched by a call, as steps cannot be captured: {capture}")
+        found += [f"decode steps are launched one by one for {those}: {why}" for those, why in walks.items()]
         return tuple(found)
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
@@ -128,7 +127,7 @@ class CudaDevice(RealDevice):
         size = self._room(tier, size_bytes, f"reserve less in {tier}")
         if tier not in self._spec.weight_tiers[:2] or tier == self._spec.home_tier:
             raise ValueError(f"{tier} is not reserved; reserve {' or '.join(self._spec.weight_tiers[:2])}")
-        with self._health.telling(f"reserving {format_bytes(size)} of {tier}"):
+        with self._health.reporting(f"reserving {format_bytes(size)} of {tier}"):
             buffer = self._memory.reserve(tier, size_bytes)
         self._used_bytes[tier] += size
         return buffer
@@ -147,7 +146,7 @@ class CudaDevice(RealDevice):
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Put these tensors at multiples of 16 bytes when the buffer is filled from below."""
         self._check_open()
-        with self._health.telling("placing tensors"):
+        with self._health.reporting("placing tensors"):
             self._memory.place(dst, tensors)
 
     def copy(
@@ -159,7 +158,7 @@ class CudaDevice(RealDevice):
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         spans = tuple(parts) or ((0, src.size_bytes),)
         lane, label = f"{src.tier}->{dst.tier}", f"copy {format_bytes(sum([size for _, size in spans]))}"
-        with self._health.telling(label):
+        with self._health.reporting(label):
             if dst.tier != self._spec.run_tier:
                 if src.tier == self._spec.run_tier:
                     raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
@@ -191,7 +190,7 @@ class CudaDevice(RealDevice):
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         lane, label = f"{self._spec.home_tier}->{dst.tier}", f"fetch {source.path}@{source.offset}"
         target = dst.view(0, source.size_bytes)
-        with self._health.telling(label):
+        with self._health.reporting(label):
             if dst.tier == self._spec.run_tier:
                 return self._staged.submit(lane, label, after, target, source, parts)
             return self._disk.submit(lane, label, after, self._memory.host_bytes(target), source, parts)
@@ -249,7 +248,7 @@ class CudaDevice(RealDevice):
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
-        with self._health.telling("inspect"):
+        with self._health.reporting("inspect"):
             run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._addresses.of(mine, binding))
         self._ran = None
         found: dict[str, npt.NDArray[np.float32]] = {}
@@ -281,7 +280,7 @@ class CudaDevice(RealDevice):
         self._loaded.clear()
         self._constants.clear()
 
-    def _before(self, compile_all: Callable[[Sequence[Launch]], None], launches: Sequence[Launch]) -> None:
+    def _compile_first(self, compile_all: Callable[[Sequence[Launch]], None], launches: Sequence[Launch]) -> None:
         """Have a step's kernels compiled before its first launch, which would compile them one after another."""
         compile_all(launches)
         self._check_open()  # the device may have been closed meanwhile
@@ -309,7 +308,7 @@ class CudaDevice(RealDevice):
     def memory(self, buffer: Buffer) -> torch.Tensor:
         """The bytes of a buffer, as stored, for tests and benchmarks."""
         self._check_open()
-        with self._health.telling("looking at memory"):
+        with self._health.reporting("looking at memory"):
             return self._memory.tensor(buffer)
 
     def _lane(self, name: str) -> StreamLane:
@@ -341,7 +340,7 @@ class CudaDevice(RealDevice):
 
     def _constant(self, values: F32) -> int:
         """Put a constant of a program on the GPU, and return its address."""
-        with self._health.telling("loading a program"):
+        with self._health.reporting("loading a program"):
             self._loading = self._loading or self.driver.stream()
             memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))
             upload(self.driver, self._shared.packets, memory[: values.nbytes], values, self._loading)

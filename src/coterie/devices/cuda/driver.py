@@ -136,15 +136,15 @@ class Health:
         return self._gone
 
     @contextmanager
-    def telling(self, label: str) -> Iterator[None]:
+    def reporting(self, label: str) -> Iterator[None]:
         """A context that converts a driver's exceptions in the calling thread to errors for users."""
         try:
             yield
         except Exception as error:
-            told = self.failure(label, error)
-            if told is error:
+            reported = self.failure(label, error)
+            if reported is error:
                 raise
-            raise told from error
+            raise reported from error
 
     def failure(self, label: str, error: Exception) -> Exception:
         """The error to report to those who wait for this work."""

@@ -37,11 +37,11 @@ from coterie.spec.machine import MachineSpec
 
 __all__ = ["DryRun", "Wanted", "buckets_within", "launches_of", "likely_buckets"]
 
-ROOM = 1 << 50  # bytes of the imaginary GPU: nothing is refused
-WEIGHTS_AT, APART = 1 << 40, 1 << 34  # made-up addresses of weights, farther apart than any weight is long
+MEMORY_BYTES = 1 << 50  # bytes of the imaginary GPU: nothing is refused
+WEIGHTS_BASE, WEIGHT_SPACING = 1 << 40, 1 << 34  # made-up addresses of weights, farther apart than any weight is long
 
 
-class NoDriver:
+class NullDriver:
     """A driver without a GPU: memory is the host's, and queued work is dropped."""
 
     def __init__(self, facts: Facts) -> None:
@@ -123,8 +123,8 @@ class DryRun:
 
     def __init__(self, capability: tuple[int, int], multiprocessors: int | None = None) -> None:
         self.capability, multiprocessors = capability, multiprocessors or H100.multiprocessors
-        facts = Facts("a GPU that is not there", ROOM, multiprocessors, capability, "nothing")
-        self._driver = NoDriver(facts)
+        facts = Facts("a GPU that is not there", MEMORY_BYTES, multiprocessors, capability, "nothing")
+        self._driver = NullDriver(facts)
         self._shared = Shared(self._driver, kernels_with(facts, {}))
 
     def with_tiles(self, changes: Mapping[str, Any]) -> DryRun:
@@ -144,7 +144,7 @@ class DryRun:
     def wanted(
         self, exe: LoweredExecutable, buckets: Iterable[Bucket], block_bytes: int, shared: Sequence[int] | None = None
     ) -> dict[Wanted, None]:
-        """Kernels that steps in these buckets need, each once; `shared` as `places` of `launches_of`."""
+        """Kernels that steps in these buckets need, each once; `shared` as `shared_weights` of `launches_of`."""
         found: dict[Wanted, None] = {}
         for bucket in buckets:
             found |= compile_ahead.wanted_by(launches_of(exe, bucket, block_bytes, self._shared, shared))
@@ -182,7 +182,7 @@ class DryRun:
     def kept(self, wanted: Iterable[Wanted]) -> dict[Wanted, bool]:
         """Whether each kernel is in Triton's disk cache; kernels with equal keys appear once."""
         named = {one.key(self.capability): one for one in wanted}
-        return {one: compile_ahead.is_kept(key, one) for key, one in named.items()}
+        return {one: compile_ahead.is_cached(key, one) for key, one in named.items()}
 
 
 def buckets_within(limits: Limits, samples_tokens: bool = True) -> list[Bucket]:
@@ -193,29 +193,29 @@ def buckets_within(limits: Limits, samples_tokens: bool = True) -> list[Bucket]:
     sequences are allowed, also when guesses are checked or a prompt is scored; one that returns vectors may have as
     many rows as tokens. A test compares this with all buckets.
     """
-    shortest, *others = _doubled(SPAN, limits.context)
-    sequences = _doubled(1, limits.sequences)
+    shortest, *longer = _doublings(SPAN, limits.context)
+    sequences = _doublings(1, limits.sequences)
     found = []
-    for T in _doubled(1, limits.tokens):
+    for T in _doublings(1, limits.tokens):
         most = min(T, limits.sequences)
         decode = [T] if T in sequences else []  # with as many tokens as sequences, or a few fewer
         for B in {*decode, *(min(B, most) for B in (*sequences, max(T - 1, 1)))}:
-            found += [bucket_of(Sizes(T, B, min(R, most), 0, 0), shortest) for R in _doubled(1, most)]
-            found += [bucket_of(Sizes(T, B, 1, 0, 0), context) for context in others]
-        many_rows = [] if samples_tokens else [rows for rows in _doubled(1, T) if rows > most]
+            found += [bucket_of(Sizes(T, B, min(R, most), 0, 0), shortest) for R in _doublings(1, most)]
+            found += [bucket_of(Sizes(T, B, 1, 0, 0), context) for context in longer]
+        many_rows = [] if samples_tokens else [rows for rows in _doublings(1, T) if rows > most]
         found += [bucket_of(Sizes(T, 1, rows, 0, 0), shortest) for rows in many_rows]
     return list(dict.fromkeys(found))
 
 
 def likely_buckets(limits: Limits) -> list[Bucket]:
     """Decode of one sequence up to the most, and prompts of all lengths, alone and together with another sequence."""
-    decodes = [Sizes(B, B, B, 0, 0) for B in _doubled(1, limits.sequences)]
-    alone = [Sizes(T, 1, 1, 0, 0) for T in _doubled(2, limits.tokens)]
-    beside = [Sizes(T, 2, 2, 0, 0) for T in _doubled(4, limits.tokens)] if limits.sequences > 1 else []
-    return list(dict.fromkeys(bucket_of(sizes, SPAN) for sizes in (*decodes, *alone, *beside)))
+    decodes = [Sizes(B, B, B, 0, 0) for B in _doublings(1, limits.sequences)]
+    alone = [Sizes(T, 1, 1, 0, 0) for T in _doublings(2, limits.tokens)]
+    in_pairs = [Sizes(T, 2, 2, 0, 0) for T in _doublings(4, limits.tokens)] if limits.sequences > 1 else []
+    return list(dict.fromkeys(bucket_of(sizes, SPAN) for sizes in (*decodes, *alone, *in_pairs)))
 
 
-def _doubled(first: int, most: int) -> list[int]:
+def _doublings(first: int, most: int) -> list[int]:
     """`first`, twice that, and so on, up to the first value that is not below `most`."""
     found = [first]
     while found[-1] < most:
@@ -224,20 +224,24 @@ def _doubled(first: int, most: int) -> list[int]:
 
 
 def launches_of(
-    exe: LoweredExecutable, bucket: Bucket, block_bytes: int, shared: Shared, places: Sequence[int] | None = None
+    exe: LoweredExecutable,
+    bucket: Bucket,
+    block_bytes: int,
+    shared: Shared,
+    shared_weights: Sequence[int] | None = None,
 ) -> Sequence[Launch]:
-    """The launches of a step in this bucket. `places`: indices of weights that all sequences share, where others
-    differ.
+    """The launches of a step in this bucket. `shared_weights`: indices of weights that all sequences share, where
+    others differ.
 
-    `shared` must be on a NoDriver. Raises UnsupportedError for a row without a kernel.
+    `shared` must be on a NullDriver. Raises UnsupportedError for a row without a kernel.
     """
-    run = _run(exe, bucket, block_bytes, places)
+    run = _run(exe, bucket, block_bytes, shared_weights)
     bound = Bound(exe, bucket, shared, run.mixes)
     bound.make_ready(run, None)
     return bound.step
 
 
-def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, places: Sequence[int] | None) -> Run:
+def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, shared_weights: Sequence[int] | None) -> Run:
     """A step that fills a bucket; its tokens do not matter."""
     T, B, R = bucket.tokens, bucket.sequences, bucket.sampled
     sequence_T = np.minimum(np.arange(T, dtype=np.int32), B - 1)
@@ -250,13 +254,13 @@ def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, places: Seque
         "rows": np.minimum(np.arange(R, dtype=np.int32), T - 1),
     }
     inputs |= derived_rows(exe.program.graph, inputs["positions"], sequence_T)
-    weights = WEIGHTS_AT + APART * np.arange(len(exe.program.weights), dtype=np.int64)
+    weights = WEIGHTS_BASE + WEIGHT_SPACING * np.arange(len(exe.program.weights), dtype=np.int64)
     per_expert, shares = None, None
-    if places is not None:
+    if shared_weights is not None:
         is_shared = np.zeros(len(weights), np.bool_)
-        is_shared[list(places)] = True
-        per_expert = PerExpertWeights(np.stack([weights, weights]), is_shared, tuple(places))
+        is_shared[list(shared_weights)] = True
+        per_expert = PerExpertWeights(np.stack([weights, weights]), is_shared, tuple(shared_weights))
         shares = Shares.of(np.arange(B, dtype=np.int32) % 2, sequence_T, inputs["rows"])
     rows = StepRows(inputs, (Sampling(),) * R, ((),) * R, Sizes(T, B, R, 0, 0), shares)
-    at = Addresses(weights, WEIGHTS_AT - APART, block_bytes, per_expert)
+    at = Addresses(weights, WEIGHTS_BASE - WEIGHT_SPACING, block_bytes, per_expert)
     return Run(exe, rows, 1, at, bucket)

@@ -63,18 +63,18 @@ class Expected:
             thread.join()
 
     def _work(self) -> None:
-        ahead: DryRun | None = None
+        dry_run: DryRun | None = None
         while (one := self._waiting.get()) is not None:
             with suppress(Exception):  # a failure costs only time
-                ahead = ahead or self._made()
-                self._ask(ahead, one)
+                dry_run = dry_run or self._made()
+                self._ask(dry_run, one)
 
-    def _ask(self, ahead: DryRun, one: Expectation) -> None:
-        exe = ahead.load(one.program)
+    def _ask(self, dry_run: DryRun, one: Expectation) -> None:
+        exe = dry_run.load(one.program)
         if one.shared is not None and not exe.mixes(one.shared):
             return
         for bucket in likely_buckets(one.limits):
             if self._closed:
                 return
-            wanted = ahead.wanted(exe, [bucket], one.block_bytes, one.shared)
-            self._compilers.ask([kernel for kernel, is_there in ahead.kept(wanted).items() if not is_there])
+            wanted = dry_run.wanted(exe, [bucket], one.block_bytes, one.shared)
+            self._compilers.ask([kernel for kernel, is_there in dry_run.kept(wanted).items() if not is_there])

@@ -34,7 +34,7 @@ class _Fetch:
     dst: Buffer
     source: FileRange
     spans: Sequence[tuple[int, int]]
-    left: int = 0
+    blocks_left: int = 0
     start_s: float | None = None
     failure: Exception | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,7 +57,7 @@ class StagedLane:
         self._block_bytes, self._num_blocks = block_bytes, blocks
         self._changed = threading.Condition()
         self._queue: deque[_Fetch] = deque()
-        self._mine: set[int] = set()  # events that have not ended
+        self._pending: set[int] = set()  # events that have not ended
         self._free_s = 0.0
         self._free: list[Tensor] = []
         self._thread: threading.Thread | None = None
@@ -82,7 +82,7 @@ class StagedLane:
                 self._start(lane)
             event = self._lanes.new_event(lane, label)
             # Earlier fetches of this lane need not be awaited: their blocks are copied first.
-            self._mine.add(event.event_id)
+            self._pending.add(event.event_id)
             self._queue.append(_Fetch(event, awaited, dst, source, spans, len(spans)))
             self._changed.notify_all()
         return event
@@ -117,7 +117,7 @@ class StagedLane:
         """Start the read of each block, and queue its copy."""
         try:
             for event in fetch.after:
-                if event.event_id not in self._mine:
+                if event.event_id not in self._pending:
                     failure = self._lanes.wait(event)
                     if failure is not None:
                         raise failure
@@ -169,8 +169,8 @@ class StagedLane:
             fetch.failure = fetch.failure or failure
             if fetch.start_s is None and read is not None and read.state.finished:
                 fetch.start_s = read.state.start_s
-            fetch.left -= 1
-            is_last = fetch.left == 0
+            fetch.blocks_left -= 1
+            is_last = fetch.blocks_left == 0
         with self._changed:
             if block is not None:
                 self._free.append(block)
@@ -178,7 +178,7 @@ class StagedLane:
         if is_last:
             before = (event.state.failure for event in fetch.after if event.state.finished)
             first = next((found for found in before if found is not None), fetch.failure)
-            self._mine.discard(fetch.event.event_id)
+            self._pending.discard(fetch.event.event_id)
             start_s = None if fetch.start_s is None else max(fetch.start_s, self._free_s)
             self._free_s = self._lanes.end(fetch.event, first, start_s)
 

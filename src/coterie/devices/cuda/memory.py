@@ -93,7 +93,7 @@ class _Reserved:
     slab: Slab | None = None
     is_pinned: bool = False
     refusal: str = ""  # why the system refused to pin it
-    is_away: bool = False
+    is_released: bool = False
     placed: tuple[Placed, ...] = ()
     version: object = field(default_factory=object)
 
@@ -131,7 +131,7 @@ class Memory:
         if tier == self._run_tier:
             reserved.memory = self._arena(size_bytes)
         else:
-            reserved.slab = _pool(tier, _whole(size_bytes))
+            reserved.slab = _pool(tier, _whole_blocks(size_bytes))
             reserved.memory = torch.from_numpy(reserved.slab.bytes)
             self._pin(reserved, reserved.slab.bytes)
         self._slabs.append(reserved)
@@ -143,32 +143,32 @@ class Memory:
         It returns, at another address and zeroed, when it is next used. A part of a slab is not released.
         """
         reserved = self._slabs[buffer.slab_id]
-        if reserved.is_away or buffer.size_bytes < reserved.size_bytes:
+        if reserved.is_released or buffer.size_bytes < reserved.size_bytes:
             return
         if reserved.slab is not None and reserved.is_pinned:
             self._driver.unpin(reserved.slab.bytes)  # if this raises, nothing is released
             reserved.is_pinned = False
-        reserved.is_away, reserved.placed, reserved.version = True, (), object()
+        reserved.is_released, reserved.placed, reserved.version = True, (), object()
         if reserved.slab is not None:
             reserved.slab.give_back(0, len(reserved.slab.bytes))
         else:
             reserved.memory = None
             self._driver.trim()
 
-    def _here(self, buffer: Buffer) -> _Reserved:
+    def _slab_of(self, buffer: Buffer) -> _Reserved:
         """The slab of a buffer, reallocated if it was given back. Raises CapacityError."""
         reserved = self._slabs[buffer.slab_id]
-        if reserved.is_away:
+        if reserved.is_released:
             if reserved.slab is None:
                 reserved.memory = self._arena(reserved.size_bytes)
             else:
                 reserved.slab.bytes[::BLOCK_BYTES] = 0  # touch all pages now, not one by one later
                 self._pin(reserved, reserved.slab.bytes)
-            reserved.is_away = False
+            reserved.is_released = False
         return reserved
 
     def _arena(self, size_bytes: int) -> Tensor:
-        arena = take(self._driver, "a slab", _whole(size_bytes), ARENA_LEVERS)
+        arena = take(self._driver, "a slab", _whole_blocks(size_bytes), ARENA_LEVERS)
         stream = self._driver.stream()
         self._driver.launch(stream, [arena.zero_])
         self._driver.wait(self._driver.mark(stream))
@@ -184,11 +184,11 @@ class Memory:
 
     def tensor(self, buffer: Buffer) -> Tensor:
         """The bytes of a buffer, as stored."""
-        return self._here(buffer).tensor[buffer.offset : buffer.offset + buffer.size_bytes]
+        return self._slab_of(buffer).tensor[buffer.offset : buffer.offset + buffer.size_bytes]
 
     def host_bytes(self, buffer: Buffer) -> Bytes:
         """The bytes of a buffer on the host."""
-        slab = self._here(buffer).slab
+        slab = self._slab_of(buffer).slab
         if slab is None:
             raise ValueError(f"slab {buffer.slab_id} is on the GPU")
         return slab.bytes[buffer.offset : buffer.offset + buffer.size_bytes]
@@ -196,7 +196,7 @@ class Memory:
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Set where tensors will be; placements of overlapping buffers are forgotten."""
         if dst.tier == self._run_tier:
-            self._here(dst).place(dst, *([Placed.of(dst, tensors)] if tensors else []))
+            self._slab_of(dst).place(dst, *([Placed.of(dst, tensors)] if tensors else []))
 
     def inherit(self, dst: Buffer, src: Buffer) -> None:
         """After a copy between pieces of arenas, byte for byte: tensors in `dst` are where they were in `src`."""
@@ -211,7 +211,7 @@ class Memory:
 
     def weights_at(self, weights: Buffer, offsets: I64) -> I64:
         """Addresses of an expert's tensors, given their offsets in its layout."""
-        base = self._here(weights).tensor.data_ptr() + weights.offset
+        base = self._slab_of(weights).tensor.data_ptr() + weights.offset
         placed = self._placed(weights)
         if placed is None:
             return offsets + base
@@ -220,7 +220,7 @@ class Memory:
 
     def pairs(self, dst: Buffer, src: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Copies (to, from) that bring the layout's bytes `src` to `dst`, each tensor to its place."""
-        arena, placed = self._here(dst).tensor, self._placed(dst)
+        arena, placed = self._slab_of(dst).tensor, self._placed(dst)
         if placed is None:
             return [(self.tensor(dst), src)]
         base, found = placed.buffer.offset, []
@@ -235,7 +235,7 @@ class Memory:
 
         None if GPU kernels cannot do them: the source is not pinned, or they are not whole words.
         """
-        if not self._here(src).is_pinned:
+        if not self._slab_of(src).is_pinned:
             return None
         to, of, placed = self.tensor(dst).data_ptr(), self.tensor(src).data_ptr(), self._placed(dst)
         first = dst.offset - placed.buffer.offset if placed is not None else 0
@@ -273,7 +273,7 @@ class Memory:
         return None
 
 
-def _whole(size_bytes: int) -> int:
+def _whole_blocks(size_bytes: int) -> int:
     """The size rounded up to whole blocks, at least one."""
     return max(-(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
 

@@ -36,7 +36,7 @@ Orchestration = Literal["host", "device", "persistent"]
 
 
 @dataclass(slots=True, eq=False)
-class _UnderWay:
+class _CurrentRun:
     """A run that may be told to stop: the address of its stop word, and the mark after which its own words are in
     place.
     """
@@ -51,14 +51,14 @@ class Interrupts:
 
     def __init__(self, driver: Driver, packets: Packets) -> None:
         self._driver, self._packets, self._lock = driver, packets, threading.Lock()
-        self._under_way: list[_UnderWay] = []
+        self._current: list[_CurrentRun] = []
         self._next = False
         self._stream: Stream = None
-        self._one: torch.Tensor | None = None
+        self._one_word: torch.Tensor | None = None
         # The last stop word that was written: its mark, and the memory that must live until then.
         self._written: tuple[Mark, torch.Tensor] | None = None
 
-    def begin(self, bound: Bound, turn: Turn, ready: Ready) -> tuple[Packet, _UnderWay]:
+    def begin(self, bound: Bound, turn: Turn, ready: Ready) -> tuple[Packet, _CurrentRun]:
         """Put a run's words, and register it as current. It ends at once if an interrupt was requested before.
 
         The lock is held meanwhile, and a server's loop may wait for it to interrupt: nothing here may take long.
@@ -69,38 +69,38 @@ class Interrupts:
                 self._written = None
             packet = bound.put(ready, turn.stream, self._next)
             try:
-                under_way = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
+                current = _CurrentRun(bound.stop, self._driver.mark(turn.stream), self._next)
             except BaseException:
                 self._packets.abandon(packet, turn.stream)
                 raise
             self._next = False
-            self._under_way.append(under_way)
-        return packet, under_way
+            self._current.append(current)
+        return packet, current
 
-    def end(self, run: _UnderWay) -> None:
+    def end(self, run: _CurrentRun) -> None:
         """The run has ended."""
         with self._lock:
-            self._under_way.remove(run)
+            self._current.remove(run)
 
     def interrupt(self) -> None:
         """See Device.interrupt."""
         with self._lock:
-            if not self._under_way:
+            if not self._current:
                 self._next = True
                 return
-            run = self._under_way[0]
+            run = self._current[0]
             if not run.is_stopped:
                 run.is_stopped = True
                 with suppress(Exception):  # the run then ends by itself, as on a lost GPU
                     self._stop(run)
 
-    def _stop(self, run: _UnderWay) -> None:
-        if self._one is None:
+    def _stop(self, run: _CurrentRun) -> None:
+        if self._one_word is None:
             self._stream = self._driver.stream()
-            self._one = take_pinned(self._driver, "a word that ends a run", 4)
-            self._one.view(torch.int32)[0] = 1
+            self._one_word = take_pinned(self._driver, "a word that ends a run", 4)
+            self._one_word.view(torch.int32)[0] = 1
         self._driver.follow(self._stream, run.put)  # after the run's own words, which reset it to 0
-        self._driver.copy_words([(run.stop, self._one)], self._stream)
+        self._driver.copy_words([(run.stop, self._one_word)], self._stream)
         self._written = self._driver.mark(self._stream), run.stop
 
 
@@ -126,14 +126,14 @@ class Runs:
         tokens.
         """
         bound = self.binder.bind(run, turn.stream)
-        packet, under_way = self.interrupts.begin(bound, turn, bound.make_ready(run, turn.stream))
+        packet, current = self.interrupts.begin(bound, turn, bound.make_ready(run, turn.stream))
         try:
             if waits:
                 self._queue_gated(turn, bound, waits)
             self._queue_steps(turn, bound, run, run.steps - bool(waits))
             bound.take_back(turn.stream)
         except BaseException:
-            self._abandon(turn, packet, under_way)
+            self._abandon(turn, packet, current)
             raise
 
         def finish(passed: bool) -> I32 | None:
@@ -142,7 +142,7 @@ class Runs:
                 drawn = words[STATE_WORDS : STATE_WORDS + run.steps * sampled].reshape(run.steps, sampled)
                 kept: I32 | None = drawn[: words[0]].copy() if passed else None
             finally:
-                self.interrupts.end(under_way)
+                self.interrupts.end(current)
                 self._shared.packets.give_back(packet)
             if kept is not None:
                 check_drawn(kept[-1], NAME)
@@ -213,12 +213,12 @@ class Runs:
         self._driver.launch(turn.stream, [bound.end])
         bound.has_run = True
 
-    def _abandon(self, turn: Turn, packet: Packet, under_way: _UnderWay) -> None:
+    def _abandon(self, turn: Turn, packet: Packet, current: _CurrentRun) -> None:
         """Wait for the queued part of a run that could not be queued completely."""
         try:
             self._driver.wait(self._driver.mark(turn.stream))
         finally:
-            self.interrupts.end(under_way)
+            self.interrupts.end(current)
             self._shared.packets.give_back(packet)
 
 
@@ -250,7 +250,7 @@ class Binder:
     """
 
     def __init__(self, shared: Shared, most: int = MAX_BOUNDS) -> None:
-        self._shared, self._most = shared, most
+        self._shared, self._max_bounds = shared, most
         self._kept: dict[bool, dict[tuple[object, ...], Bound]] = {True: {}, False: {}}  # key: whether they decode
 
     def bind(self, run: Run, stream: Stream) -> Bound:
@@ -258,7 +258,7 @@ class Binder:
         key, kept = run.bound_by, self._kept[run.bucket.decodes]
         bound = kept.pop(key, None) or Bound(run.exe, run.bucket, self._shared, run.mixes)
         kept[key] = bound  # most recently used
-        if len(kept) > self._most:
+        if len(kept) > self._max_bounds:
             self._shared.driver.wait(self._shared.driver.mark(stream))
             del kept[next(iter(kept))]
         return bound

@@ -17,7 +17,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # When a kernel runs: after all earlier ones have ended; launched while the previous one still runs; or ahead of its
 # turn, only to prefetch the weights that it will need.
 NOW, EARLY, AHEAD = (tl.constexpr(i) for i in range(3))
-NOTHING = tl.constexpr(float("-inf"))  # the score of a masked position
+MASKED = tl.constexpr(float("-inf"))  # the score of a masked position
 
 
 @triton.jit
@@ -53,14 +53,14 @@ def unit_index(unit, AXIS: tl.constexpr):
 
 
 @triton.jit
-def let_next_begin(WHEN: tl.constexpr):
+def launch_dependents(WHEN: tl.constexpr):
     """Let the next launch begin where there is room, though this one still runs (programmatic dependent launch)."""
     if WHEN == EARLY and not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
-def wait_for_last(WHEN: tl.constexpr):
+def wait_for_previous(WHEN: tl.constexpr):
     """Wait until the previous launch has ended and its stores are visible.
 
     An early launch must call this, in all of its programs: otherwise it could end before the previous launch does, and

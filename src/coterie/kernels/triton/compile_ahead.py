@@ -37,7 +37,7 @@ WARP = 32  # threads per warp on every NVIDIA GPU
 
 
 @dataclass(frozen=True, slots=True)
-class There:
+class StandIn:
     """A stand-in for a tensor: its type, and its address modulo the alignment."""
 
     dtype: torch.dtype
@@ -54,7 +54,7 @@ class Wanted:
 
     module: str
     name: str
-    args: tuple[There | int, ...]
+    args: tuple[StandIn | int, ...]
     constants: tuple[tuple[str, object], ...]
 
     @staticmethod
@@ -92,7 +92,7 @@ class Wanted:
         return hashlib.sha256(key.encode()).hexdigest()
 
 
-def is_kept(key: str, wanted: Wanted) -> bool:
+def is_cached(key: str, wanted: Wanted) -> bool:
     """Whether Triton's disk cache holds the kernel under this key."""
     name = f"{wanted.name[:150]}.json"  # the file that Triton's compiler writes last
     group = Path(cache_folder(), _folder_of(key), f"__grp__{name}")
@@ -176,9 +176,9 @@ def cache_folder() -> Path:
     return Path(knobs.cache.dir)
 
 
-def _stand_in(value: object) -> There | int:
+def _stand_in(value: object) -> StandIn | int:
     if isinstance(value, torch.Tensor):
-        return There(value.dtype, value.data_ptr() % ALIGN_BYTES)
+        return StandIn(value.dtype, value.data_ptr() % ALIGN_BYTES)
     if isinstance(value, int):
         return value
     raise TypeError(f"a kernel is given {value!r}, neither a tensor nor a whole number")

@@ -3,13 +3,13 @@
     phases, in memory    kind row | kind row | ...    in sequence; decode attention is two phases of one row
     kinds, compiled      kernel, grid, constants      each distinct one once; found when a program is bound
 
-    program 0    units 0, P, 2P ... | meet | units 0, P ... | meet | ... | feed | meet | the next step
-    program 1    units 1, P+1   ... | meet | units 1 ...    | meet | ... |      | meet |
+    program 0    units 0, P, 2P ... | barrier | units 0, P ... | barrier | ... | feed | barrier | the next step
+    program 1    units 1, P+1   ... | barrier | units 1 ...    | barrier | ... |      | barrier |
 
 This is what csrc/team.cpp does with threads, with two differences: units are assigned, not taken, as all programs run
-equally fast; and a phase ends when all programs have met at a grid barrier, whether they had a unit or not. The kernels
-are those of ordinary launches, told which unit to do. Rows are read from memory in each step, so switching weights
-compiles nothing.
+equally fast; and a phase ends when all programs have arrived at a grid barrier, whether they had a unit or not. The
+kernels are those of ordinary launches, told which unit to do. Rows are read from memory in each step, so switching
+weights compiles nothing.
 
 All programs must be resident at once, or those that wait would keep the others out for ever: the launch is cooperative,
 which CUDA refuses where that is impossible.
@@ -40,7 +40,7 @@ from coterie.kernels.triton.tiles import Tiles
 FIRST_PHASE = tl.constexpr(16)  # word of a plan where phases begin; programs poll the cache line before it
 ROW_WORDS = tl.constexpr(_ROW_WORDS)
 PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are prefetched after it; -1: none
-NOTHING = (-1, 0)  # nothing to prefetch
+NO_PREFETCH = (-1, 0)  # nothing to prefetch
 LINES = "LINES"  # parameter of kernels that can prefetch their weights
 UNIT = "unit"  # parameter of kernels that do one unit of work; see arithmetic.unit_index
 TOO_MANY = "too many blocks in cooperative launch"  # CUDA's error text, as Triton repeats it
@@ -49,13 +49,13 @@ REGISTER_UNIT, RESERVED_BYTES = 256, 1024  # see programs_that_fit
 
 @triton.jit
 def arrive(arrived):
-    """Arrive at a meeting (grid barrier); returns the count at which it is complete. `wait_for_all` must follow.
+    """Arrive at a grid barrier; returns the count at which it is complete. `wait_for_all` must follow.
 
-    `arrived` counts all arrivals since it was set to 0, and never decreases. The k-th arrival belongs to meeting k //
-    programs, since no program comes to a meeting before all have come to the previous one. So each program knows the
-    count that completes its meeting, and there is no reset that a late program could miss.
+    `arrived` counts all arrivals since it was set to 0, and never decreases. The k-th arrival belongs to barrier k //
+    programs, since no program arrives at a barrier before all have arrived at the previous one. So each program knows
+    the count that completes its barrier, and there is no reset that a late program could miss.
 
-    What a program stored before arriving is visible to all after the meeting. The first barrier orders its threads'
+    What a program stored before arriving is visible to all after the barrier. The first barrier orders its threads'
     stores before the thread that counts, whose atomic releases them to the GPU. The thread that sees the last arrival
     acquires them, which invalidates its multiprocessor's L1 cache, and the second barrier orders the other threads'
     loads after it. So plain loads suffice, except `ld.global.nc`, which may hit a cache that nothing invalidates: a
@@ -69,14 +69,14 @@ def arrive(arrived):
 
 @triton.jit
 def wait_for_all(arrived, complete):
-    """Wait until all programs of the launch have arrived at this meeting; see `arrive`."""
+    """Wait until all programs of the launch have arrived at this barrier; see `arrive`."""
     while tl.atomic_add(arrived, 0, sem="acquire", scope="gpu") < complete:
         pass
     tl.debug_barrier()
 
 
 @triton.jit
-def meet(arrived):
+def grid_barrier(arrived):
     """Wait until all programs of the launch have arrived here as often as this one."""
     wait_for_all(arrived, arrive(arrived))
 
@@ -109,7 +109,7 @@ def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
 
 
 @triton.jit
-def goes_on(words, state):
+def has_next_step(words, state):
     """Whether there is another step. Only `feed` writes what this reads, and never at the same time."""
     return (tl.load(state + ENDED) == 0) & (tl.load(state + DONE) < integer(words, STEPS))
 
@@ -131,8 +131,8 @@ def walk(
     STEP: tl.constexpr,
 ):
     """Walk `count` phases and feed tokens back, until the run is over; `plan` begins with the count of arrivals."""
-    going = goes_on(words, state)
-    while going:
+    running = has_next_step(words, state)
+    while running:
         for phase in tl.range(0, count, disable_licm=True):
             at = plan + FIRST_PHASE + PHASE_WORDS * phase
             kind = tl.load(at)
@@ -150,8 +150,8 @@ def walk(
             wait_for_all(plan, complete)
         if tl.program_id(0) == 0:
             end_step(words, state, rows, stops, STOPS, STEP)
-        meet(plan)
-        going = goes_on(words, state)
+        grid_barrier(plan)
+        running = has_next_step(words, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class Walk:
 
         One place on the GPU stays free: programs that hold all registers until the run is over would leave no room for
         the kernel that copies a stop word, or rows of the next expert. The number of programs never changes later: the
-        arrival count continues from launch to launch, and is divided by it to tell meetings apart. Raises CUDA's error
+        arrival count continues from launch to launch, and is divided by it to tell barriers apart. Raises CUDA's error
         if the fewest programs fail too, or any other error.
         """
         if self._launch is not None:
@@ -236,26 +236,26 @@ def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.T
                 kinds.append(kind)
             phases.append((kinds.index(kind), index))
     words = np.zeros(FIRST_PHASE.value + PHASE_WORDS.value * len(phases), np.int64)
-    asked = _asked(phases, [bool(kind[-2]) for kind in kinds])
-    words[FIRST_PHASE.value :] = np.array([(*now, *later) for now, later in zip(phases, asked, strict=True)]).reshape(
-        -1
-    )
+    prefetched = _prefetches(phases, [bool(kind[-2]) for kind in kinds])
+    words[FIRST_PHASE.value :] = np.array(
+        [(*now, *later) for now, later in zip(phases, prefetched, strict=True)]
+    ).reshape(-1)
     if bucket.tokens > 1:  # products of several tokens need the registers that prefetching would take
         tiles = replace(tiles, walk_ahead=0)
     return Plan(tuple(kinds), words, rows, scratch, tiles)
 
 
-def _asked(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) -> list[tuple[int, int]]:
+def _prefetches(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) -> list[tuple[int, int]]:
     """What to prefetch after each phase: the next phase with weights, each once; after the last, the first."""
-    asked, known = [], -1
+    prefetched, known = [], -1
     for place in range(len(phases)):
         ahead = (
             later for later in range(place + 1, place + 1 + len(phases)) if has_weights[phases[later % len(phases)][0]]
         )
         found = next(ahead, known)
-        asked.append(phases[found % len(phases)] if found != known else NOTHING)
+        prefetched.append(phases[found % len(phases)] if found != known else NO_PREFETCH)
         known = found
-    return asked
+    return prefetched
 
 
 def _kind(launch: Launch) -> tuple[object, ...]:
@@ -297,7 +297,7 @@ def _programs(compiled: Any, tiles: Tiles) -> int:
     return max(min(room, tiles.walk_programs), 1)
 
 
-def programs_that_fit(registers: int, shared_bytes: int, warps: int, most_registers: int, most_shared: int) -> int:
+def programs_that_fit(registers: int, shared_bytes: int, warps: int, max_registers: int, max_shared: int) -> int:
     """How many programs fit on a multiprocessor, by registers per thread and shared memory per program.
 
     Registers are allocated to warps in units of 256, and CUDA reserves 1 KiB of shared memory per program. Source: CUDA
@@ -305,5 +305,5 @@ def programs_that_fit(registers: int, shared_bytes: int, warps: int, most_regist
     reach the other limits (32 programs, or 1536 threads).
     """
     of_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
-    by_shared = (most_shared + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
-    return min(most_registers // (of_warp * warps), by_shared)
+    by_shared = (max_shared + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
+    return min(max_registers // (of_warp * warps), by_shared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, real, unit_index, wait_for_previous
 from coterie.kernels.triton.norms import norm_factor
 from coterie.kernels.triton.rows import Call, operand_words
 
@@ -29,8 +29,8 @@ def _norm(
     unit=None,
 ):
     """A program norms one row of C values: a pass for the sum of squares, in float32, and one for the results."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     i = unit_index(unit, 0)
     if i < integer(row, T) * PER_TOKEN:
         x = pointer(row, X, tl.float32) + i.to(tl.int64) * X_STEP + X_FIRST

@@ -26,7 +26,7 @@ from coterie.kernels.cpu import I64, OPCODE_WORD, OPCODES, dtype_number
 from coterie.kernels.triton.arithmetic import EARLY, NOW
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
-from coterie.kernels.triton.product.tile import OF_SIX
+from coterie.kernels.triton.product.tile import Q6_GROUP
 from coterie.kernels.triton.tiles import Tiles
 
 # Alignment of every address in a row: the widest load of a thread. The device aligns weights when it places them.
@@ -101,7 +101,7 @@ class Matrix:
         (bits, group), stride = PACKED[dtype], dtype.row_bytes(K)
         if dtype is DType.Q6:  # a column has the upper bits of four weights
             columns, type_ = -(-K // UNIT_Q6) * UNIT_Q6 // 4, TYPES[dtype]
-            return Matrix(type_, K, stride * 8 // type_.primitive_bitwidth, columns, gcd(ALIGN_BYTES, stride), OF_SIX)
+            return Matrix(type_, K, stride * 8 // type_.primitive_bitwidth, columns, gcd(ALIGN_BYTES, stride), Q6_GROUP)
         columns = -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
         return Matrix(TYPES[dtype], K, stride, columns, gcd(ALIGN_BYTES, stride), group * bits // 8, dtype.has_zeros)
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import SETTING_WORDS
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, unit_index, wait_for_previous
 from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -164,8 +164,8 @@ def _sample(
     row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, UNROLL: tl.constexpr, WHEN: tl.constexpr, unit=None
 ):  # fmt: skip
     """A program has one row of logits [V]; one pass finds NaN and the maximum, and sampling needs more."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     r = unit_index(unit, 0)
     if r < integer(row, R):
         logits = pointer(row, LOGITS, tl.float32) + r.to(tl.int64) * V

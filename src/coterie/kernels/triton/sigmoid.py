@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, narrow, pointer, unit_index, wait_for_previous
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.rows import Call, operand_words
 
@@ -41,8 +41,8 @@ def _open(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     count = integer(row, T).to(tl.int64) * N
     for first in tl.range(unit_index(unit, 0).to(tl.int64) * STEP, count, PROGRAMS * STEP):
         i = first + tl.arange(0, STEP)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coterie.kernels.triton.product.tile import (
-    FOURS,
+    FOUR_WEIGHT_GROUPS,
     MAX_PACKED_ROWS,
     MIN_COLUMNS,
     MIN_DOT,
-    OF_FOUR,
-    OF_SIX,
+    Q2_GROUP,
+    Q6_GROUP,
     CudaCoreTile,
     CudaTable,
     TensorCoreTile,
@@ -27,7 +27,7 @@ from coterie.kernels.triton.product.tile import (
 __all__ = ["H100", "MIN_DOT", "CudaCoreTile", "TensorCoreTile", "Tiles", "power_of_two", "tiles_for"]
 
 ANY = 1 << 62  # any number of rows, columns, channels or tokens
-OF_TWO = 16  # columns per scale where a column (a byte) holds two weights
+Q4_GROUP = 16  # columns per scale where a column (a byte) holds two weights
 # Maximum shared memory per program, by capability. Source: CUDA C++ Programming Guide, technical specifications.
 SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 MIN_SHARED_BYTES = 99 << 10  # all others: as consumer cards have, 8.6, 8.9 and 12.0
@@ -207,17 +207,17 @@ class Tiles:
             columns = max(one.columns * one.rows // most // (1 + wide), least)
             return replace(one, rows=most, columns=columns, registers=limit)
         several = several and 1 < tokens <= self.packed_tokens and group > 1
-        if (tokens == 1 or several) and group != OF_FOUR and least_rows <= MAX_PACKED_ROWS:
-            columns = K // (4 if group == OF_SIX else 1 + (group == OF_TWO))
+        if (tokens == 1 or several) and group != Q2_GROUP and least_rows <= MAX_PACKED_ROWS:
+            columns = K // (4 if group == Q6_GROUP else 1 + (group == Q4_GROUP))
             table = self.few_packed if several else tuple([(1, *one) for one in self.one_packed])
-            table = self.six if group == OF_SIX else table
+            table = self.six if group == Q6_GROUP else table
             one = next(few for most, size, many, few in table if tokens <= most and columns <= size and rows <= many)
             return replace(one, rows=max(one.rows, least_rows), several=several).for_row(columns, group)
         mine = choose(self.few_rows, rows)
         # With more rows of 6 bits, threads would load activations two at a time, not four.
-        mine = max(min(mine, MAX_PACKED_ROWS) if group == OF_SIX else mine, least_rows)
+        mine = max(min(mine, MAX_PACKED_ROWS) if group == Q6_GROUP else mine, least_rows)
         # A column of four weights needs four activations per token in registers.
-        sums = self.few_sums // 2 if tokens > 1 and group in FOURS else self.few_sums
+        sums = self.few_sums // 2 if tokens > 1 and group in FOUR_WEIGHT_GROUPS else self.few_sums
         columns = max(sums // mine, group, MIN_COLUMNS)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return CudaCoreTile(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
@@ -271,8 +271,8 @@ class Tiles:
         """The tile with fewer pipeline stages and then, if need be, fewer columns, so that it fits shared memory."""
         if self.shared_bytes >= SHARED_BYTES[(9, 0)]:  # the size that tiles were chosen for
             return many
-        weights = 4 if group in FOURS else 2 if group == OF_TWO else 1  # of a column
-        of_row = 4 if wide else 2 if group == 1 else 3 if group == OF_SIX else 1
+        weights = 4 if group in FOUR_WEIGHT_GROUPS else 2 if group == Q4_GROUP else 1  # of a column
+        of_row = 4 if wide else 2 if group == 1 else 3 if group == Q6_GROUP else 1
         column_bytes = many.rows * of_row + many.tokens * weights * (4 if wide else 2)
         room = (self.shared_bytes - OTHER_BYTES) // column_bytes
         columns, least = many.columns, max(MIN_DOT, group)
@@ -317,10 +317,10 @@ class Tiles:
         head, kept together except in narrow tiles.
         """
         narrow = choose(self.narrow if group == 1 else self.narrow_packed, rows)
-        if tokens <= self.narrow_tokens and group not in FOURS and not wide and least_rows <= narrow.rows:
+        if tokens <= self.narrow_tokens and group not in FOUR_WEIGHT_GROUPS and not wide and least_rows <= narrow.rows:
             narrow = replace(narrow, tokens=min(narrow.tokens, max(power_of_two(tokens), MIN_TOKENS)))
             # Bytes of two weights are read twice.
-            return self.fitted(narrow, 2 * OF_TWO if group == OF_TWO else group, False)
+            return self.fitted(narrow, 2 * Q4_GROUP if group == Q4_GROUP else group, False)
         chosen = choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
 

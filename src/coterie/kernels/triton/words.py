@@ -17,7 +17,7 @@ import triton.language as tl
 from coterie.kernels.triton.rows import Launch
 
 WORD_BYTES, PIECE_BYTES = 4, 3 * 8
-NOTHING = 0, 0, 0  # an empty block: to, from, words
+EMPTY_BLOCK = 0, 0, 0  # an empty block: to, from, words
 PROGRAMS = 8  # that share the copy of a piece
 WORDS_PER_PROGRAM = tl.constexpr(1024)  # words per program, all read at once, as a read takes over 1 us
 
@@ -53,7 +53,7 @@ def _gather(table: tl.int64, EACH: tl.constexpr):
         tl.store(to + i, tl.load(at + i, mask=i < count, cache_modifier=".cv"), mask=i < count)
 
 
-class _Started:
+class _DirectLauncher:
     """A kernel whose first launch goes through Triton's compiler; later ones start the compiled kernel directly."""
 
     def __init__(self, kernel: Any, *constants: int) -> None:
@@ -76,7 +76,7 @@ class Mover:
     """Copies words on the current stream of one GPU. Addresses are plain numbers, so two compiled kernels serve all."""
 
     def __init__(self) -> None:
-        self._move, self._gather = _Started(_move), _Started(_gather, PROGRAMS)
+        self._move, self._gather = _DirectLauncher(_move), _DirectLauncher(_gather, PROGRAMS)
 
     def gather(self, pieces: torch.Tensor) -> None:
         """Copy pieces, as in Driver.copy_pieces. Raises ValueError unless `pieces` is rows of three numbers."""
@@ -93,7 +93,7 @@ class Mover:
         """
         for i in range(0, len(pairs), 2):
             one = _block(*pairs[i])
-            two = _block(*pairs[i + 1]) if i + 1 < len(pairs) else NOTHING
+            two = _block(*pairs[i + 1]) if i + 1 < len(pairs) else EMPTY_BLOCK
             programs = _programs(one) + _programs(two)
             if programs:
                 self._move((programs, 1, 1), *one, *two)

@@ -25,16 +25,16 @@ import triton.language as tl
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.triton.arithmetic import (
     EARLY,
-    NOTHING,
+    MASKED,
     add_product,
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
     real,
     softcap_of,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.attention.attention_chunks import (
     CAP,
@@ -45,7 +45,7 @@ from coterie.kernels.triton.attention.attention_chunks import (
     Q,
     Y,
     channels_of,
-    grown,
+    growth_factor,
     is_capped,
     is_growing,
     launch_chunks,
@@ -55,7 +55,7 @@ from coterie.kernels.triton.attention.attention_mask import BIASED, first_seen
 from coterie.kernels.triton.attention.attention_wide import STEP_FLOAT32, WARPS, lone_tokens_wide
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.attention.wide_context import WIDE
-from coterie.kernels.triton.product.single_token import only_token
+from coterie.kernels.triton.product.single_token import find_lone_token
 from coterie.kernels.triton.product.staged_ahead import staged_ahead_bytes
 from coterie.kernels.triton.rows import TORCH, Call
 from coterie.kernels.triton.tiles import power_of_two
@@ -113,9 +113,9 @@ def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV
     scores = _product(tl.zeros([q.shape[0], k.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE) * scale
     if CAPPED:
         scores = softcap_of(scores, cap)
-    scores = tl.where(seen[None, :], scores, NOTHING)
+    scores = tl.where(seen[None, :], scores, MASKED)
     higher = tl.maximum(top, tl.max(scores, axis=1))
-    base = tl.where(higher == NOTHING, 0.0, higher)
+    base = tl.where(higher == MASKED, 0.0, higher)
     p = tl.exp(scores - base[:, None])
     keep = tl.exp(top - base)
     acc = _product(acc * keep[:, None], p, v, KV_TYPE)
@@ -169,9 +169,9 @@ def _lone_tokens(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i, head, span = unit_index(unit, 0), unit_index(unit, 1), unit_index(unit, 2)
-    t, alone = only_token(row, i, DECODES, SEARCH)
+    t, alone = find_lone_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     low, high = _seen_of(row, position, span, SPAN, LIMITED)
@@ -188,9 +188,9 @@ def _lone_tokens(
     g, query = tl.arange(0, QUERIES), head * (H // K) + tl.arange(0, QUERIES)
     at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
     q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
-    scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
+    scale, cap = real(row, SCALE).to(tl.float32) * growth_factor(row, position, GROWS), real(row, CAP).to(tl.float32)
     sink = sink_of(row, query, g < H // K, SINK)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if low < high:
         mask = (g < H // K)[:, None] & (c < C)[None, :]
         q = tl.load(q_at, mask=mask, other=0.0)
@@ -198,7 +198,7 @@ def _lone_tokens(
             is_own = (j == position)[:, None]
             k = tl.where(is_own, tl.load(own_k, mask=(c < C)[None, :], other=0.0), k)
             v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
-        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
+        top, total = tl.full([QUERIES], MASKED, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
         top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, (j >= low) & (j < high), CAPPED, KV_TYPE)
         for start in tl.range(first + STEP, high, STEP):
@@ -237,15 +237,15 @@ def join(
     """y of one query head of a lone token: its spans' partial results, combined in order. A program per (sequence,
     head).
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i, head = unit_index(unit, 0), unit_index(unit, 1)
-    t, alone = only_token(row, i, DECODES, SEARCH)
+    t, alone = find_lone_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     window = integer(row, WINDOW)
     c = tl.arange(0, CHANNELS)
     y = pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c
     sink = sink_of(row, head, True, SINK)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if alone:
         top = -float("inf")
         total = 0.0
@@ -259,7 +259,7 @@ def join(
             span = first + tl.arange(0, JOINED)
             there = (span >= least) & (span <= most)
             at = one + span * (C + 2)
-            tops = tl.load(at + C, mask=there, other=NOTHING)
+            tops = tl.load(at + C, mask=there, other=MASKED)
             higher = tl.maximum(top, tl.max(tops, axis=0))
             keep = tl.exp(top - higher)
             weights = tl.exp(tops - higher)

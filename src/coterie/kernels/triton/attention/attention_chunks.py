@@ -13,15 +13,15 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
-    NOTHING,
+    MASKED,
     add_product,
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
     real,
     tanh_of,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.attention.attention_mask import BIASED, bias_of, near_of, seen_of
 from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
@@ -44,7 +44,7 @@ LOG2_E = tl.constexpr(1 / log(2))
 
 
 @triton.jit
-def grown(row, position, GROWS: tl.constexpr):
+def growth_factor(row, position, GROWS: tl.constexpr):
     """The factor on queries at these positions, 1 + growth * log(1 + position // every); 1 where they do not grow."""
     factor = 1.0
     if GROWS:
@@ -129,9 +129,9 @@ def _blocks(
             seen = j[None, :] < last_M[:, None]
             if WINDOWED:
                 seen &= j[None, :] >= first_M[:, None]
-            scores = tl.where(seen, scores, NOTHING)
+            scores = tl.where(seen, scores, MASKED)
         higher = tl.maximum(top, tl.max(scores, axis=1))
-        base = higher if SEEN else tl.where(higher == NOTHING, 0.0, higher)
+        base = higher if SEEN else tl.where(higher == MASKED, 0.0, higher)
         p = tl.exp2(scores - base[:, None])
         keep = tl.exp2(top - base)
         if SEEN and slots.shape[1] == C:
@@ -153,7 +153,7 @@ def _scaled(row, q, position_M, CAPPED: tl.constexpr, GROWS: tl.constexpr, KV_TY
     if CAPPED:
         scale = real(row, SCALE) / real(row, CAP)
     if GROWS:
-        q *= grown(row, position_M, GROWS)[:, None]
+        q *= growth_factor(row, position_M, GROWS)[:, None]
     return narrow(q * scale.to(tl.float32), KV_TYPE), cap
 
 
@@ -184,7 +184,7 @@ def _context(
     high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
     last_M = tl.where(mine, position_M + 1, 0)
     state = (
-        tl.full([q.shape[0]], NOTHING, tl.float32),
+        tl.full([q.shape[0]], MASKED, tl.float32),
         tl.zeros([q.shape[0]], tl.float32),
         tl.zeros([q.shape[0], slots.shape[1]], tl.float32),
     )
@@ -228,8 +228,8 @@ def _chunk(
 
     y [T, H, C] is stored in float32 if STORED, and rounded to AHEAD for the next launch if that is a type.
     """
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     tokens, sequence_at = integer(row, T), pointer(row, PAGES + SEQUENCE, tl.int32)
     # The last tokens of a chunk have the most work: for all heads, they come first.
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS

@@ -11,19 +11,19 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
-    NOTHING,
+    MASKED,
     integer,
-    let_next_begin,
+    launch_dependents,
     pointer,
     real,
     softcap_of,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
-from coterie.kernels.triton.attention.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, grown, sink_of
+from coterie.kernels.triton.attention.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, growth_factor, sink_of
 from coterie.kernels.triton.attention.attention_mask import first_seen
 from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
-from coterie.kernels.triton.product.single_token import add_split_product, only_token
+from coterie.kernels.triton.product.single_token import add_split_product, find_lone_token
 
 WARPS = 8
 STEP_FLOAT32 = 16  # positions read at once, of pages in float32
@@ -56,9 +56,9 @@ def lone_tokens_wide(
     unit=None,
 ):
     """A program has the query heads of a kv head and one span; it stores `partials`, or y if there is ONE span."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i, head, span = unit_index(unit, 0), unit_index(unit, 1), unit_index(unit, 2)
-    t, alone = only_token(row, i, DECODES, SEARCH)
+    t, alone = find_lone_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     first = first_seen(position, integer(row, WINDOW))
@@ -68,12 +68,12 @@ def lone_tokens_wide(
     query = head * (H // K) + g
     of_query = (t.to(tl.int64) * H + query)[None, :] * C
     mask = (g < H // K)[None, :] & (c < C)[:, None]
-    scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
+    scale, cap = real(row, SCALE).to(tl.float32) * growth_factor(row, position, GROWS), real(row, CAP).to(tl.float32)
     sink = sink_of(row, query, g < H // K, SINK)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if low < high:
         q = tl.load(pointer(row, Q, tl.float32) + of_query + c[:, None], mask=mask, other=0.0)
-        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
+        top, total = tl.full([QUERIES], MASKED, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([CHANNELS, QUERIES], tl.float32)
         for start in tl.range(low, high, STEP, disable_licm=True):
             j = start + tl.arange(0, STEP)
@@ -86,7 +86,7 @@ def lone_tokens_wide(
             scores = add_split_product(tl.zeros([STEP, QUERIES], tl.float32), k, q, KV_TYPE) * scale
             if CAPPED:
                 scores = softcap_of(scores, cap)
-            scores = tl.where(seen[:, None], scores, NOTHING)
+            scores = tl.where(seen[:, None], scores, MASKED)
             higher = tl.maximum(top, tl.max(scores, axis=0))
             p, keep = tl.exp(scores - higher[None, :]), tl.exp(top - higher)
             acc = add_split_product(acc * keep[None, :], tl.trans(v), p, KV_TYPE)

@@ -10,7 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, real, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    integer,
+    launch_dependents,
+    narrow,
+    pointer,
+    real,
+    unit_index,
+    wait_for_previous,
+)
 from coterie.kernels.triton.attention.pages import Pages, token_at
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, rotate_pairs
 from coterie.kernels.triton.rows import Call, operand_words
@@ -127,8 +135,8 @@ def _norm_rope_append(
     unit=None,
 ):
     """Program (token, 0) has the token's queries, (token, 1) its keys and values; sums of squares are float32."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = unit_index(unit, 0)
     if t < integer(row, T):
         position = tl.load(pointer(row, PAGES, tl.int32) + t)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import NOTHING, add_product, narrow, tanh_of
+from coterie.kernels.triton.arithmetic import MASKED, add_product, narrow, tanh_of
 
 WIDE = 256  # heads with more channels than this are wide
 
@@ -40,7 +40,7 @@ def wide_context(
     i, c = tl.arange(0, STEP), tl.arange(0, CHANNELS)[None, :]
     low = tl.min(tl.where(last_M > 0, first_M, 2147483647), axis=0) // STEP * STEP
     high = tl.max(last_M, axis=0)
-    top, total = tl.full([M], NOTHING, tl.float32), tl.zeros([M], tl.float32)
+    top, total = tl.full([M], MASKED, tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([CHANNELS, M], tl.float32)
     for start in tl.range(low, high, STEP, disable_licm=True):
         j = start + i
@@ -54,9 +54,9 @@ def wide_context(
         if CAPPED:
             scores = cap * tanh_of(scores)
         seen = (j[:, None] >= first_M[None, :]) & (j[:, None] < last_M[None, :])
-        scores = tl.where(seen, scores, NOTHING)
+        scores = tl.where(seen, scores, MASKED)
         higher = tl.maximum(top, tl.max(scores, axis=0))
-        base = tl.where(higher == NOTHING, 0.0, higher)
+        base = tl.where(higher == MASKED, 0.0, higher)
         p = tl.exp2(scores - base[None, :])
         keep = tl.exp2(top - base)
         acc = add_product(acc * keep[None, :], tl.trans(v), narrow(p, KV_TYPE))

@@ -16,22 +16,22 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.product.staged_ahead import TAKERS_OF_BRANCHES, is_read_later
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, unit_index, wait_for_previous
+from coterie.kernels.triton.product.staged_ahead import BRANCH_CONSUMERS, is_read_later
 from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
 NAME = "add_branch_bias"
 X, WEIGHTS, BIAS_AT, Y, T = operand_words(NAME, "x", "weights", "bias", "y", "T")
 SUM_AT = tl.constexpr(OPCODES["branch_down"].words["y"])
-BEHIND = tl.constexpr(_ROW_WORDS)  # words from an instruction row to the next one
+NEXT_ROW = tl.constexpr(_ROW_WORDS)  # words from an instruction row to the next one
 VALUES = 4096  # biases per tile, over all branches; only those of branches taken are read
 
 
 @triton.jit
-def bias_behind(row, branch, n, mask, N: tl.constexpr, BIAS: tl.constexpr):
+def next_row_bias(row, branch, n, mask, N: tl.constexpr, BIAS: tl.constexpr):
     """Biases n of a branch, found through the next instruction row."""
-    at = pointer(row + BEHIND, BIAS_AT, BIAS) + branch * N + n
+    at = pointer(row + NEXT_ROW, BIAS_AT, BIAS) + branch * N + n
     return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -41,7 +41,7 @@ def store_sum(row, at, y, biased, mask, BIAS: tl.constexpr, SUMMED: tl.constexpr
     if SUMMED:
         tl.store(pointer(row, SUM_AT, tl.float32) + at, y, mask=mask)
     if BIAS is not None:
-        tl.store(pointer(row + BEHIND, Y, tl.float32) + at, biased, mask=mask)
+        tl.store(pointer(row + NEXT_ROW, Y, tl.float32) + at, biased, mask=mask)
 
 
 @triton.jit
@@ -56,8 +56,8 @@ def _add(
     unit=None,
 ):
     """y of one token and STEP channels."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = unit_index(unit, 1)
     if t < integer(row, T):
         e, n = tl.arange(0, WIDE), unit_index(unit, 0) * STEP + tl.arange(0, STEP)
@@ -70,7 +70,7 @@ def _add(
         tl.store(pointer(row, Y, tl.float32) + at, y + added, mask=n < N)
 
 
-def behind_of(call: Call) -> dict[str, object]:
+def bias_constants(call: Call) -> dict[str, object]:
     """Compile-time parameters for kernels of branch_down, which end in store_sum."""
     if not _is_added_before(call, call.after):
         return {"BIAS": None, "SUMMED": True}
@@ -90,7 +90,7 @@ def launch(call: Call) -> None:
 
 def _is_added_before(down: Call, call: Call | None) -> bool:
     """Whether a row of branch_down adds the biases of the next row."""
-    if call is None or call.name != NAME or down.name not in TAKERS_OF_BRANCHES or not down.tiles.stages_ahead:
+    if call is None or call.name != NAME or down.name not in BRANCH_CONSUMERS or not down.tiles.stages_ahead:
         return False
     alike = all(down.integer(size) == call.integer(size) for size in ("weights", "E", "D"))
     return alike and down.integer("y") == call.integer("x") and _is_apart(down, call)

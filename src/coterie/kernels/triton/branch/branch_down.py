@@ -17,17 +17,17 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
-from coterie.kernels.triton.branch.add_branch_bias import behind_of, bias_behind, store_sum
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, unit_index, wait_for_previous
+from coterie.kernels.triton.branch.add_branch_bias import bias_constants, next_row_bias, store_sum
 from coterie.kernels.triton.branch.branches import (
     WEIGHTS,
     Sizes,
     T,
     X,
     as_int32,
-    few_of,
+    few_constants,
     ids_of,
-    many_of,
+    many_tile,
     matrix_at,
     pairs_of,
     slot_of,
@@ -40,12 +40,12 @@ from coterie.kernels.triton.product.few_tokens import few_dots
 from coterie.kernels.triton.product.one_token import add_products, added_products, sums_of
 from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
 from coterie.kernels.triton.product.sums import appended
-from coterie.kernels.triton.product.tile import OF_FOUR, OF_SIX
+from coterie.kernels.triton.product.tile import Q2_GROUP, Q6_GROUP
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 
 # Registers per thread where biases are added, by (format, several tokens): for 2-bit and 6-bit weights, where ptxas by
 # itself takes 80 and 128, and spills 24 and 28 bytes.
-REGISTERS = {(OF_FOUR, False): 96, (OF_SIX, True): 160}
+REGISTERS = {(Q2_GROUP, False): 96, (Q6_GROUP, True): 160}
 BRANCHES_IN_FLIGHT = 2  # branches of one token whose weights are in flight at once: registers have no room for more
 MAX_SIX_BIT_COLUMNS = 2048  # most columns of 6-bit weights with room for two branches
 
@@ -75,8 +75,8 @@ def _few(
     unit=None,
 ):
     """A program has ROWS rows of each branch's matrix, and all tokens, in float32."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     first, m = unit_index(unit, 0) * ROWS, tl.arange(0, M)
     n = first + tl.arange(0, ROWS)
     x = pointer(row, X, tl.float32)
@@ -92,7 +92,7 @@ def _few(
                 rows = appended(rows, rows_at(down, first + r, STRIDE, ALIGN))
                 there = appended(there, first + r < N)
             if BIAS is not None:
-                biased += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
+                biased += weight * next_row_bias(row, branch, n, n < N, N, BIAS)[None, :]
             sums = add_products(sums, x + slot * K, rows, there, weight, K, STRIDE, COLUMNS, STEP)
         y = added_products(sums, TYPE, K, COLUMNS)
         biased += y
@@ -108,7 +108,7 @@ def _few(
             if SUMMED:
                 y += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
             if BIAS is not None:
-                dots += bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
+                dots += next_row_bias(row, branch, n, n < N, N, BIAS)[None, :]
                 biased += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
     at = m[:, None] * N + n[None, :]
     mask = (m < integer(row, T))[:, None] & (n < N)[None, :]
@@ -144,8 +144,8 @@ def _many(
     """A program has a tile of ROWS rows x TOKENS pairs of one branch, on tensor cores: parts [T x A, N] = weight *
     product.
     """
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     branch, pair, mask_M = tile_of(first, pairs, tl.program_id(1), E, WIDE, TOKENS)
     if branch < E:
         n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -172,8 +172,8 @@ def _sum(
     WHEN: tl.constexpr,
 ):
     """The sum of a token's parts, in the order of its branches."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = tl.program_id(0)
     if t < integer(row, T):
         n = tl.program_id(1) * STEP + tl.arange(0, STEP)
@@ -184,7 +184,7 @@ def _sum(
             if BIAS is not None:
                 branch = tl.load(as_int32(ids) + t * TAKEN + place)
                 weight = tl.load(pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E + branch)
-                biases += weight * bias_behind(row, branch, n, n < N, N, BIAS)
+                biases += weight * next_row_bias(row, branch, n, n < N, N, BIAS)
         at = t.to(tl.int64) * N + n
         if RESIDUAL is not None:
             y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=n < N, other=0.0)
@@ -195,30 +195,30 @@ def launch(call: Call) -> None:
     """Multiply in float32 for few tokens, else on tensor cores."""
     sizes, N, matrix = Sizes.of(call), call.integer("D"), call.matrix("branches", call.integer("F"))
     shared = {**sizes.constants, "N": N, **matrix.constants()}
-    behind = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **behind_of(call)}
+    epilogue = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **bias_constants(call)}
     if sizes.tokens <= call.tiles.few_tokens:
-        how = few_of(call, matrix, N, 1)
+        how = few_constants(call, matrix, N, 1)
         how["UNROLL"] = (
             BRANCHES_IN_FLIGHT
-            if how["ONE"] and not (matrix.group == OF_SIX and matrix.COLUMNS > MAX_SIX_BIT_COLUMNS)
+            if how["ONE"] and not (matrix.group == Q6_GROUP and matrix.COLUMNS > MAX_SIX_BIT_COLUMNS)
             else 1
         )
-        registers = REGISTERS.get((matrix.group, sizes.tokens > 1)) if behind["BIAS"] is not None else None
+        registers = REGISTERS.get((matrix.group, sizes.tokens > 1)) if epilogue["BIAS"] is not None else None
         how |= {"maxnreg": registers} if registers else {}
-        call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)
+        call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **epilogue, **shared, **how)
         return
     first, pairs = pairs_of(call)
     staged = staged_by_last(call)
     if staged is None:
         staged = stage(call, [matrix], start=sizes.list_bytes, each=sizes.taken)
     parts = call.scratch_as(tl.float32, sizes.pairs * N, _parts_at(call, sizes, matrix))
-    many, how = many_of(call, matrix)
+    many, how = many_tile(call, matrix)
     grid = (triton.cdiv(N, many.rows), sizes.tiles(many.tokens))
     call.launch(_many, grid, call.row, first, pairs, staged, parts, **shared, **how)
     step = call.tiles.step(N)
     grid = (sizes.tokens, triton.cdiv(N, step))
     ids = call.scratch_as(tl.float32, sizes.pairs)
-    call.launch(_sum, grid, call.row, parts, ids, **behind, E=sizes.E, TAKEN=sizes.taken, N=N, STEP=step)
+    call.launch(_sum, grid, call.row, parts, ids, **epilogue, E=sizes.E, TAKEN=sizes.taken, N=N, STEP=step)
 
 
 def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:

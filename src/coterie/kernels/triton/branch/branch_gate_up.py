@@ -11,16 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import let_next_begin, pointer, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import launch_dependents, pointer, unit_index, wait_for_previous
 from coterie.kernels.triton.branch.branch_epilogue import biases_of, branch_epilogue
 from coterie.kernels.triton.branch.branches import (
     Sizes,
     X,
     Y,
     as_int32,
-    few_of,
+    few_constants,
     ids_of,
-    many_of,
+    many_tile,
     matrix_at,
     pairs_of,
     slot_of,
@@ -63,8 +63,8 @@ def _few(
     """A program has ROWS / 2 rows of gate and of up of the branch in one slot (branches.py), and all tokens, in
     float32.
     """
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     weights, counts, count = slots_of(row, as_int32(ids), E, TAKEN, M, WIDE)
     slot = unit_index(unit, 1)
     if slot < count:
@@ -125,8 +125,8 @@ def _many(
     WHEN: tl.constexpr,
 ):
     """A program has ROWS / 2 rows of gate and of up of one branch, and TOKENS of its pairs, on tensor cores."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     branch, pair, mask_M = tile_of(first, pairs, tl.program_id(1), E, WIDE, TOKENS)
     if branch < E:
         n_tile = tl.program_id(0)
@@ -151,13 +151,13 @@ def launch(call: Call) -> None:
     sizes, F, matrix = Sizes.of(call), call.integer("F"), call.matrix("branches", call.integer("D"))
     shared = {**sizes.constants, "F": F, **biases_of(call), **matrix.constants()}
     if sizes.tokens <= call.tiles.few_tokens:
-        how = few_of(call, matrix, 2 * F, 2)
+        how = few_constants(call, matrix, 2 * F, 2)
         call.launch(_few, (triton.cdiv(2 * F, how["ROWS"]), sizes.slots), call.row, ids_of(call), **shared, **how)
         return
     first, pairs = pairs_of(call)
     staged = stage(call, [matrix], start=sizes.list_bytes)
     ahead, element = stage_for_next(call, sizes.taken * F)
-    many, how = many_of(call, matrix)
+    many, how = many_tile(call, matrix)
     grid = (triton.cdiv(2 * F, many.rows), sizes.tiles(many.tokens))
     how |= {"STRIPE": STRIPE.value, "AHEAD": element, "STORED": is_stored(call, sizes.taken * F)}
     call.launch(_many, grid, call.row, first, pairs, staged, ahead, **shared, **how)

@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, unit_index, wait_for_previous
 from coterie.kernels.triton.rows import Call, Matrix, aligned, operand_words
 from coterie.kernels.triton.tiles import TensorCoreTile, power_of_two
 
@@ -91,8 +91,8 @@ def as_int32(scratch):
 @triton.jit
 def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WHEN: tl.constexpr, unit=None):
     """ids of one token's branches, in order."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = unit_index(unit, 0)
     if t < integer(row, T):
         e = tl.arange(0, WIDE)
@@ -103,8 +103,8 @@ def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WH
 @triton.jit
 def _group(row, ids, first, pairs, E: tl.constexpr, TAKEN: tl.constexpr, STEP: tl.constexpr, WHEN: tl.constexpr):
     """The pairs of one branch, after those of all branches before it. A program per branch."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     e, ids = tl.program_id(0), as_int32(ids)
     count = integer(row, T) * TAKEN
     below, mine = 0, 0
@@ -230,7 +230,7 @@ def _leaves(first: Call, then: Call) -> bool:
     return alike and first.integer(weights) == then.integer("weights")
 
 
-def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, object]:
+def few_constants(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, object]:
     """Compile-time parameters of a kernel that multiplies few tokens by `rows` rows of each branch's matrix."""
     sizes = Sizes.of(call)
     few = call.tiles.few(rows * sizes.slots, matrix.K, sizes.tokens, matrix.group, matrix.is_wide, least_rows)
@@ -238,7 +238,7 @@ def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, 
     return {name: value for name, value in constants.items() if name != LINES}
 
 
-def many_of(call: Call, matrix: Matrix) -> tuple[TensorCoreTile, dict[str, object]]:
+def many_tile(call: Call, matrix: Matrix) -> tuple[TensorCoreTile, dict[str, object]]:
     """Tile of a kernel that multiplies many tokens, and its compile-time parameters."""
     sizes = Sizes.of(call)
     many = call.tiles.of_branches(sizes.pairs // sizes.E, matrix.group, matrix.is_wide)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, real, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, real, unit_index, wait_for_previous
 from coterie.kernels.triton.branch.branches import VALUES_OF_WARP, chosen_bytes, chosen_ids, store_ids
 from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
@@ -80,8 +80,8 @@ def _choose(
     unit=None,
 ):
     """The weights of one token, [E], and their ids."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = unit_index(unit, 0)
     if t < integer(row, T):
         e = tl.arange(0, WIDE)

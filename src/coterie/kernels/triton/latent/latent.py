@@ -17,34 +17,36 @@ from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 MAX_WEIGHTS = 8192  # weights of a program with few tokens, in float32: 64 per thread
 WARPS, STAGES = 4, 3
 MANY_TOKENS = 64  # per tile: rows of a product on Hopper's tensor cores
-KEPT, STEP = 128, 64  # tiles of many tokens: outputs per token, and products summed at once
-KEPT_FLOAT32, STEP_FLOAT32 = 32, 32  # without tensor cores: operands stay in registers
+OUTPUTS, STEP = 128, 64  # tiles of many tokens: outputs per token, and products inner at once
+OUTPUTS_FLOAT32, STEP_FLOAT32 = 32, 32  # without tensor cores: operands stay in registers
 
 
 @dataclass(frozen=True, slots=True)
 class HeadTile:
-    """TOKENS x KEPT outputs of a head, each a sum of `summed` products, SUMMED at once."""
+    """TOKENS x OUTPUTS outputs of a head, each a sum of `inner` products, INNER at once."""
 
     tokens: int
-    kept: int
-    summed: int
+    outputs: int
+    inner: int
 
     @staticmethod
-    def few(call: Call, kept: int, summed: int) -> HeadTile:
+    def few(call: Call, outputs: int, inner: int) -> HeadTile:
         """Up to four tokens in float32: the whole sum at once, for as many outputs as registers allow."""
-        every = power_of_two(summed)
-        return HeadTile(power_of_two(call.bucket.tokens), min(max(MAX_WEIGHTS // every, 1), power_of_two(kept)), every)
+        every = power_of_two(inner)
+        return HeadTile(
+            power_of_two(call.bucket.tokens), min(max(MAX_WEIGHTS // every, 1), power_of_two(outputs)), every
+        )
 
     @staticmethod
-    def many(call: Call, kept: int, summed: int, wide: bool) -> HeadTile:
+    def many(call: Call, outputs: int, inner: int, wide: bool) -> HeadTile:
         """More tokens, on tensor cores; `wide` is float32."""
-        most_kept, step = (KEPT_FLOAT32, STEP_FLOAT32) if wide else (KEPT, STEP)
-        sizes = (call.bucket.tokens, MANY_TOKENS // (1 + wide)), (kept, most_kept), (summed, step)
+        max_outputs, step = (OUTPUTS_FLOAT32, STEP_FLOAT32) if wide else (OUTPUTS, STEP)
+        sizes = (call.bucket.tokens, MANY_TOKENS // (1 + wide)), (outputs, max_outputs), (inner, step)
         return HeadTile(*(max(min(power_of_two(size), most), MIN_DOT) for size, most in sizes))
 
     def constants(self) -> dict[str, int]:
         """Compile-time parameters."""
-        return {"TOKENS": self.tokens, "KEPT": self.kept, "SUMMED": self.summed, "num_warps": WARPS}
+        return {"TOKENS": self.tokens, "OUTPUTS": self.outputs, "INNER": self.inner, "num_warps": WARPS}
 
 
 def is_few(call: Call) -> bool:

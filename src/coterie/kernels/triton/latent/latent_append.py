@@ -8,7 +8,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, narrow, pointer, real, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    integer,
+    launch_dependents,
+    narrow,
+    pointer,
+    real,
+    unit_index,
+    wait_for_previous,
+)
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, rotate_pairs
 from coterie.kernels.triton.rows import Call, operand_words
@@ -35,8 +43,8 @@ def _append_row(
     unit=None,
 ):
     """A program makes one token's row; the sum of squares is float32."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = unit_index(unit, 0)
     if t < integer(row, T):
         ROTATED: tl.constexpr = C - LATENT

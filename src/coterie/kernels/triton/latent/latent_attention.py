@@ -17,18 +17,18 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
-    NOTHING,
-    let_next_begin,
+    MASKED,
+    launch_dependents,
     pointer,
     real,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.attention.attention import join
 from coterie.kernels.triton.attention.attention_chunks import MIN_DOT, PAGES, SCALE, Q, Y, channels_of
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.latent.latent_chunks import launch_chunks
-from coterie.kernels.triton.product.single_token import add_split_product, only_token
+from coterie.kernels.triton.product.single_token import add_split_product, find_lone_token
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -60,22 +60,22 @@ def _lone_tokens(
     unit=None,
 ):
     """Program (i, group of heads, span) attends the span for sequence i's lone token; to y if there is ONE span."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i, group, span = unit_index(unit, 0), unit_index(unit, 1), unit_index(unit, 2)
-    t, alone = only_token(row, i, DECODES, SEARCH)
+    t, alone = find_lone_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     low, high = span * SPAN, tl.minimum(position + 1, (span + 1) * SPAN)
     c, r, query = tl.arange(0, CHANNELS), tl.arange(0, ROTATED), group * QUERIES + tl.arange(0, QUERIES)
     of_query = (t.to(tl.int64) * H + query)[None, :]
     is_query, is_latent, is_rotated = (query < H)[None, :], c < LATENT, LATENT + r < C
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if low < high:
         q = pointer(row, Q, tl.float32) + of_query * C
         latent_q = tl.load(q + c[:, None], mask=is_query & is_latent[:, None], other=0.0)
         rotated_q = tl.load(q + LATENT + r[:, None], mask=is_query & is_rotated[:, None], other=0.0)
         scale = real(row, SCALE).to(tl.float32)
-        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
+        top, total = tl.full([QUERIES], MASKED, tl.float32), tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([CHANNELS, QUERIES], tl.float32)
         for start in tl.range(low, high, STEP, disable_licm=True):
             j = start + tl.arange(0, STEP)
@@ -86,7 +86,7 @@ def _lone_tokens(
             rotated = tl.load(rows + LATENT + r[None, :], mask=seen[:, None] & is_rotated[None, :], other=0.0)
             scores = add_split_product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
             scores = add_split_product(scores, rotated, rotated_q, KV_TYPE) * scale
-            scores = tl.where(seen[:, None], scores, NOTHING)
+            scores = tl.where(seen[:, None], scores, MASKED)
             higher = tl.maximum(top, tl.max(scores, axis=0))
             p = tl.exp(scores - higher[None, :])
             keep = tl.exp(top - higher)

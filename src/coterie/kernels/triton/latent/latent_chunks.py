@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
-    NOTHING,
+    MASKED,
     add_product,
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
     real,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.attention.attention_chunks import LOG2_E, PAGES, SCALE, Q, T, Y, in_chunk
 from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH
@@ -56,7 +56,7 @@ def _context(
     M: tl.constexpr = latent_q.shape[1]
     i, c, r = tl.arange(0, STEP), tl.arange(0, CHANNELS)[None, :], tl.arange(0, ROTATED)[None, :]
     high = tl.max(last_M, axis=0)
-    top, total = tl.full([M], NOTHING, tl.float32), tl.zeros([M], tl.float32)
+    top, total = tl.full([M], MASKED, tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([CHANNELS, M], tl.float32)
     # Block numbers are loaded one step before the rows that need them.
     block = tl.load(table + i // Z, mask=i < high, other=0)
@@ -70,9 +70,9 @@ def _context(
         rotated = tl.load(at + LATENT + r, mask=there & (LATENT + r < C), other=0.0)
         scores = add_product(tl.zeros([STEP, M], tl.float32), latent, latent_q)
         scores = add_product(scores, rotated, rotated_q)
-        scores = tl.where(j[:, None] < last_M[None, :], scores, NOTHING)
+        scores = tl.where(j[:, None] < last_M[None, :], scores, MASKED)
         higher = tl.maximum(top, tl.max(scores, axis=0))
-        base = tl.where(higher == NOTHING, 0.0, higher)
+        base = tl.where(higher == MASKED, 0.0, higher)
         p = tl.exp2(scores - base[None, :])
         keep = tl.exp2(top - base)
         acc = add_product(acc * keep[None, :], tl.trans(latent), narrow(p, KV_TYPE))
@@ -98,8 +98,8 @@ def _chunk(
     WHEN: tl.constexpr,
 ):
     """A program has QUERIES adjacent queries, and handles one run of a sequence's tokens after another."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     tokens = integer(row, T)
     # The last tokens of a chunk have the most work, so they come first.
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES

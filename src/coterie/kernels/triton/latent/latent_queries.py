@@ -15,11 +15,11 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import (
     add_product,
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, rotate_pairs
 from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
@@ -64,19 +64,19 @@ def _absorb(
     INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
     TOKENS: tl.constexpr,
-    KEPT: tl.constexpr,
-    SUMMED: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INNER: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """Few tokens: a program has KEPT columns of a head, or rotates, for all tokens, in float32."""
-    let_next_begin(WHEN)
-    head, c = unit_index(unit, 0), unit_index(unit, 1) * KEPT + tl.arange(0, KEPT)
-    n = tl.arange(0, SUMMED)
+    """Few tokens: a program has OUTPUTS columns of a head, or rotates, for all tokens, in float32."""
+    launch_dependents(WHEN)
+    head, c = unit_index(unit, 0), unit_index(unit, 1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    n = tl.arange(0, INNER)
     at = pointer(row, WEIGHT, TYPE) + head.to(tl.int64) * ((N + V) * LATENT) + n[:, None] * LATENT + c[None, :]
     weights = tl.load(at, mask=(n < N)[:, None] & (c < LATENT)[None, :], other=0.0)
-    wait_for_last(WHEN)
-    if unit_index(unit, 1) * KEPT < LATENT:
+    wait_for_previous(WHEN)
+    if unit_index(unit, 1) * OUTPUTS < LATENT:
         for t in tl.static_range(TOKENS):
             here, of_head = t < integer(row, T), t * H + head
             x = tl.load(pointer(row, X, tl.float32) + of_head * (N + ROTATED) + n, mask=here & (n < N), other=0.0)
@@ -98,22 +98,22 @@ def _absorb_many(
     INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
     TOKENS: tl.constexpr,
-    KEPT: tl.constexpr,
-    SUMMED: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INNER: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """A program has KEPT columns of a head, or rotates, for TOKENS tokens, on tensor cores."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    """A program has OUTPUTS columns of a head, or rotates, for TOKENS tokens, on tensor cores."""
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     head, tile = tl.program_id(0), tl.program_id(1)
-    t, c = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tile * KEPT + tl.arange(0, KEPT)
-    if tile * KEPT < LATENT:
+    t, c = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tile * OUTPUTS + tl.arange(0, OUTPUTS)
+    if tile * OUTPUTS < LATENT:
         here, of_head = t < integer(row, T), (t.to(tl.int64) * H + head)[:, None]
         x = pointer(row, X, tl.float32) + of_head * (N + ROTATED)
         w = pointer(row, WEIGHT, TYPE) + head.to(tl.int64) * ((N + V) * LATENT) + c[None, :]
-        acc = tl.zeros([TOKENS, KEPT], tl.float32)
-        for first in tl.range(0, N, SUMMED):
-            n = first + tl.arange(0, SUMMED)
+        acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
+        for first in tl.range(0, N, INNER):
+            n = first + tl.arange(0, INNER)
             of_tokens = tl.load(x + n[None, :], mask=here[:, None] & (n < N)[None, :], other=0.0)
             weights = tl.load(w + n[:, None] * LATENT, mask=(n < N)[:, None] & (c < LATENT)[None, :], other=0.0)
             acc = add_product(acc, narrow(of_tokens, TYPE), weights)
@@ -134,9 +134,9 @@ def launch(call: Call) -> None:
     how["HALF"] = power_of_two(rotated_channels // 2)
     if is_few(call):
         tile = HeadTile.few(call, latent, N)
-        grid = (H, triton.cdiv(latent, tile.kept) + 1)
+        grid = (H, triton.cdiv(latent, tile.outputs) + 1)
         call.launch(_absorb, grid, call.row, **how, **tile.constants())
     else:
         tile = HeadTile.many(call, latent, N, is_wide(call))
-        many = (H, triton.cdiv(latent, tile.kept) + 1, triton.cdiv(call.bucket.tokens, tile.tokens))
+        many = (H, triton.cdiv(latent, tile.outputs) + 1, triton.cdiv(call.bucket.tokens, tile.tokens))
         call.launch(_absorb_many, many, call.row, **how, **tile.constants(), num_stages=STAGES)

@@ -15,11 +15,11 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import (
     add_product,
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
@@ -37,18 +37,18 @@ def _unfold(
     V: tl.constexpr,
     LATENT: tl.constexpr,
     TOKENS: tl.constexpr,
-    KEPT: tl.constexpr,
-    SUMMED: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INNER: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """Few tokens: a program has KEPT rows of a head, for all tokens, in float32."""
-    let_next_begin(WHEN)
-    head, v = unit_index(unit, 0), unit_index(unit, 1) * KEPT + tl.arange(0, KEPT)
-    c = tl.arange(0, SUMMED)
+    """Few tokens: a program has OUTPUTS rows of a head, for all tokens, in float32."""
+    launch_dependents(WHEN)
+    head, v = unit_index(unit, 0), unit_index(unit, 1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    c = tl.arange(0, INNER)
     at = pointer(row, WEIGHT, TYPE) + (head.to(tl.int64) * (N + V) + N) * LATENT + v[:, None] * LATENT + c[None, :]
     weights = tl.load(at, mask=(v < V)[:, None] & (c < LATENT)[None, :], other=0.0)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     for t in tl.static_range(TOKENS):
         here, of_head = t < integer(row, T), t * H + head
         x = tl.load(pointer(row, X, tl.float32) + of_head * LATENT + c, mask=here & (c < LATENT), other=0.0)
@@ -68,22 +68,22 @@ def _unfold_many(
     V: tl.constexpr,
     LATENT: tl.constexpr,
     TOKENS: tl.constexpr,
-    KEPT: tl.constexpr,
-    SUMMED: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INNER: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """A program has KEPT rows of a head and TOKENS tokens, on tensor cores."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    """A program has OUTPUTS rows of a head and TOKENS tokens, on tensor cores."""
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     head = tl.program_id(0)
-    t, v = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * KEPT + tl.arange(0, KEPT)
+    t, v = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     here, of_head = (t < integer(row, T))[:, None], (t.to(tl.int64) * H + head)[:, None]
     there = (v < V)[None, :]
     x = pointer(row, X, tl.float32) + of_head * LATENT
     w = pointer(row, WEIGHT, TYPE) + (head.to(tl.int64) * (N + V) + N) * LATENT + v[None, :] * LATENT
-    acc = tl.zeros([TOKENS, KEPT], tl.float32)
-    for first in tl.range(0, LATENT, SUMMED):
-        c = first + tl.arange(0, SUMMED)
+    acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
+    for first in tl.range(0, LATENT, INNER):
+        c = first + tl.arange(0, INNER)
         of_tokens = tl.load(x + c[None, :], mask=here & (c < LATENT)[None, :], other=0.0)
         weights = tl.load(w + c[:, None], mask=(c < LATENT)[:, None] & there, other=0.0)
         acc = add_product(acc, narrow(of_tokens, TYPE), weights)
@@ -100,10 +100,10 @@ def launch(call: Call) -> None:
     how = {"TYPE": call.type("weight"), "H": H, "N": call.integer("N"), "V": V, "LATENT": latent}
     if is_few(call):
         tile = HeadTile.few(call, V, latent)
-        call.launch(_unfold, (H, triton.cdiv(V, tile.kept)), call.row, **how, **tile.constants())
+        call.launch(_unfold, (H, triton.cdiv(V, tile.outputs)), call.row, **how, **tile.constants())
     else:
         tile = HeadTile.many(call, V, latent, is_wide(call))
-        grid = (H, triton.cdiv(V, tile.kept), triton.cdiv(call.bucket.tokens, tile.tokens))
+        grid = (H, triton.cdiv(V, tile.outputs), triton.cdiv(call.bucket.tokens, tile.tokens))
         ahead, kind = stage_for_next(call, H * V)
         how |= {"AHEAD": kind, "STORED": is_stored(call, H * V)}
         call.launch(_unfold_many, grid, call.row, ahead, **how, **tile.constants(), num_stages=STAGES)

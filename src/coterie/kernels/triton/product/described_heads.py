@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, wait_for_previous
 from coterie.kernels.triton.product.described import described, described_dots, left_and_right, piece_at, whole_of
 from coterie.kernels.triton.product.dots import tile_at
 from coterie.kernels.triton.product.heads import WK, WQ, WV, finish_heads, part_of, word_of
@@ -54,12 +54,12 @@ def described_heads(
 
     Heads need no padding and keep the weight's row order: STRIPE is half of their channels.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     x = described(staged, most, D, TOKENS, STEP)
     q = described(pointer(row, WQ, TYPE), H * C, D, ROWS, STEP)
     k = described(pointer(row, WK, TYPE), K * C, D, ROWS, STEP)
     v = described(pointer(row, WV, TYPE), K * C, D, ROWS, STEP)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
     whole = whole_of(N_TILES * m_tiles, PIECES, WAVE)

@@ -21,10 +21,10 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import (
     add_product,
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
 from coterie.kernels.triton.product.packed import (
@@ -190,8 +190,8 @@ def _stage(
     WHEN: tl.constexpr,
 ):
     """A program stages one row; `t` counts EACH rows per token."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = tl.program_id(0)
     if t < integer(row, COUNT) * EACH:
         stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)

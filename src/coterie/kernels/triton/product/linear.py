@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, wait_for_previous
 from coterie.kernels.triton.norms import shift_of
 from coterie.kernels.triton.product import linear_each
 from coterie.kernels.triton.product.described import (
@@ -71,12 +71,12 @@ def _many(
 
     `staged` [T, K] is x in the type that these multiply; sums, residual and y [T, N] are float32.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i = tl.program_id(0)
     if LINES > 0:  # a single tile of tokens: this program's rows do not depend on their number
         n = i * ROWS + tl.arange(0, ROWS)
         prefetch_rows(rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN), n < N, STRIDE, LINES, False)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
@@ -170,11 +170,11 @@ def _described(
 
     `most` is the height of `staged`.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     weight = pointer(row, WEIGHT, TYPE)
     x = described(staged, most, K, TOKENS, STEP)
     w = described(weight, N, K, ROWS, STEP)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
     whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
@@ -218,7 +218,7 @@ def multiply(call: Call, K: int, most: int) -> None:
     """
     N, words, matrix = call.integer("N"), OPCODES[call.name].words, call.matrix("weight", K)
     normed, gathered = "norm" in words, "rows" in words
-    places = {
+    named_words = {
         "COUNT": words["R" if gathered else "T"],
         "WEIGHT": words["weight"],
         "BIAS_AT": words["bias"],
@@ -227,15 +227,15 @@ def multiply(call: Call, K: int, most: int) -> None:
         "GELU": call.integer("form") if "form" in words else None,
         "Y": words["y"],
     }
-    shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
+    shared = {"N": N, "BIAS": call.type("bias"), **named_words, **matrix.constants()}
     if most <= call.tiles.few_tokens:
         norm, shift = (call.type("norm"), shift_of(call)) if normed else (None, None)
         how = {"NORM_AT": words.get("norm"), "EPS": words.get("eps"), "NORM": norm, "SHIFT": shift}
         source = {"X": words["x"], "ROWS_AT": words.get("rows"), **how}
-        beside = neighbours(call, most, matrix)
-        if beside.is_first:
-            how = {**source, **shared, **beside.constants(words["N"]), **beside.few.constants(most, matrix.group)}
-            call.launch(few_rows, (beside.programs,), call.row, **how)
+        joint = neighbours(call, most, matrix)
+        if joint.is_first:
+            how = {**source, **shared, **joint.constants(words["N"]), **joint.few.constants(most, matrix.group)}
+            call.launch(few_rows, (joint.programs,), call.row, **how)
         return
     staged = None if normed else staged_by_last(call)
     if staged is None:

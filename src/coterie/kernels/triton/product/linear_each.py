@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, wait_for_previous
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage, staged_bytes
 from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE, few_dots
@@ -126,7 +126,7 @@ def _few_each(
     WHEN: tl.constexpr,
 ):
     """A program has ROWS weight rows and a tile of up to M tokens of one share, in float32 on CUDA cores."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     share, begin, end = tile_of(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, M)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask_N = (n < N) & (begin < end)
@@ -134,7 +134,7 @@ def _few_each(
     x = pointer(row, X, tl.float32)
     if LOW:
         ahead = tiles_ahead(rows_N, mask_N, K, STEP)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if begin < end:
         m = begin + tl.arange(0, M)
         mask_M = m < end
@@ -180,10 +180,10 @@ def _many_each(
     WHEN: tl.constexpr,
 ):
     """A program has ROWS weight rows and a tile of TOKENS tokens of one share, on tensor cores."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     share, begin, end = tile_of(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, TOKENS)
     weight = weight_of(row, share, begin < end, WEIGHT, EACH, TYPE)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if begin < end:
         n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         m = begin + tl.arange(0, TOKENS)

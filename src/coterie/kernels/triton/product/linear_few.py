@@ -13,10 +13,10 @@ from coterie.kernels.triton.arithmetic import (
     AHEAD,
     gelu_of,
     integer,
-    let_next_begin,
+    launch_dependents,
     pointer,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import rows_at
@@ -89,7 +89,7 @@ def few(
 
     A program has ROWS weight rows and up to M tokens, in float32.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     row, place, count = _own_of(row, unit_index(unit, 0), N, N_AT, END_1, END_2, END_3)
     first = place * ROWS
     n = first + tl.arange(0, ROWS)
@@ -116,7 +116,7 @@ def few(
         bias = tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_N, other=0.0).to(tl.float32)
     if RESIDUAL is not None:
         residual = pointer(row, RESIDUAL, tl.float32) + at
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if RESIDUAL is not None:  # loads while the products are computed
         added = tl.load(residual, mask=mask, other=0.0)
     if ONE:

@@ -21,9 +21,9 @@ from coterie.kernels.triton.rows import Call, Matrix, name_of
 from coterie.kernels.triton.tiles import CudaCoreTile
 
 LINEAR = "linear"
-MOST = 4  # instruction rows per launch: linear_few.py has three END_ parameters
+MAX_JOINT_ROWS = 4  # instruction rows per launch: linear_few.py has three END_ parameters
 _WORDS = OPCODES[LINEAR].words
-NEVER = 1 << 30  # an end that no program reaches
+NO_END = 1 << 30  # an end that no program reaches
 _ENDS = ("END_1", "END_2", "END_3")
 _READ = [_WORDS[name] for name in ("x", "K", "T")]  # operands that are equal among neighbours,
 _LAUNCHED = [_WORDS[name] for name in ("scale", "weight_dtype", "bias_dtype")]  # and those in one launch
@@ -48,7 +48,7 @@ class Neighbours:
         """
         if len(self.counts) == 1:
             return {"N": self.counts[0], "N_AT": None, **dict.fromkeys(_ENDS)}
-        ends = [*accumulate(-(-count // self.few.rows) for count in self.counts[:-1]), *[NEVER] * len(_ENDS)]
+        ends = [*accumulate(-(-count // self.few.rows) for count in self.counts[:-1]), *[NO_END] * len(_ENDS)]
         return {"N": None, "N_AT": word, **dict(zip(_ENDS, ends, strict=False))}
 
 
@@ -65,7 +65,7 @@ def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
     rows, at = _run(call, _alike)
     group, start = [rows[0]], 0
     for place, row in enumerate(rows[1:], 1):
-        fits = len(group) < MOST and _sum_alike(few_of(_count(group[0])), few_of(_count(row)), most, matrix)
+        fits = len(group) < MAX_JOINT_ROWS and _sum_alike(few_of(_count(group[0])), few_of(_count(row)), most, matrix)
         if fits and all(_apart(row, one, call.bucket.tokens) for one in group):
             group.append(row)
         elif place > at:

@@ -15,10 +15,10 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import (
     AHEAD,
     integer,
-    let_next_begin,
+    launch_dependents,
     pointer,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.norms import norm_at, shift_of
 from coterie.kernels.triton.product.described import (
@@ -89,7 +89,7 @@ def _few(
     unit=None,
 ):
     """A program has ROWS / 2 rows of gate and of up, and all tokens, in float32 on CUDA cores."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     first = unit_index(unit, 0) * ROWS
     r = first + tl.arange(0, ROWS)
     f = unit_index(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
@@ -115,7 +115,7 @@ def _few(
         xs = tokens_of(x, integer(row, T), K, M)
     x += m * K
     y = pointer(row, Y, tl.float32)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if ONE and alike:
         both = one_dot(ahead, xs, each, have, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
@@ -164,12 +164,12 @@ def _many(
     WHEN: tl.constexpr,
 ):
     """A program has a tile of ROWS / 2 rows of gate and of up x TOKENS tokens, or a piece of one, on tensor cores."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i = tl.program_id(0)
     if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # a single tile of tokens
         rows, there = gate_up_rows(row, i * ROWS + tl.arange(0, ROWS), F, TYPE, STRIDE, ALIGN, STRIPE)
         prefetch_rows(rows, there, STRIDE, LINES, False)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(2 * F, ROWS), tl.cdiv(tokens, TOKENS)
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
@@ -272,12 +272,12 @@ def _described(
     WHEN: tl.constexpr,
 ):
     """As _many, with operands loaded by tensor descriptors: WAVE programs walk tiles, then pieces of fewer rows."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     half: tl.constexpr = ROWS // 2  # rows of gate, and of up
     gate_at, up_at = tl.load(row + GATE_AT), tl.load(row + UP_AT)
     x = described(staged, most, K, TOKENS, STEP)
     w = described_both(gate_at, up_at, F, K, half, STEP, TYPE)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     to = None
     if STORED:
         to = pointer(row, Y, tl.float32)

@@ -16,10 +16,10 @@ from coterie.kernels.triton.arithmetic import (
     AHEAD,
     EARLY,
     integer,
-    let_next_begin,
+    launch_dependents,
     pointer,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.attention.pages import Pages
 from coterie.kernels.triton.attention.rope import rotate_pairs
@@ -90,7 +90,7 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     part, first, heads = part_of(unit_index(unit, 0), FIRST, H, K, PADDED, ROWS)
     n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, ROTATED, INTERLEAVED, PADDED, 1)
     rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
@@ -113,7 +113,7 @@ def _few(
         q, page, cosine, sine = ends_of(
             row, part, head, i, m, mask_M, H, KV_TYPE, K, C, ROTATED, INTERLEAVED, Z, BLOCK_BYTES
         )
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if ONE:
         y = one_dot(ahead, xs, each, have, norm, D, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
@@ -148,8 +148,8 @@ def _stage(
     WHEN: tl.constexpr,
 ):
     """Besides staging as in dots.py: C / 2 cosines of each token's angles, then as many sines."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     t = tl.program_id(0)
     if t < integer(row, T):
         stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
@@ -194,13 +194,13 @@ def _many(
     LINES: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     i = tl.program_id(0)
     if LINES > 0:  # a single tile of tokens
         part, first_row, heads = part_of(i, FIRST, H, K, PADDED, ROWS)
         n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, ROTATED, INTERLEAVED, PADDED, STRIPE)
         prefetch_rows(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
     n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)

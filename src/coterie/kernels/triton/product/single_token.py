@@ -15,7 +15,7 @@ from coterie.kernels.triton.attention.pages import SEQUENCE
 
 
 @triton.jit
-def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
+def find_lone_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
     """The token of sequence i (in decode: token i), and whether it is alone. Outside decode this searches the step."""
     tokens = integer(row, T)
     found = i

@@ -25,9 +25,9 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
 # Names, and the sizes whose product is the width of y.
 GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C"), "latent_values": ("H", "V")}
-TAKERS = ("linear", "linear_add")
-OF_BRANCHES = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped")
-TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")
+CONSUMERS = ("linear", "linear_add")
+BRANCH_PRODUCERS = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped")
+BRANCH_CONSUMERS = ("branch_down", "branch_down_add")
 # The operand that a row stores to, if it is not y.
 _WRITTEN = {
     "norm_qkv_rope_append": "q",
@@ -54,7 +54,7 @@ def staged_by_last(call: Call) -> torch.Tensor | None:
 def stages_x(row: I64, then: I64) -> bool:
     """Whether `row` stores the x of `then` and may stage it ahead, in another place than `then` itself would."""
     name = name_of(row)
-    may = name == "attention" or name in (*GATES, *GATED, *OF_BRANCHES)
+    may = name == "attention" or name in (*GATES, *GATED, *BRANCH_PRODUCERS)
     return may and row[OPCODES[name].words["y"]] == then[OPCODES[name_of(then)].words["x"]]
 
 
@@ -100,13 +100,13 @@ def staged_ahead_bytes(call: Call, width: int) -> int:
 
 def _stages(first: Call, then: Call, width: int) -> bool:
     """Whether y of `first` is staged ahead as x of `then`, for tensor cores."""
-    takers = TAKERS_OF_BRANCHES if first.name in OF_BRANCHES else TAKERS
-    if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.stages_ahead:
+    consumers = BRANCH_CONSUMERS if first.name in BRANCH_PRODUCERS else CONSUMERS
+    if then.name not in consumers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.stages_ahead:
         return False
     if first.name == "attention":
         if first.bucket.sequences > 1:
             return False
-    elif first.name not in (*GATES, *GATED, *OF_BRANCHES):
+    elif first.name not in (*GATES, *GATED, *BRANCH_PRODUCERS):
         return False
     return first.integer("y") == then.integer("x") and _matrix(then).K * _rows(then) == width == _width(first)
 
@@ -119,22 +119,22 @@ def _width(first: Call) -> int:
 
 def _rows(call: Call) -> int:
     """Rows per token of what is staged ahead: one for each branch that the token takes."""
-    return call.integer("taken") if call.name in (*OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
+    return call.integer("taken") if call.name in (*BRANCH_PRODUCERS, *BRANCH_CONSUMERS) else 1
 
 
 def _matrix(then: Call) -> Matrix:
     """The weight that multiplies what is staged ahead."""
-    if then.name in TAKERS_OF_BRANCHES:
+    if then.name in BRANCH_CONSUMERS:
         return then.matrix("branches", then.integer("F"))
     return then.matrix("weight", then.integer("K"))
 
 
 def _own_bytes(first: Call) -> int:
     """Scratch that a call needs apart from what it stages ahead: its own staged activations, or nothing."""
-    if first.name not in (*GATES, *OF_BRANCHES):
+    if first.name not in (*GATES, *BRANCH_PRODUCERS):
         return 0
     K = first.integer("D")
-    if first.name in OF_BRANCHES:
+    if first.name in BRANCH_PRODUCERS:
         return Sizes.of(first).list_bytes + staged_bytes(first, [first.matrix("branches", K)])
     return staged_bytes(first, [first.matrix("gate", K), first.matrix("up", K)])
 

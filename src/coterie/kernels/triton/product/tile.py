@@ -10,9 +10,9 @@ from typing import TypeAlias, TypeVar
 
 MAX_ONE_ROWS, MAX_PACKED_ROWS = 4, 8  # per program that keeps each row's sums apart (one_token.py)
 MIN_COLUMNS = 64  # per step of a product
-OF_FOUR = 8  # columns per scale where a column holds four weights (2 bits)
-OF_SIX = 4  # and where it holds four 6-bit weights; no other format has so few, so it identifies this one
-FOURS = (OF_FOUR, OF_SIX)
+Q2_GROUP = 8  # columns per scale where a column holds four weights (2 bits)
+Q6_GROUP = 4  # and where it holds four 6-bit weights; no other format has so few, so it identifies this one
+FOUR_WEIGHT_GROUPS = (Q2_GROUP, Q6_GROUP)
 MIN_DOT = 16  # smallest number of rows, tokens or columns in a tensor-core product
 
 
@@ -42,7 +42,7 @@ class CudaCoreTile:
         four 2-bit weights, nor with many rows.
         """
         most = MAX_ONE_ROWS if group == 1 else MAX_PACKED_ROWS
-        return (tokens == 1 or self.several) and group != OF_FOUR and self.rows <= most
+        return (tokens == 1 or self.several) and group != Q2_GROUP and self.rows <= most
 
     def for_row(self, columns: int, group: int) -> CudaCoreTile:
         """The tile for rows of `columns` columns, `group` per scale: rows shorter than a step get fewer threads."""
@@ -90,14 +90,14 @@ class TensorCoreTile:
         """
         rows = max(self.rows, least_rows)
         pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces
-        least = MIN_COLUMNS // 2 if group in FOURS else MIN_COLUMNS
+        least = MIN_COLUMNS // 2 if group in FOUR_WEIGHT_GROUPS else MIN_COLUMNS
         columns = max(self.columns * self.rows // rows, least, group)
         return replace(self, rows=rows, columns=columns, pieces=pieces)
 
     def for_group(self, group: int) -> TensorCoreTile:
         """The tile for `group` columns per scale; half as many columns of four weights as of two."""
-        columns = max(self.columns // 2 if group in FOURS else self.columns, group)
-        if group == OF_SIX:  # each dot takes one weight per column, whose three bytes stay in registers
+        columns = max(self.columns // 2 if group in FOUR_WEIGHT_GROUPS else self.columns, group)
+        if group == Q6_GROUP:  # each dot takes one weight per column, whose three bytes stay in registers
             columns = min(max(columns, MIN_DOT), MIN_COLUMNS)
         return replace(self, columns=columns)
 

@@ -14,7 +14,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, silu_of, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import (
+    integer,
+    launch_dependents,
+    pointer,
+    silu_of,
+    unit_index,
+    wait_for_previous,
+)
 from coterie.kernels.triton.recurrent.recurrent_state import SEQUENCE, StateLayout, tokens_of, unit_at
 from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
@@ -138,7 +145,7 @@ def _conv(
     """Program (block of STEP channels, i): sequence i or, from SEQUENCES on, a tile of TILE tokens;
     sums are float32.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     EACH: tl.constexpr = UNIT_BYTES // 4 // (TAPS - 1)
     sequence = unit_index(unit, 1)
     n = unit_index(unit, 0) * STEP + tl.arange(0, STEP)
@@ -149,7 +156,7 @@ def _conv(
     begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
     there = mine & (begins == 0)
     acc = _past_of_first(row, units, n, there, N, TAPS, TYPE, BIAS_TYPE, EACH)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if count > 0:
         _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, BIAS_TYPE, EACH, ALONE, IS_PLAIN)
         _keep(row, units, n, first, count, there, N, TAPS, EACH)

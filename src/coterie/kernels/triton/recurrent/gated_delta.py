@@ -18,14 +18,14 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     integer,
-    let_next_begin,
+    launch_dependents,
     narrow,
     pointer,
     real,
     silu_of,
     softplus_of,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
@@ -111,13 +111,13 @@ def _delta_whole(
     unit=None,
 ):
     """Program (head, sequence): one token, with all of the head's matrix."""
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     h, sequence = unit_index(unit, 0), unit_index(unit, 1)
     t, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
     matrix, kept, mask = matrix_of(row, KEPT, sequence, h, t, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if count > 0:
         N: tl.constexpr = 2 * KEY_HEADS * K + H * C
         matrix, y = _token(matrix, inputs, t, h * C + c, k, rates, H, K, N, c < C)
@@ -153,14 +153,14 @@ def _delta_columns(
     """Program (tile, head, sequence): COLUMNS columns of the head's matrix, over all of the sequence's tokens in the
     step.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     h, sequence = unit_index(unit, 1), unit_index(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), unit_index(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
     matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
     out = pointer(row, Y, tl.float32) + h * C + c
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if count > 0:
         N: tl.constexpr = 2 * KEY_HEADS * K + H * C
         for i in tl.range(0, count, num_stages=STAGES):
@@ -185,8 +185,8 @@ def _gate(
     unit=None,
 ):
     """Norm and gate of HEADS heads, in place."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     heads = unit_index(unit, 0).to(tl.int64) * HEADS + tl.arange(0, HEADS)
     c = tl.arange(0, COLUMNS)
     mask = (heads < integer(row, T) * H)[:, None] & (c < C)[None, :]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, unit_index, wait_for_last
+from coterie.kernels.triton.arithmetic import integer, launch_dependents, pointer, unit_index, wait_for_previous
 from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -32,8 +32,8 @@ def _part(
     unit=None,
 ):
     """A program copies the parts of one key head and token."""
-    let_next_begin(WHEN)
-    wait_for_last(WHEN)
+    launch_dependents(WHEN)
+    wait_for_previous(WHEN)
     head, t = unit_index(unit, 0), unit_index(unit, 1)
     if t < integer(row, T):
         at = t.to(tl.int64) * HEADS + head

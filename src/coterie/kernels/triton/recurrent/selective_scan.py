@@ -17,13 +17,13 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
     integer,
-    let_next_begin,
+    launch_dependents,
     pointer,
     real,
     silu_of,
     softplus_of,
     unit_index,
-    wait_for_last,
+    wait_for_previous,
 )
 from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
 from coterie.kernels.triton.rows import Call, operand_words
@@ -81,14 +81,14 @@ def _scan(
     """Program (tile, head, sequence): COLUMNS columns of the head's matrix, over all of the sequence's tokens in the
     step.
     """
-    let_next_begin(WHEN)
+    launch_dependents(WHEN)
     h, sequence = unit_index(unit, 1), unit_index(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), unit_index(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
     matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     head = _of_head(row, h, RATE_TYPE, BIAS_TYPE, SKIP_TYPE)
     out, gate = pointer(row, Y, tl.float32) + h * C + c, pointer(row, Z, tl.float32) + h * C + c
-    wait_for_last(WHEN)
+    wait_for_previous(WHEN)
     if count > 0:
         for i in tl.range(0, count, num_stages=STAGES):
             t = first + i
