@@ -18,7 +18,7 @@ from coterie.core.packed import worth
 from coterie.kernels.triton.product import bytes_to_floats, six_bits, slices
 from coterie.kernels.triton.product.bytes_to_floats import halves_above, whole_numbers
 from coterie.kernels.triton.product.six_bits import parts_above
-from coterie.kernels.triton.product.slices import halves_by, whole
+from coterie.kernels.triton.product.slices import halves_by, int8_to_bf16
 
 WORD = 0xFFFFFFFF
 EVERY = np.arange(256, dtype=np.uint8)
@@ -149,7 +149,7 @@ def test_parts_of_six_bits():
 def _bf16_interpreted(x, to, BY: tl.constexpr):
     i = tl.arange(0, 256)
     if BY is None:
-        tl.store(to + i, whole(tl.load(x + i)).to(tl.float32))
+        tl.store(to + i, int8_to_bf16(tl.load(x + i)).to(tl.float32))
     else:
         y = halves_by(tl.load(x + i), tl.full([256], BY, tl.int8), x.dtype.element_ty)
         tl.store(to + i, y.to(tl.float32))

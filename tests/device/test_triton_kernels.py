@@ -43,7 +43,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.kernels import cpu as kernels
 from coterie.kernels import triton as triton_kernels
 from coterie.kernels.triton.launch import KERNELS
-from coterie.kernels.triton.persistent import ALONE
+from coterie.kernels.triton.persistent import UNIT
 from coterie.kernels.triton.rows import Matrix
 from coterie.kernels.triton.tiles import H100, TensorCoreTile, Tiles
 
@@ -141,7 +141,7 @@ def test_kernels_that_are_told_their_unit_look_for_no_other():
     told = []
     for info in walk_packages(triton_kernels.__path__, f"{triton_kernels.__name__}."):
         of_module = [one for one in vars(import_module(info.name)).values() if isinstance(one, InterpretedFunction)]
-        told += [one.fn for one in of_module if [*signature(one.fn).parameters][-1:] == [ALONE]]
+        told += [one.fn for one in of_module if [*signature(one.fn).parameters][-1:] == [UNIT]]
     assert len({f"{one.__module__}.{one.__name__}" for one in told}) >= 15
     for one in told:
         assert not re.search(r"program_id|num_programs", getsource(one)), one
