@@ -16,8 +16,8 @@ from triton import language as tl
 
 from coterie.core.packed import worth
 from coterie.kernels.triton.product import bytes_to_floats, six_bits, slices
-from coterie.kernels.triton.product.bytes_to_floats import halves_above, whole_numbers
-from coterie.kernels.triton.product.six_bits import parts_above
+from coterie.kernels.triton.product.bytes_to_floats import biased_halves, int8_to_float
+from coterie.kernels.triton.product.six_bits import biased_parts
 from coterie.kernels.triton.product.slices import halves_by, int8_to_bf16
 
 WORD = 0xFFFFFFFF
@@ -91,11 +91,11 @@ def of_bytes(text, floats=lambda found: found):
 def _interpreted(x, low, high, HALVES: tl.constexpr):
     i = tl.arange(0, 256)
     if HALVES:
-        a, b = halves_above(tl.load(x + i), x.dtype.element_ty)
+        a, b = biased_halves(tl.load(x + i), x.dtype.element_ty)
         tl.store(low + i, a)
         tl.store(high + i, b)
     else:
-        tl.store(low + i, whole_numbers(tl.load(x + i)))
+        tl.store(low + i, int8_to_float(tl.load(x + i)))
 
 
 def interpreted(x, halves):
@@ -106,7 +106,7 @@ def interpreted(x, halves):
 
 def test_whole_numbers_of_eight_bits():
     q = EVERY.view(np.int8)
-    (found,) = of_bytes(bytes_to_floats.WHOLE.value) - np.float32(bytes_to_floats.WHOLE_BIAS.value)
+    (found,) = of_bytes(bytes_to_floats.INT8_TO_FLOAT.value) - np.float32(bytes_to_floats.INT8_BIAS.value)
     np.testing.assert_array_equal(found, q.astype(np.float32))
     np.testing.assert_array_equal(interpreted(q, False)[0], found)
 
@@ -123,7 +123,7 @@ def test_halves_of_bytes(text):
 @jit
 def _six_interpreted(upper, lower, other, to):
     i = tl.arange(0, 256)
-    parts = parts_above(tl.load(upper + i), tl.load(lower + i), tl.load(other + i))
+    parts = biased_parts(tl.load(upper + i), tl.load(lower + i), tl.load(other + i))
     for part in tl.static_range(4):
         tl.store(to + part * 256 + i, parts[part])
 
@@ -160,7 +160,7 @@ def _bf16_interpreted(x, to, BY: tl.constexpr):
 def test_bytes_become_bfloat16_exactly(dtype, by):
     """Whole ones, codes of 4 bits and small floats: two numbers a word, in the order of the bytes."""
     if by is None:
-        text, wanted = slices.WHOLE.value, EVERY.view(np.int8).astype(np.float32)
+        text, wanted = slices.INT8_TO_BF16.value, EVERY.view(np.int8).astype(np.float32)
     else:
         codes = EVERY >> by & 15
         text = (slices.SMALL_FLOATS if dtype is np.int8 else slices.CODES).value.replace("$3", hex(by * 0x01010101))

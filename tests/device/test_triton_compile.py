@@ -27,7 +27,7 @@ EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(
 )
 EARLY |= dict.fromkeys(("stage", "chunk", "sample"), "NW")
 EARLY["many"] = "N(L+J?)*W"  # addresses of weights that are asked for
-EARLY |= dict.fromkeys(("norm", "norm_group", "norm_rope_append", "gate", "open"), "NW")
+EARLY |= dict.fromkeys(("norm", "norm_group", "norm_rope_append", "gate", "sigmoid"), "NW")
 EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns", "scan"), "N[LJ]*W")  # what a sequence keeps, before
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
 EARLY |= dict.fromkeys(("few_each", "many_each", "absorb", "unfold"), "NL*W")
@@ -188,7 +188,7 @@ def test_kernels_of_gated_delta_nets_compile_for_every_step(tmp_path):
         "delta_whole",
         "delta_columns",
         "gate",
-        "open",
+        "sigmoid",
     }
     check(found)
     for one in found:

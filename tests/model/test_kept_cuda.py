@@ -60,7 +60,7 @@ STATE = {"_norm", "few", "_conv"}
     ("row", "prompts", "kernels"),
     [
         ("granite4-h-groups", ([5, 6], [7]), STATE | {"_scan", "_norm_group"}),
-        ("qwen3.5-first", ([5, 6], [7]), STATE | {"_delta_whole", "_delta_columns", "_gate", "_open"}),
+        ("qwen3.5-first", ([5, 6], [7]), STATE | {"_delta_whole", "_delta_columns", "_gate", "_sigmoid"}),
         (
             "deepseek-v2",
             ([5, 6, 3], [7, 8]),

@@ -11,13 +11,13 @@ import triton.language as tl
 from coterie.kernels.triton.arithmetic import integer, pointer, real, unit_index
 from coterie.kernels.triton.product.packed import (
     BLOCK,
+    BYTES_PER_SCALE,
     GROUP_Q2,
     GROUP_Q4,
     GROUP_Q8,
-    OF_GROUP,
     SIX_BITS,
+    bytes_per_block,
     four_bits,
-    of_block,
     small_floats,
     two_bits,
 )
@@ -51,7 +51,7 @@ def _embed(
         token = tl.load(pointer(row, TOKENS, tl.int32) + t)
         weights = tl.multiple_of(pointer(row, TABLE, TYPE) + token.to(tl.int64) * STRIDE, ALIGN)
         k = unit_index(unit, 1) * STEP + tl.arange(0, STEP)
-        packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
+        packed: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS)
         if packed == SIX_BITS:
             values = row_of(weights, k, K, STRIDE, COLUMNS)
         elif packed == GROUP_Q2:
@@ -63,7 +63,7 @@ def _embed(
             c = k // (2 * GROUP_Q4) * GROUP_Q4 + k % GROUP_Q4
             both = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)
             low = k % (2 * GROUP_Q4) < GROUP_Q4
-            scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
+            scales: tl.constexpr = COLUMNS // GROUP_Q4 * BYTES_PER_SCALE
             if TYPE == tl.int8:
                 placed = tl.where(low, both << 28 >> 6, both << 18)
                 values = small_floats(placed, _of_group(weights + COLUMNS, k, 2 * GROUP_Q4, K))

@@ -62,7 +62,7 @@ def scaled(logits, i, V: tl.constexpr, temperature):
 
 
 @triton.jit
-def passes(
+def greatest_key(
     logits, temperature, highest, bound, COUNT: tl.constexpr, BEYOND: tl.constexpr, V: tl.constexpr, STEP: tl.constexpr
 ):
     """The greatest key such that logits at or above it count (COUNT) or weigh at least `bound`, or more if BEYOND."""
@@ -102,7 +102,7 @@ def above(logits, temperature, highest, key, V: tl.constexpr, STEP: tl.constexpr
 
 
 @triton.jit
-def likely(logits, temperature, highest, total, min_p, V: tl.constexpr, STEP: tl.constexpr):
+def min_p_mass(logits, temperature, highest, total, min_p, V: tl.constexpr, STEP: tl.constexpr):
     """Weight of the logits that are at least min_p times as likely as the most likely one."""
     mass = tl.zeros([STEP], tl.float64)
     for first in tl.range(0, V, STEP):
@@ -129,7 +129,7 @@ def nth_tie(logits, temperature, key, n, V: tl.constexpr, STEP: tl.constexpr):
 @triton.jit
 def mass_to(logits, temperature, highest, bound, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr):
     """Weight of the shortest prefix of the order that weighs at least `bound`."""
-    key = passes(logits, temperature, highest, bound, False, False, V, SEARCH)
+    key = greatest_key(logits, temperature, highest, bound, False, False, V, SEARCH)
     _, before = above(logits, temperature, highest, key, V, STEP)
     each = weight_of(value_of(key), highest)
     return before + tl.maximum(tl.ceil((bound - before) / each), 1.0) * each
@@ -144,16 +144,16 @@ def draw(logits, temperature, highest, settings, position, V: tl.constexpr, STEP
     min_p = tl.load(reals + 3)
     _, total = above(logits, temperature, highest, -1, V, STEP)
     if (top_k > 0) & (top_k < V):
-        key = passes(logits, temperature, highest, top_k.to(tl.float64), True, False, V, SEARCH)
+        key = greatest_key(logits, temperature, highest, top_k.to(tl.float64), True, False, V, SEARCH)
         count, mass = above(logits, temperature, highest, key, V, STEP)
         total = mass + (top_k.to(tl.float64) - count) * weight_of(value_of(key), highest)
     mass = total
     if top_p < 1.0:
         mass = tl.minimum(mass, mass_to(logits, temperature, highest, top_p * total, V, STEP, SEARCH))
     if min_p > 0.0:
-        mass = tl.minimum(mass, tl.maximum(likely(logits, temperature, highest, total, min_p, V, STEP), 1.0))
+        mass = tl.minimum(mass, tl.maximum(min_p_mass(logits, temperature, highest, total, min_p, V, STEP), 1.0))
     wanted = uniform(tl.load(settings + 4), position) * mass
-    key = passes(logits, temperature, highest, wanted, False, True, V, SEARCH)
+    key = greatest_key(logits, temperature, highest, wanted, False, True, V, SEARCH)
     _, before = above(logits, temperature, highest, key, V, STEP)
     n = tl.floor((wanted - before) / weight_of(value_of(key), highest)) + 1.0
     return nth_tie(logits, temperature, key, tl.maximum(n, 1.0).to(tl.int32), V, STEP)

@@ -26,7 +26,7 @@ def sigmoid_of(x):
 
 
 @triton.jit
-def _open(
+def _sigmoid(
     row,
     ahead,
     N: tl.constexpr,
@@ -63,7 +63,7 @@ def launch(call: Call) -> None:
     how: dict[str, object] = {"N": N, "C": call.integer("C"), "X_FIRST": call.integer("x_first")}
     how |= {"X_STEP": call.integer("x_step"), "MUL": call.name == "sigmoid_mul", "STEP": step, "PROGRAMS": programs}
     ahead, how["AHEAD"] = stage_for_next(call, N)
-    call.launch(_open, (programs,), call.row, ahead, **how, STORED=is_stored(call, N))
+    call.launch(_sigmoid, (programs,), call.row, ahead, **how, STORED=is_stored(call, N))
 
 
 def scratch_bytes(call: Call) -> int:

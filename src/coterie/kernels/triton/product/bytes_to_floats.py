@@ -22,7 +22,7 @@ from coterie.kernels.triton.product.packed import SIX_BITS, high_half, low_half
 from coterie.kernels.triton.product.six_bits import UNIT_OF_SUMS
 
 # Four bytes to four floats; or to those of their lower halves, then of their upper halves.
-WHOLE = tl.constexpr("""{
+INT8_TO_FLOAT = tl.constexpr("""{
     .reg .b32 biased;
     xor.b32 biased, $4, 0x80808080;
     prmt.b32 $0, biased, 0x4B000000, 0x7650;
@@ -30,7 +30,7 @@ WHOLE = tl.constexpr("""{
     prmt.b32 $2, biased, 0x4B000000, 0x7652;
     prmt.b32 $3, biased, 0x4B000000, 0x7653;
 }""")
-WHOLE_BIAS = tl.constexpr(2.0**23 + 128)
+INT8_BIAS = tl.constexpr(2.0**23 + 128)
 CODES = tl.constexpr("""{
     .reg .b32 low, high;
     shl.b32 low, $8, 3;
@@ -69,7 +69,7 @@ SMALL_FLOATS = tl.constexpr("""{
     prmt.b32 $3, second, 0x3F000000, 0x7244;
     prmt.b32 $7, second, 0x3F000000, 0x7344;
 }""")
-ABOVE = tl.constexpr(1.5)  # the offset of floats from 4 bits, in units of `unit_of`
+FLOAT_BIAS = tl.constexpr(1.5)  # the offset of floats from 4 bits, in units of `unit_of`
 
 
 @triton.constexpr_function
@@ -81,25 +81,28 @@ def unit_of(TYPE, OF_BLOCK):
 
 
 @triton.jit
-def whole_numbers(q):
+def int8_to_float(q):
     """Q8 bytes as float32."""
     if INTERPRETED:
         y = q.to(tl.float32)
     else:
-        y = tl.inline_asm_elementwise(WHOLE, "=f,=f,=f,=f,r", [q], dtype=tl.float32, is_pure=True, pack=4) - WHOLE_BIAS
+        y = (
+            tl.inline_asm_elementwise(INT8_TO_FLOAT, "=f,=f,=f,=f,r", [q], dtype=tl.float32, is_pure=True, pack=4)
+            - INT8_BIAS
+        )
     return y
 
 
 @triton.jit
-def halves_above(both, TYPE: tl.constexpr):
+def biased_halves(both, TYPE: tl.constexpr):
     """Weights from the lower and from the upper halves of bytes, divided by `unit_of`, plus 1.5;
     Q4Z as if it were Q4.
     """
     if INTERPRETED:
         unit: tl.constexpr = unit_of(TYPE, 16)
         wide = both.to(tl.int32)
-        low = low_half(wide, 1.0 / unit, None, TYPE) + ABOVE
-        high = high_half(wide, 1.0 / unit, None, TYPE) + ABOVE
+        low = low_half(wide, 1.0 / unit, None, TYPE) + FLOAT_BIAS
+        high = high_half(wide, 1.0 / unit, None, TYPE) + FLOAT_BIAS
     elif TYPE == tl.int8:
         low, high = tl.inline_asm_elementwise(
             SMALL_FLOATS, "=f,=f,=f,=f,=f,=f,=f,=f,r", [both], dtype=(tl.float32, tl.float32), is_pure=True, pack=4

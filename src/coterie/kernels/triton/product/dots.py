@@ -33,10 +33,10 @@ from coterie.kernels.triton.product.packed import (
     GROUP_Q4,
     GROUP_Q8,
     SIX_BITS,
+    bytes_per_block,
     high_half,
     low_half,
     no_weights,
-    of_block,
     scales_of,
     two_bits,
     zeros_of,
@@ -87,7 +87,7 @@ def _tile_dots(
     DOT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """The same where warps split the rows. Packed weights are widened and scaled in registers, then rounded to DOT."""
-    packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
+    packed: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS)
     acc = tl.zeros([N, M], tl.float32)
     columns_M = x + m[None, :] * K
     for first in tl.range(0, COLUMNS, STEP):

@@ -12,17 +12,17 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, prefetch
 from coterie.kernels.triton.norms import moments_of_rows, scaled_and_shifted
-from coterie.kernels.triton.product.bytes_to_floats import whole_numbers
+from coterie.kernels.triton.product.bytes_to_floats import int8_to_float
 from coterie.kernels.triton.product.packed import (
     BLOCK,
     GROUP_Q2,
     GROUP_Q4,
     GROUP_Q8,
     SIX_BITS,
+    bytes_per_block,
     high_half,
     low_half,
     no_weights,
-    of_block,
     scales_of,
     two_bits,
     zeros_of,
@@ -70,7 +70,7 @@ def few_dots(
     the weight serves the norm as well. For a layer norm, mean and variance take two passes over the token first:
     subtracting the mean from the products would cancel large values.
     """
-    packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
+    packed: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS)
     acc = tl.zeros([M, N, STEP], tl.float32)
     squares = tl.zeros([M, STEP], tl.float32)
     mean, factor = 0.0, 1.0
@@ -113,7 +113,7 @@ def few_dots(
         else:
             w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE)
             if packed:
-                w = whole_numbers(w) * scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
+                w = int8_to_float(w) * scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
             raw, scaled = _read(x, mask_M, c, K, norm, mean, factor, NORM, SHIFT)
             acc += w.to(tl.float32)[None, :, :] * scaled[:, None, :]
             squares += raw * raw

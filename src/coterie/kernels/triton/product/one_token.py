@@ -14,7 +14,7 @@ import triton.language as tl
 from coterie.kernels.triton.norms import moments, scaled_and_shifted
 from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE
 from coterie.kernels.triton.product.one_token_packed import add_packed, bytes_ahead, from_units, own_of, packed_dots
-from coterie.kernels.triton.product.packed import of_block
+from coterie.kernels.triton.product.packed import bytes_per_block
 from coterie.kernels.triton.product.sums import added_up, all_added_up, appended, no_sums, stacked
 from coterie.kernels.triton.product.sums import totals as totals_of
 
@@ -29,7 +29,7 @@ def weights_ahead(
     They stay unconverted: a thread that widened them would wait for the load. `NORM` is the type of the tokens' norm.
     """
     ahead = ()
-    if of_block(rows[0].dtype.element_ty, K, COLUMNS):
+    if bytes_per_block(rows[0].dtype.element_ty, K, COLUMNS):
         ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M, NORM)
     else:
         for first in tl.static_range(0, min(K, MAX_AHEAD * STEP), STEP):
@@ -62,7 +62,7 @@ def one_dot(
 
     `ahead` comes from weights_ahead.
     """
-    if of_block(rows[0].dtype.element_ty, K, COLUMNS):
+    if bytes_per_block(rows[0].dtype.element_ty, K, COLUMNS):
         y = packed_dots(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
         y = _dot(ahead, xs[0], rows, there, norm, K, NORM, SHIFT, STEP)
@@ -109,7 +109,7 @@ def sums_of(
     STEP: tl.constexpr,
 ):  # fmt: skip
     """Zeroed partial sums of N rows, for add_products."""
-    if of_block(TYPE, K, COLUMNS):
+    if bytes_per_block(TYPE, K, COLUMNS):
         sums = no_sums(N, STEP // own_of(STRIDE, TYPE, None))
     else:
         sums = no_sums(N, STEP)
@@ -121,7 +121,7 @@ def add_products(
     sums, x, rows, there, times, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr
 ):
     """Partial sums of each row, plus the products of `times` x (one token) with the rows."""
-    if of_block(rows[0].dtype.element_ty, K, COLUMNS):
+    if bytes_per_block(rows[0].dtype.element_ty, K, COLUMNS):
         sums, _ = add_packed(  # sums stand in for squares, which are not used
             sums, sums, (), (x,), rows, there, None, (), times, K, STRIDE, COLUMNS, None, None, STEP
         )  # fmt: skip
@@ -140,7 +140,7 @@ def add_products(
 @triton.jit
 def added_products(sums, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
     """[1, N] totals of the sums that add_products returned."""
-    if of_block(TYPE, K, COLUMNS):
+    if bytes_per_block(TYPE, K, COLUMNS):
         y = from_units(all_added_up(sums), TYPE, K, COLUMNS)[None, :]
     else:
         y = added_up(sums)

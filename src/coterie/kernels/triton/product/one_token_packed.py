@@ -17,10 +17,10 @@ import triton.language as tl
 
 from coterie.kernels.triton.norms import moments as moments_of
 from coterie.kernels.triton.norms import scaled_and_shifted
-from coterie.kernels.triton.product.bytes_to_floats import ABOVE, halves_above, unit_of, whole_numbers
+from coterie.kernels.triton.product.bytes_to_floats import FLOAT_BIAS, biased_halves, int8_to_float, unit_of
 from coterie.kernels.triton.product.few_tokens import ONCE
-from coterie.kernels.triton.product.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_GROUP, SIX_BITS, of_block
-from coterie.kernels.triton.product.six_bits import own_bytes, parts_above, weights_at, whole_scale
+from coterie.kernels.triton.product.packed import BLOCK, BYTES_PER_SCALE, GROUP_Q4, GROUP_Q8, SIX_BITS, bytes_per_block
+from coterie.kernels.triton.product.six_bits import biased_parts, own_bytes, weights_at, whole_scale
 from coterie.kernels.triton.product.sums import all_added_up, appended, no_sums
 
 MAX_OWN = tl.constexpr(8)
@@ -42,7 +42,7 @@ def own_of(STRIDE, TYPE, NORM):
 
 @triton.constexpr_function
 def _group_of(TYPE, K, COLUMNS):
-    return GROUP_Q8.value if of_block(TYPE, K, COLUMNS) == 32 else GROUP_Q4.value
+    return GROUP_Q8.value if bytes_per_block(TYPE, K, COLUMNS) == 32 else GROUP_Q4.value
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def bytes_ahead(
     are.
     """
     N: tl.constexpr = len(rows)
-    MOST: tl.constexpr = SIX_AHEAD if of_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MAX_AHEAD
+    MOST: tl.constexpr = SIX_AHEAD if bytes_per_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MAX_AHEAD
     ahead = ()
     for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST // (N * M), 1))):
         for r in tl.static_range(N):
@@ -71,7 +71,7 @@ def _bytes(
     returns.
     """
     OWN: tl.constexpr = own_of(STRIDE, row.dtype.element_ty, NORM)
-    if of_block(row.dtype.element_ty, K, COLUMNS) == SIX_BITS:
+    if bytes_per_block(row.dtype.element_ty, K, COLUMNS) == SIX_BITS:
         found = own_bytes(row, there, first, STRIDE, COLUMNS, STEP, OWN, ONCE)
     else:
         GROUP: tl.constexpr = _group_of(row.dtype.element_ty, K, COLUMNS)
@@ -80,7 +80,7 @@ def _bytes(
         c = first + tl.arange(0, STEP // OWN) * OWN
         at = (row + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True) + c // GROUP
         scale = tl.load(at, mask=there & (c < COLUMNS), other=0.0)
-        scales: tl.constexpr = COLUMNS // GROUP * OF_GROUP
+        scales: tl.constexpr = COLUMNS // GROUP * BYTES_PER_SCALE
         if GROUP == GROUP_Q4 and STRIDE > COLUMNS + scales:
             found = both, scale, tl.load(at + COLUMNS // GROUP, mask=there & (c < COLUMNS), other=0.0)
         else:
@@ -131,15 +131,15 @@ def _products(found, activations, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN:
     products = ()
     scale = found[1].to(tl.float32)
     if HALVES:
-        low, high = halves_above(found[0], TYPE)
-        above = ABOVE
+        low, high = biased_halves(found[0], TYPE)
+        bias = FLOAT_BIAS
         if len(found) == 3:
-            above = 1.0 + found[2].to(tl.float32) / CODES
+            bias = 1.0 + found[2].to(tl.float32) / CODES
         for t in tl.static_range(len(activations)):
             dots = _own_sums(low * activations[t][0], OWN) + _own_sums(high * activations[t][1], OWN)
-            products = appended(products, (dots - above * activations[t][2]) * scale)
+            products = appended(products, (dots - bias * activations[t][2]) * scale)
     else:
-        w = whole_numbers(found[0])
+        w = int8_to_float(found[0])
         for t in tl.static_range(len(activations)):
             products = appended(products, _own_sums(w * activations[t][0], OWN) * scale)
     return products
@@ -148,12 +148,12 @@ def _products(found, activations, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN:
 @triton.jit
 def _products_of_six(found, activations, OWN: tl.constexpr):
     """The same for Q6; `activations` comes from `_activations_of_six`."""
-    products, w = (), parts_above(found[0], found[1], found[2])
+    products, w = (), biased_parts(found[0], found[1], found[2])
     first, second, block = whole_scale(found[3]), whole_scale(found[4]), found[5].to(tl.float32)
     for t in tl.static_range(len(activations)):
         x = activations[t]
-        low = _own_sums(w[0] * x[0], OWN) + _own_sums(w[1] * x[1], OWN) - ABOVE * x[4]
-        high = _own_sums(w[2] * x[2], OWN) + _own_sums(w[3] * x[3], OWN) - ABOVE * x[5]
+        low = _own_sums(w[0] * x[0], OWN) + _own_sums(w[1] * x[1], OWN) - FLOAT_BIAS * x[4]
+        high = _own_sums(w[2] * x[2], OWN) + _own_sums(w[3] * x[3], OWN) - FLOAT_BIAS * x[5]
         products = appended(products, (low * first + high * second) * block)
     return products
 
@@ -172,8 +172,8 @@ def add_packed(
     N: tl.constexpr = len(rows)
     TYPE: tl.constexpr = rows[0].dtype.element_ty
     OWN: tl.constexpr = own_of(STRIDE, TYPE, NORM)
-    SIX: tl.constexpr = of_block(TYPE, K, COLUMNS) == SIX_BITS
-    HALVES: tl.constexpr = of_block(TYPE, K, COLUMNS) != BLOCK
+    SIX: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS) == SIX_BITS
+    HALVES: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS) != BLOCK
     STEPS: tl.constexpr = (COLUMNS + STEP - 1) // STEP
     AHEAD: tl.constexpr = len(ahead) // N
     for i in tl.static_range(STEPS):
@@ -237,4 +237,4 @@ def packed_dots(
 @triton.jit
 def from_units(y, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
     """Sums of products, converted from units of `unit_of`."""
-    return y * unit_of(TYPE, of_block(TYPE, K, COLUMNS))
+    return y * unit_of(TYPE, bytes_per_block(TYPE, K, COLUMNS))

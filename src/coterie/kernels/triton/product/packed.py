@@ -24,7 +24,7 @@ GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
 GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
 # 8 bytes of Q2, with weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on.
 GROUP_Q2 = tl.constexpr(PACKED[DType.Q2][1] // 4)
-OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero point
+BYTES_PER_SCALE = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero point
 BLOCK = tl.constexpr(BLOCK_WEIGHTS)
 SIX_BITS = tl.constexpr(BLOCK_WEIGHTS * UNIT_Q6_BYTES // UNIT_Q6)  # bytes of 32 weights of Q6
 # A 4-bit float placed in a float32: its sign, and the rest across exponent and fraction. The float32 is denormal where
@@ -36,7 +36,7 @@ EIGHT = tl.constexpr(130 << 23)
 
 
 @triton.constexpr_function
-def of_block(TYPE, K, COLUMNS):
+def bytes_per_block(TYPE, K, COLUMNS):
     """Bytes of a row that hold 32 weights; 0 for unpacked rows."""
     if TYPE == tl.uint16:
         return SIX_BITS.value
@@ -62,7 +62,7 @@ def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STE
 @triton.jit
 def zeros_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
     """The zero points of elements of Q4Z rows, as scales_of has scales; None for rows without them."""
-    scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
+    scales: tl.constexpr = COLUMNS // GROUP_Q4 * BYTES_PER_SCALE
     zeros = None
     if STRIDE > COLUMNS + scales:
         zeros = scales_of(rows_N + scales, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)

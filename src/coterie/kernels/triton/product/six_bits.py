@@ -52,7 +52,7 @@ SIX = tl.constexpr(
         )
     )
 )
-ABOVE = tl.constexpr(1.5)
+FLOAT_BIAS = tl.constexpr(1.5)
 
 
 @triton.constexpr_function
@@ -78,7 +78,7 @@ def _bytes_of(rows, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def _places(c, COLUMNS: tl.constexpr):
+def _offsets(c, COLUMNS: tl.constexpr):
     """Byte offsets in a row for columns c: upper bits, lower bits of parts 0 and 2, and the scale of these.
 
     Without remainders of quotients, where Triton would not see that the bytes are contiguous.
@@ -107,7 +107,7 @@ def whole_scale(byte):
 
 
 @triton.jit
-def _of_block(row, c, COLUMNS: tl.constexpr):
+def _block_scale_at(row, c, COLUMNS: tl.constexpr):
     """Pointers to the block scales of columns c; `row` points to bytes."""
     at = (row + _units_of(COLUMNS) * UNIT_BYTES).to(tl.pointer_type(tl.bfloat16), bitcast=True)
     return at + c // OF_BLOCK
@@ -116,7 +116,7 @@ def _of_block(row, c, COLUMNS: tl.constexpr):
 @triton.jit
 def own_bytes(
     row, there, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, OWN: tl.constexpr,
-    KEPT: tl.constexpr,
+    EVICTION: tl.constexpr,
 ):  # fmt: skip
     """One step of a row: upper bits [STEP], both bytes of lower bits, two scale bytes for each OWN columns, and block
     scales.
@@ -124,26 +124,26 @@ def own_bytes(
     row = _bytes_of(row, STRIDE)
     c = first + tl.arange(0, STEP)
     mask = there & (c < COLUMNS)
-    upper, lower, _ = _places(c, COLUMNS)
-    wide = tl.load(row + upper, mask=mask, other=0, eviction_policy=KEPT)
-    both = tl.load(row + lower, mask=mask, other=0, eviction_policy=KEPT)
-    then = tl.load(row + lower + OF_UNIT, mask=mask, other=0, eviction_policy=KEPT)
+    upper, lower, _ = _offsets(c, COLUMNS)
+    wide = tl.load(row + upper, mask=mask, other=0, eviction_policy=EVICTION)
+    both = tl.load(row + lower, mask=mask, other=0, eviction_policy=EVICTION)
+    then = tl.load(row + lower + OF_UNIT, mask=mask, other=0, eviction_policy=EVICTION)
     c = first + tl.arange(0, STEP // OWN) * OWN
     mask = there & (c < COLUMNS)
-    _, _, scale = _places(c, COLUMNS)
+    _, _, scale = _offsets(c, COLUMNS)
     low, high = tl.load(row + scale, mask=mask, other=0), tl.load(row + scale + 2, mask=mask, other=0)
-    return wide, both, then, low, high, tl.load(_of_block(row, c, COLUMNS), mask=mask, other=0.0)
+    return wide, both, then, low, high, tl.load(_block_scale_at(row, c, COLUMNS), mask=mask, other=0.0)
 
 
 @triton.jit
-def parts_above(upper, lower, other):
-    """The four parts of columns, divided by UNIT_OF_SUMS, plus ABOVE."""
+def biased_parts(upper, lower, other):
+    """The four parts of columns, divided by UNIT_OF_SUMS, plus FLOAT_BIAS."""
     if INTERPRETED:
         wide, both, then = upper.to(tl.int32), lower.to(tl.int32), other.to(tl.int32)
-        a = _raised(wide, both, 0)
-        b = _raised(wide, then, 1)
-        c = _raised(wide, both, 2)
-        d = _raised(wide, then, 3)
+        a = _biased_part(wide, both, 0)
+        b = _biased_part(wide, then, 1)
+        c = _biased_part(wide, both, 2)
+        d = _biased_part(wide, then, 3)
     else:
         a, b, c, d = tl.inline_asm_elementwise(
             SIX, "=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,=f,r,r,r", [upper, lower, other],
@@ -153,8 +153,8 @@ def parts_above(upper, lower, other):
 
 
 @triton.jit
-def _raised(upper, lower, PART: tl.constexpr):
-    """Part PART of columns, from bytes widened to int32, in the form of parts_above."""
+def _biased_part(upper, lower, PART: tl.constexpr):
+    """Part PART of columns, from bytes widened to int32, in the form of biased_parts."""
     if PART < 2:
         code = lower << 17
     else:
@@ -166,38 +166,38 @@ def _raised(upper, lower, PART: tl.constexpr):
 @triton.jit
 def columns_of(
     rows_N, mask_N, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
-    KEPT: tl.constexpr,
+    EVICTION: tl.constexpr,
 ):  # fmt: skip
     """Columns [first, first + STEP) of N rows, loaded for part_of."""
     rows = _bytes_of(rows_N, STRIDE)
     c = first + tl.arange(0, STEP)
     mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-    upper, lower, _ = _places(c, COLUMNS)
+    upper, lower, _ = _offsets(c, COLUMNS)
     at = rows[:, None] + lower[None, :]
-    wide = tl.load(rows[:, None] + upper[None, :], mask=mask, other=0, eviction_policy=KEPT).to(tl.int32)
-    both = tl.load(at, mask=mask, other=0, eviction_policy=KEPT).to(tl.int32)
-    then = tl.load(at + OF_UNIT, mask=mask, other=0, eviction_policy=KEPT).to(tl.int32)
+    wide = tl.load(rows[:, None] + upper[None, :], mask=mask, other=0, eviction_policy=EVICTION).to(tl.int32)
+    both = tl.load(at, mask=mask, other=0, eviction_policy=EVICTION).to(tl.int32)
+    then = tl.load(at + OF_UNIT, mask=mask, other=0, eviction_policy=EVICTION).to(tl.int32)
     c = first + tl.arange(0, STEP // OF_GROUPS) * OF_GROUPS
     mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-    _, _, scale = _places(c, COLUMNS)
+    _, _, scale = _offsets(c, COLUMNS)
     at = rows[:, None] + scale[None, :]
-    block = tl.load(_of_block(rows, 0, COLUMNS)[:, None] + (c // OF_BLOCK)[None, :], mask=mask, other=0.0)
-    low = _spread(tl.load(at, mask=mask, other=0), block, N, STEP)
-    high = _spread(tl.load(at + 2, mask=mask, other=0), block, N, STEP)
+    block = tl.load(_block_scale_at(rows, 0, COLUMNS)[:, None] + (c // OF_BLOCK)[None, :], mask=mask, other=0.0)
+    low = _broadcast_scales(tl.load(at, mask=mask, other=0), block, N, STEP)
+    high = _broadcast_scales(tl.load(at + 2, mask=mask, other=0), block, N, STEP)
     return wide, both, then, low, high
 
 
 @triton.jit
-def _spread(byte, of_block, N: tl.constexpr, STEP: tl.constexpr):
+def _broadcast_scales(byte, block_scale, N: tl.constexpr, STEP: tl.constexpr):
     """Scales of weights in units of 1 / 64, broadcast to the columns of a group."""
-    scales = whole_scale(byte) * (of_block.to(tl.float32) * UNIT_OF_SUMS)
+    scales = whole_scale(byte) * (block_scale.to(tl.float32) * UNIT_OF_SUMS)
     return tl.reshape(tl.broadcast_to(scales[:, :, None], [N, STEP // OF_GROUPS, OF_GROUPS]), [N, STEP])
 
 
 @triton.jit
 def part_of(columns, PART: tl.constexpr):
     """Weights: part PART of the columns that columns_of loaded."""
-    return (_raised(columns[0], columns[1 + PART % 2], PART) - ABOVE) * columns[3 + PART // 2]
+    return (_biased_part(columns[0], columns[1 + PART % 2], PART) - FLOAT_BIAS) * columns[3 + PART // 2]
 
 
 @triton.jit
@@ -206,9 +206,9 @@ def row_of(row, k, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr)
     row = _bytes_of(row, STRIDE)
     c = k // WEIGHTS * OF_UNIT + k % (WEIGHTS // 2) // (2 * OF_GROUPS) * OF_GROUPS + k % OF_GROUPS
     half, then = k % WEIGHTS // (WEIGHTS // 2), k % (2 * OF_GROUPS) // OF_GROUPS
-    upper, lower, scale = _places(c, COLUMNS)
+    upper, lower, scale = _offsets(c, COLUMNS)
     wide = tl.load(row + upper, mask=k < K, other=0).to(tl.int32) << (half * 2 + then) * 2
     both = tl.load(row + lower + then * OF_UNIT, mask=k < K, other=0).to(tl.int32) >> half * 4
     scale = whole_scale(tl.load(row + scale + half * 2, mask=k < K, other=0))
-    block = tl.load(_of_block(row, c, COLUMNS), mask=k < K, other=0.0).to(tl.float32)
-    return (_raised(wide, both, 0) - ABOVE) * (scale * (block * UNIT_OF_SUMS))
+    block = tl.load(_block_scale_at(row, c, COLUMNS), mask=k < K, other=0.0).to(tl.float32)
+    return (_biased_part(wide, both, 0) - FLOAT_BIAS) * (scale * (block * UNIT_OF_SUMS))

@@ -17,12 +17,12 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, add_product, narrow
 from coterie.kernels.triton.product.packed import (
+    BYTES_PER_SCALE,
     GROUP_Q4,
     GROUP_Q8,
-    OF_GROUP,
+    bytes_per_block,
     high_half,
     low_half,
-    of_block,
 )
 from coterie.kernels.triton.product.sums import appended
 
@@ -30,7 +30,7 @@ MAX_ROWS, MAX_TOKENS = tl.constexpr(32), tl.constexpr(16)
 SLICES, MIN_K = tl.constexpr(8), tl.constexpr(16)  # slices per step, one per warp; smallest K that tl.dot accepts
 # Four bytes to two words of two bfloat16 each. In [128, 256) a bfloat16's 7 fraction bits count in ones, so 0x43 above
 # a byte makes 128 plus its lower 7 bits. Its sign lands in the exponent, as 128 or 256: the number to subtract.
-WHOLE = tl.constexpr("""{
+INT8_TO_BF16 = tl.constexpr("""{
     .reg .b32 first, second, sign, minus;
     mov.b32 minus, 0xBF80BF80;
     prmt.b32 first, $2, 0x43434343, 0x4140;
@@ -76,7 +76,7 @@ def slice_of(TYPE, K, COLUMNS, M, N, STEP, STAGED, DOT):
     """Weights per slice, where N rows and M tokens are multiplied in slices; 0 where they are not."""
     if N > MAX_ROWS.value or M > MAX_TOKENS.value or STAGED != DOT or DOT == tl.float32:
         return 0
-    packed = of_block(TYPE, K, COLUMNS)
+    packed = bytes_per_block(TYPE, K, COLUMNS)
     if packed == 16:
         return 2 * GROUP_Q4.value  # from half as many bytes, each read twice
     return min(max(STEP // SLICES.value, MIN_K.value), {0: STEP, 32: GROUP_Q8.value}.get(packed, 0))
@@ -88,7 +88,7 @@ def int8_to_bf16(q):
     if INTERPRETED:
         y = narrow(q.to(tl.float32), tl.bfloat16)
     else:
-        y = tl.inline_asm_elementwise(WHOLE, "=r,=r,r", [q], dtype=tl.bfloat16, is_pure=True, pack=4)
+        y = tl.inline_asm_elementwise(INT8_TO_BF16, "=r,=r,r", [q], dtype=tl.bfloat16, is_pure=True, pack=4)
     return y
 
 
@@ -121,7 +121,7 @@ def _scales(
     groups: tl.constexpr = (COLUMNS * (1 + HALVES) + GROUP - 1) // GROUP
     mask = (g < groups)[:, None] & mask_N[None, :]
     found = (tl.load(at, mask=mask, other=0.0),)
-    if HALVES and STRIDE > COLUMNS + groups * OF_GROUP:
+    if HALVES and STRIDE > COLUMNS + groups * BYTES_PER_SCALE:
         found = appended(found, tl.load(at + groups, mask=mask, other=0.0))
     return found
 
@@ -135,7 +135,7 @@ def sliced_dots(
 
     A byte of two weights is loaded once for each: Triton does not pipeline a load that feeds two products.
     """
-    PACKED: tl.constexpr = of_block(TYPE, K, COLUMNS)
+    PACKED: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS)
     HALVES: tl.constexpr = PACKED == 16
     GROUP: tl.constexpr = 2 * GROUP_Q4 if HALVES else GROUP_Q8
     S: tl.constexpr = STEP // SLICE

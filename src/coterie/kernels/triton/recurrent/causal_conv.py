@@ -26,7 +26,7 @@ from coterie.kernels.triton.recurrent.recurrent_state import SEQUENCE, StateLayo
 from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
-X, WEIGHT, BIAS, KEPT, Y, T = operand_words("causal_conv", "x", "weight", "bias", "positions", "y", "T")
+X, WEIGHT, BIAS, STATE, Y, T = operand_words("causal_conv", "x", "weight", "bias", "positions", "y", "T")
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _tap(row, n, tap, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def _begun(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
+def _initial_sum(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
     """Initial sums of channels n: the bias, or 0."""
     if BIAS_TYPE is None:
         acc = tl.zeros_like(n).to(tl.float32)
@@ -46,59 +46,59 @@ def _begun(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
 
 
 @triton.jit
-def _kept(units, n, tap, there, EACH: tl.constexpr):
+def _state_of(units, n, tap, there, EACH: tl.constexpr):
     """State of channels n for one tap, 0 where `there` is false."""
     return tl.load(units + tap * EACH + n % EACH, mask=there, other=0.0)
 
 
 @triton.jit
-def _end(acc, IS_PLAIN: tl.constexpr):
+def _activated(acc, IS_PLAIN: tl.constexpr):
     """The output for a sum of taps."""
     return acc if IS_PLAIN else silu_of(acc)
 
 
 @triton.jit
-def _past_of_first(
+def _state_sum(
     row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
     EACH: tl.constexpr,
 ):  # fmt: skip
     """For a sequence's first token, the sum of all taps but the last: these inputs are in the state."""
-    acc = _begun(row, n, N, BIAS_TYPE)
+    acc = _initial_sum(row, n, N, BIAS_TYPE)
     for tap in tl.static_range(TAPS - 1):
-        acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap, there, EACH)
+        acc += _tap(row, n, tap, N, TAPS, TYPE) * _state_of(units, n, tap, there, EACH)
     return acc
 
 
 @triton.jit
 def _first_tokens(
     row, units, n, first, count, there, acc, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
-    BIAS_TYPE: tl.constexpr, EACH: tl.constexpr, ALONE: tl.constexpr, IS_PLAIN: tl.constexpr,
+    BIAS_TYPE: tl.constexpr, EACH: tl.constexpr, DECODES: tl.constexpr, IS_PLAIN: tl.constexpr,
 ):  # fmt: skip
     """The outputs of a sequence's tokens that need the state; `acc` is the first one's sum over the state."""
     PAST: tl.constexpr = TAPS - 1
     x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
     y = pointer(row, Y, tl.float32) + first.to(tl.int64) * N + n
-    for token in tl.static_range(1 if ALONE else PAST):
+    for token in tl.static_range(1 if DECODES else PAST):
         mask = (n < N) & (token < count)
         if token > 0:
-            acc = _begun(row, n, N, BIAS_TYPE)
+            acc = _initial_sum(row, n, N, BIAS_TYPE)
             for tap in tl.static_range(PAST - token):
-                acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap + token, there & mask, EACH)
+                acc += _tap(row, n, tap, N, TAPS, TYPE) * _state_of(units, n, tap + token, there & mask, EACH)
         for tap in tl.static_range(PAST - token, TAPS):
             value = tl.load(x + (token + tap - PAST) * N, mask=mask, other=0.0)
             acc += _tap(row, n, tap, N, TAPS, TYPE) * value
-        tl.store(y + token * N, _end(acc, IS_PLAIN), mask=mask)
+        tl.store(y + token * N, _activated(acc, IS_PLAIN), mask=mask)
 
 
 @triton.jit
-def _keep(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr):
+def _update_state(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr):
     """Update the state to the last inputs. A barrier before each store: it may overwrite what other threads still have
     to read.
     """
     PAST: tl.constexpr = TAPS - 1
     x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
     for tap in tl.static_range(PAST):
-        old = _kept(units, n, tap + count, there & (tap + count < PAST), EACH)
+        old = _state_of(units, n, tap + count, there & (tap + count < PAST), EACH)
         new = tl.load(x + (tap + count - PAST) * N, mask=(n < N) & (tap + count >= PAST), other=0.0)
         tl.debug_barrier()
         tl.store(units + tap * EACH + n % EACH, tl.where(tap + count < PAST, old, new), mask=n < N)
@@ -111,16 +111,16 @@ def _later_tokens(
 ):  # fmt: skip
     """The outputs of tokens t whose whole past is in the step, where a sequence's tokens are adjacent."""
     PAST: tl.constexpr = TAPS - 1
-    owners = pointer(row, KEPT + SEQUENCE, tl.int32) + t
+    owners = pointer(row, STATE + SEQUENCE, tl.int32) + t
     inside = (t >= PAST) & (t < count)
     mine = tl.load(owners, mask=inside, other=0) == tl.load(owners - PAST, mask=inside, other=-1)
     mask = (inside & mine)[:, None] & (n < N)[None, :]
     at = t.to(tl.int64)[:, None] * N + n[None, :]
     x = pointer(row, X, tl.float32) + at
-    acc = tl.zeros_like(at).to(tl.float32) + _begun(row, n, N, BIAS_TYPE)[None, :]
+    acc = tl.zeros_like(at).to(tl.float32) + _initial_sum(row, n, N, BIAS_TYPE)[None, :]
     for tap in tl.static_range(TAPS):
         acc += _tap(row, n, tap, N, TAPS, TYPE)[None, :] * tl.load(x + (tap - PAST) * N, mask=mask, other=0.0)
-    tl.store(pointer(row, Y, tl.float32) + at, _end(acc, IS_PLAIN), mask=mask)
+    tl.store(pointer(row, Y, tl.float32) + at, _activated(acc, IS_PLAIN), mask=mask)
 
 
 @triton.jit
@@ -135,7 +135,7 @@ def _conv(
     TOKENS: tl.constexpr,
     SINGLE: tl.constexpr,
     SEQUENCES: tl.constexpr,
-    ALONE: tl.constexpr,
+    DECODES: tl.constexpr,
     STEP: tl.constexpr,
     TILE: tl.constexpr,
     IS_PLAIN: tl.constexpr,
@@ -150,18 +150,18 @@ def _conv(
     sequence = unit_index(unit, 1)
     n = unit_index(unit, 0) * STEP + tl.arange(0, STEP)
     tokens = integer(row, T)
-    first, count = tokens_of(row, KEPT, sequence, tl.where(sequence < SEQUENCES, tokens, 0), TOKENS, SINGLE)
+    first, count = tokens_of(row, STATE, sequence, tl.where(sequence < SEQUENCES, tokens, 0), TOKENS, SINGLE)
     mine = (n < N) & (count > 0)
-    units = unit_at(row, KEPT, sequence, n // EACH, mine, BLOCK_BYTES, UNIT_BYTES)
-    begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
+    units = unit_at(row, STATE, sequence, n // EACH, mine, BLOCK_BYTES, UNIT_BYTES)
+    begins = tl.load(pointer(row, STATE, tl.int32) + first, mask=count > 0, other=0) == 0
     there = mine & (begins == 0)
-    acc = _past_of_first(row, units, n, there, N, TAPS, TYPE, BIAS_TYPE, EACH)
+    acc = _state_sum(row, units, n, there, N, TAPS, TYPE, BIAS_TYPE, EACH)
     wait_for_previous(WHEN)
     if count > 0:
-        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, BIAS_TYPE, EACH, ALONE, IS_PLAIN)
-        _keep(row, units, n, first, count, there, N, TAPS, EACH)
+        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, BIAS_TYPE, EACH, DECODES, IS_PLAIN)
+        _update_state(row, units, n, first, count, there, N, TAPS, EACH)
     elif sequence >= SEQUENCES:
-        if not ALONE:
+        if not DECODES:
             t = (sequence - SEQUENCES) * TILE + tl.arange(0, TILE)
             _later_tokens(row, t, n, tokens, N, TAPS, TYPE, BIAS_TYPE, IS_PLAIN)
 
@@ -173,7 +173,7 @@ def launch(call: Call) -> None:
     tile = min(power_of_two(bucket.tokens), tiles.conv_tokens)
     later = 0 if bucket.decodes else triton.cdiv(bucket.tokens, tile)
     how = {"N": N, "TAPS": call.integer("taps"), "TYPE": call.type("weight"), **StateLayout.of(call).constants()}
-    how |= {"SEQUENCES": bucket.sequences, "ALONE": bucket.decodes, "STEP": step, "TILE": tile}
+    how |= {"SEQUENCES": bucket.sequences, "DECODES": bucket.decodes, "STEP": step, "TILE": tile}
     how["BIAS_TYPE"] = call.type("bias")
     how["IS_PLAIN"] = bool(call.integer("plain"))
     call.launch(_conv, (triton.cdiv(N, step), bucket.sequences + later), call.row, **how)

@@ -33,7 +33,7 @@ from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.sigmoid import sigmoid_of
 from coterie.kernels.triton.tiles import power_of_two
 
-X, A, B, RATE, BIAS, KEPT, Y, T = operand_words(
+X, A, B, RATE, BIAS, STATE, Y, T = operand_words(
     "gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T"
 )
 NORM, EPS, OFFSET, Z = operand_words("gated_delta_norm", "norm", "eps", "offset", "z")
@@ -113,15 +113,15 @@ def _delta_whole(
     """Program (head, sequence): one token, with all of the head's matrix."""
     launch_dependents(WHEN)
     h, sequence = unit_index(unit, 0), unit_index(unit, 1)
-    t, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
+    t, count = tokens_of(row, STATE, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
-    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, t, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
+    matrix, state, mask = matrix_of(row, STATE, sequence, h, t, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
     wait_for_previous(WHEN)
     if count > 0:
         N: tl.constexpr = 2 * KEY_HEADS * K + H * C
         matrix, y = _token(matrix, inputs, t, h * C + c, k, rates, H, K, N, c < C)
-        tl.store(kept, matrix, mask=mask)
+        tl.store(state, matrix, mask=mask)
         at = (t.to(tl.int64) * H + h) * C + c
         if NORM_TYPE is not None:
             y = _gated(row, y, at, c, 0, c < C, C, NORM_TYPE)
@@ -155,9 +155,9 @@ def _delta_columns(
     """
     launch_dependents(WHEN)
     h, sequence = unit_index(unit, 1), unit_index(unit, 2)
-    first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
+    first, count = tokens_of(row, STATE, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), unit_index(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
-    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
+    matrix, state, mask = matrix_of(row, STATE, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
     out = pointer(row, Y, tl.float32) + h * C + c
     wait_for_previous(WHEN)
@@ -167,7 +167,7 @@ def _delta_columns(
             t = first + i
             matrix, y = _token(matrix, inputs, t, h * C + c, k, rates, H, K, N, c < C)
             tl.store(out + t.to(tl.int64) * (H * C), y, mask=c < C)
-        tl.store(kept, matrix, mask=mask)
+        tl.store(state, matrix, mask=mask)
 
 
 @triton.jit
@@ -207,11 +207,11 @@ def launch(call: Call) -> None:
     how |= {"RATE_TYPE": call.type("a_log"), "BIAS_TYPE": call.type("dt_bias"), **StateLayout.of(call).constants()}
     norm = call.type("norm") if call.name == "gated_delta_norm" else None
     ahead, kind = stage_for_next(call, H * C)
-    behind = {"NORM_TYPE": norm, "AHEAD": kind, "STORED": is_stored(call, H * C)}
+    epilogue = {"NORM_TYPE": norm, "AHEAD": kind, "STORED": is_stored(call, H * C)}
     if bucket.decodes and keys * width <= tiles.delta_whole:
         warps = min(max(keys * width // tiles.delta_numbers // 32, 1), 16)
         whole = (H, bucket.sequences)
-        call.launch(_delta_whole, whole, call.row, ahead, **how, **behind, COLUMNS=width, num_warps=warps)
+        call.launch(_delta_whole, whole, call.row, ahead, **how, **epilogue, COLUMNS=width, num_warps=warps)
         return
     columns = tiles.delta_columns(H * C)
     warps = max(keys * columns // tiles.delta_numbers // 32, 1)
@@ -220,7 +220,7 @@ def launch(call: Call) -> None:
     if norm is not None:
         heads = max(tiles.elements // width, 1)
         grid = (triton.cdiv(bucket.tokens * H, heads),)
-        call.launch(_gate, grid, call.row, ahead, H=H, C=C, HEADS=heads, COLUMNS=width, **behind)
+        call.launch(_gate, grid, call.row, ahead, H=H, C=C, HEADS=heads, COLUMNS=width, **epilogue)
 
 
 def scratch_bytes(call: Call) -> int:

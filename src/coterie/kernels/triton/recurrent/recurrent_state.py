@@ -49,19 +49,19 @@ class StateLayout:
 
 
 @triton.jit
-def unit_at(row, KEPT: tl.constexpr, sequence, unit, mask, BLOCK_BYTES: tl.constexpr, UNIT_BYTES: tl.constexpr):
+def unit_at(row, STATE: tl.constexpr, sequence, unit, mask, BLOCK_BYTES: tl.constexpr, UNIT_BYTES: tl.constexpr):
     """Pointers to units of a sequence's state in the instruction row's layer, as float32."""
     EACH: tl.constexpr = BLOCK_BYTES // UNIT_BYTES
-    number = integer(row, KEPT + FIRST_UNIT) + unit
-    tables = pointer(row, KEPT + TABLES, tl.int32) + sequence * integer(row, KEPT + WIDTH)
+    number = integer(row, STATE + FIRST_UNIT) + unit
+    tables = pointer(row, STATE + TABLES, tl.int32) + sequence * integer(row, STATE + WIDTH)
     block = tl.load(tables + number // EACH, mask=mask, other=0).to(tl.int64)
-    at = pointer(row, KEPT + KV, tl.uint8) + block * BLOCK_BYTES + number % EACH * UNIT_BYTES
+    at = pointer(row, STATE + KV, tl.uint8) + block * BLOCK_BYTES + number % EACH * UNIT_BYTES
     return at.to(tl.pointer_type(tl.float32), bitcast=True)
 
 
 @triton.jit
 def matrix_of(
-    row, KEPT: tl.constexpr, sequence, unit, first, count, k, c, K: tl.constexpr, C: tl.constexpr,
+    row, STATE: tl.constexpr, sequence, unit, first, count, k, c, K: tl.constexpr, C: tl.constexpr,
     BLOCK_BYTES: tl.constexpr, UNIT_BYTES: tl.constexpr,
 ):  # fmt: skip
     """Rows k and columns c of a unit's matrix [K][C] as of token `first`; pointers to them; and their mask.
@@ -69,19 +69,19 @@ def matrix_of(
     Values are 0 before position 0, and where the sequence has no token in the step.
     """
     mask = (k < K)[:, None] & (c < C)[None, :]
-    begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
-    kept = unit_at(row, KEPT, sequence, unit, count > 0, BLOCK_BYTES, UNIT_BYTES) + k[:, None] * C + c[None, :]
-    return tl.load(kept, mask=mask & (begins == 0), other=0.0), kept, mask
+    begins = tl.load(pointer(row, STATE, tl.int32) + first, mask=count > 0, other=0) == 0
+    state = unit_at(row, STATE, sequence, unit, count > 0, BLOCK_BYTES, UNIT_BYTES) + k[:, None] * C + c[None, :]
+    return tl.load(state, mask=mask & (begins == 0), other=0.0), state, mask
 
 
 @triton.jit
-def tokens_of(row, KEPT: tl.constexpr, sequence, count, TOKENS: tl.constexpr, SINGLE: tl.constexpr):
+def tokens_of(row, STATE: tl.constexpr, sequence, count, TOKENS: tl.constexpr, SINGLE: tl.constexpr):
     """The first token of a sequence among the step's `count`, and how many it has; they are adjacent."""
     if SINGLE:
         first, found = count * 0, count
     else:
         STEP: tl.constexpr = min(TOKENS, MAX_LOOKED)
-        owners = pointer(row, KEPT + SEQUENCE, tl.int32)
+        owners = pointer(row, STATE + SEQUENCE, tl.int32)
         first, found = TOKENS, 0
         for start in tl.range(0, count, STEP):
             t = start + tl.arange(0, STEP)

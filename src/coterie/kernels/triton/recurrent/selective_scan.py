@@ -30,7 +30,7 @@ from coterie.kernels.triton.rows import Call, operand_words
 from coterie.kernels.triton.tiles import power_of_two
 
 NAME = "selective_scan_gate"
-X, DT, RATE, BIAS, SKIP, KEPT, Y, T = operand_words(NAME, "x", "dt", "a_log", "dt_bias", "skip", "positions", "y", "T")
+X, DT, RATE, BIAS, SKIP, STATE, Y, T = operand_words(NAME, "x", "dt", "a_log", "dt_bias", "skip", "positions", "y", "T")
 LEAST, MOST, Z = operand_words(NAME, "least", "most", "z")
 
 
@@ -83,9 +83,9 @@ def _scan(
     """
     launch_dependents(WHEN)
     h, sequence = unit_index(unit, 1), unit_index(unit, 2)
-    first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
+    first, count = tokens_of(row, STATE, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), unit_index(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
-    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
+    matrix, state, mask = matrix_of(row, STATE, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     head = _of_head(row, h, RATE_TYPE, BIAS_TYPE, SKIP_TYPE)
     out, gate = pointer(row, Y, tl.float32) + h * C + c, pointer(row, Z, tl.float32) + h * C + c
     wait_for_previous(WHEN)
@@ -97,7 +97,7 @@ def _scan(
             if GATED:
                 y *= silu_of(tl.load(gate + at, mask=c < C, other=0.0))
             tl.store(out + at, y, mask=c < C)
-        tl.store(kept, matrix, mask=mask)
+        tl.store(state, matrix, mask=mask)
 
 
 def launch(call: Call) -> None:
