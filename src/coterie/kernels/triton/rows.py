@@ -173,7 +173,8 @@ class Launch:
 class Call:
     """One instruction to launch. `scratch` is memory that it may use until it ends, and pass on to the next one.
 
-    `before` and `after` are its neighbours in the program, `earlier` and `later` all host rows on either side.
+    `previous` and `next` are its neighbours in the program, `earlier_rows` and `later_rows` all host rows on either
+    side.
     `launches` collects the result: decisions made on the host are made once for all steps of a bucket.
     """
 
@@ -184,10 +185,10 @@ class Call:
     scratch: torch.Tensor
     tiles: Tiles
     descriptors: DescriptorMemory
-    before: Call | None = None
-    after: Call | None = None
-    earlier: I64 | None = None
-    later: I64 | None = None
+    previous: Call | None = None
+    next: Call | None = None
+    earlier_rows: I64 | None = None
+    later_rows: I64 | None = None
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:

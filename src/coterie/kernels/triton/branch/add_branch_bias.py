@@ -72,14 +72,14 @@ def _add(
 
 def bias_constants(call: Call) -> dict[str, object]:
     """Compile-time parameters for kernels of branch_down, which end in store_sum."""
-    if not _is_added_before(call, call.after):
+    if not _is_added_before(call, call.next):
         return {"BIAS": None, "SUMMED": True}
-    return {"BIAS": call.after and call.after.type("bias"), "SUMMED": is_read_later(call, call.integer("D"))}
+    return {"BIAS": call.next and call.next.type("bias"), "SUMMED": is_read_later(call, call.integer("D"))}
 
 
 def launch(call: Call) -> None:
     """A program per token and tile of channels; nothing if the previous row adds the biases."""
-    if call.before is not None and _is_added_before(call.before, call):
+    if call.previous is not None and _is_added_before(call.previous, call):
         return
     E, N = call.integer("E"), call.integer("D")
     wide = power_of_two(E)

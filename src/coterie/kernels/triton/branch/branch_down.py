@@ -37,8 +37,8 @@ from coterie.kernels.triton.branch.branches import (
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage
 from coterie.kernels.triton.product.few_tokens import few_dots
-from coterie.kernels.triton.product.one_token import add_products, added_products, sums_of
-from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
+from coterie.kernels.triton.product.one_token import add_products, product_totals, sums_of
+from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_previous
 from coterie.kernels.triton.product.sums import appended
 from coterie.kernels.triton.product.tile import Q2_GROUP, Q6_GROUP
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
@@ -94,7 +94,7 @@ def _few(
             if BIAS is not None:
                 biased += weight * next_row_bias(row, branch, n, n < N, N, BIAS)[None, :]
             sums = add_products(sums, x + slot * K, rows, there, weight, K, STRIDE, COLUMNS, STEP)
-        y = added_products(sums, TYPE, K, COLUMNS)
+        y = product_totals(sums, TYPE, K, COLUMNS)
         biased += y
     else:
         norm = norm_at(row, x, None, None, None, None)
@@ -208,7 +208,7 @@ def launch(call: Call) -> None:
         call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **epilogue, **shared, **how)
         return
     first, pairs = pairs_of(call)
-    staged = staged_by_last(call)
+    staged = staged_by_previous(call)
     if staged is None:
         staged = stage(call, [matrix], start=sizes.list_bytes, each=sizes.taken)
     parts = call.scratch_as(tl.float32, sizes.pairs * N, _parts_at(call, sizes, matrix))

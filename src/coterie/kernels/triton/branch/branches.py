@@ -182,7 +182,7 @@ def ids_of(call: Call) -> torch.Tensor:
     """Where the ids are; launches the kernel that lists them, unless an earlier row did."""
     sizes = Sizes.of(call)
     ids = call.scratch_as(tl.float32, sizes.pairs)
-    if not _is_left(call, (CHOOSER, *READERS)):
+    if not _has_lists_from(call, (CHOOSER, *READERS)):
         wide = power_of_two(sizes.E)
         warps = min(max(wide // VALUES_OF_WARP, 1), 8)
         call.launch(_list, (sizes.tokens,), call.row, ids, **sizes.constants, num_warps=warps)
@@ -196,7 +196,7 @@ def pairs_of(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     pairs_at = first_at + aligned(4 * (sizes.E + 1))
     first = call.scratch_as(tl.float32, sizes.E + 1, first_at).view(torch.int32)
     pairs = call.scratch_as(tl.float32, sizes.pairs, pairs_at).view(torch.int32)
-    if not _is_left(call, READERS):
+    if not _has_lists_from(call, READERS):
         step = call.tiles.elements  # for few pairs too, so that one kernel serves all steps
         call.launch(_group, (sizes.E,), call.row, ids, first, pairs, E=sizes.E, TAKEN=sizes.taken, STEP=step)
     return first, pairs
@@ -204,24 +204,24 @@ def pairs_of(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
 
 def chosen_ids(call: Call) -> torch.Tensor | None:
     """Where choose_branches leaves the ids; None if the next row does not read its weights."""
-    after, count = call.after, call.bucket.tokens * call.integer("top_k")
-    if after is None or not _leaves(call, after):
+    after, count = call.next, call.bucket.tokens * call.integer("top_k")
+    if after is None or not _share_weights(call, after):
         return None
     return call.scratch_as(tl.float32, count)
 
 
 def chosen_bytes(call: Call) -> int:
     """Scratch for these ids."""
-    leaves = call.after is not None and _leaves(call, call.after)
+    leaves = call.next is not None and _share_weights(call, call.next)
     return 4 * call.bucket.tokens * call.integer("top_k") if leaves else 0
 
 
-def _is_left(call: Call, by: Sequence[str]) -> bool:
+def _has_lists_from(call: Call, by: Sequence[str]) -> bool:
     """Whether the previous row is one of `by` and has left its lists."""
-    return call.before is not None and call.before.name in by and _leaves(call.before, call)
+    return call.previous is not None and call.previous.name in by and _share_weights(call.previous, call)
 
 
-def _leaves(first: Call, then: Call) -> bool:
+def _share_weights(first: Call, then: Call) -> bool:
     """Whether two consecutive rows use the same routing weights."""
     if then.name not in READERS:
         return False

@@ -34,8 +34,8 @@ from coterie.kernels.triton.product.few_tokens import prefetch_rows
 from coterie.kernels.triton.product.linear_each import is_low
 from coterie.kernels.triton.product.linear_epilogue import linear_epilogue, prefetch_residual, tile_epilogue
 from coterie.kernels.triton.product.linear_few import few as few_rows
-from coterie.kernels.triton.product.neighbours import neighbours, staged_before
-from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
+from coterie.kernels.triton.product.neighbours import neighbours, staged_by_neighbour
+from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_previous
 from coterie.kernels.triton.rows import Call
 
 
@@ -237,9 +237,9 @@ def multiply(call: Call, K: int, most: int) -> None:
             how = {**source, **shared, **joint.constants(words["N"]), **joint.few.constants(most, matrix.group)}
             call.launch(few_rows, (joint.programs,), call.row, **how)
         return
-    staged = None if normed else staged_by_last(call)
+    staged = None if normed else staged_by_previous(call)
     if staged is None:
-        staged = staged_before(call, matrix)
+        staged = staged_by_neighbour(call, matrix)
     if staged is None:
         staged = stage(call, [matrix], normed=normed, gathered=gathered)
     many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]), matrix.has_zeros)

@@ -76,13 +76,13 @@ def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
     return Neighbours(counts, max(map(few_of, counts), key=lambda one: one.rows), start == at)
 
 
-def staged_before(call: Call, matrix: Matrix) -> torch.Tensor | None:
+def staged_by_neighbour(call: Call, matrix: Matrix) -> torch.Tensor | None:
     """Where an earlier neighbour staged the x of both; None where none did."""
-    if call.name != LINEAR or call.earlier is None:
+    if call.name != LINEAR or call.earlier_rows is None:
         return None
     rows, at = _run(call, lambda one, other: _staged_alike(call, one, other))
-    before = len(call.earlier) - at - 1
-    if before >= 0 and stages_x(call.earlier[before], rows[0]):
+    before = len(call.earlier_rows) - at - 1
+    if before >= 0 and stages_x(call.earlier_rows[before], rows[0]):
         return None
     # Low-rank products round x as they load it, and stage nothing.
     if all(is_low(replace(call, host_row=row)) for row in rows[:at]):
@@ -92,7 +92,7 @@ def staged_before(call: Call, matrix: Matrix) -> torch.Tensor | None:
 
 def _run(call: Call, alike: Callable[[I64, I64], bool]) -> tuple[Sequence[I64], int]:
     """Consecutive rows around the call's, each alike the one before it, and the call's index among them."""
-    earlier, later = (() if rows is None else [*rows] for rows in (call.earlier, call.later))
+    earlier, later = (() if rows is None else [*rows] for rows in (call.earlier_rows, call.later_rows))
     before: list[I64] = []
     for row in reversed(earlier):
         if not alike(row, before[-1] if before else call.host_row):

@@ -13,9 +13,15 @@ import triton.language as tl
 
 from coterie.kernels.triton.norms import moments, scaled_and_shifted
 from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE
-from coterie.kernels.triton.product.one_token_packed import add_packed, bytes_ahead, from_units, own_of, packed_dots
+from coterie.kernels.triton.product.one_token_packed import (
+    add_packed,
+    bytes_ahead,
+    bytes_per_thread,
+    from_units,
+    packed_dots,
+)
 from coterie.kernels.triton.product.packed import bytes_per_block
-from coterie.kernels.triton.product.sums import added_up, all_added_up, appended, no_sums, stacked
+from coterie.kernels.triton.product.sums import all_totals, appended, no_sums, row_totals, stacked
 from coterie.kernels.triton.product.sums import totals as totals_of
 
 
@@ -110,7 +116,7 @@ def sums_of(
 ):  # fmt: skip
     """Zeroed partial sums of N rows, for add_products."""
     if bytes_per_block(TYPE, K, COLUMNS):
-        sums = no_sums(N, STEP // own_of(STRIDE, TYPE, None))
+        sums = no_sums(N, STEP // bytes_per_thread(STRIDE, TYPE, None))
     else:
         sums = no_sums(N, STEP)
     return sums
@@ -138,10 +144,10 @@ def add_products(
 
 
 @triton.jit
-def added_products(sums, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
+def product_totals(sums, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
     """[1, N] totals of the sums that add_products returned."""
     if bytes_per_block(TYPE, K, COLUMNS):
-        y = from_units(all_added_up(sums), TYPE, K, COLUMNS)[None, :]
+        y = from_units(all_totals(sums), TYPE, K, COLUMNS)[None, :]
     else:
-        y = added_up(sums)
+        y = row_totals(sums)
     return y

@@ -21,7 +21,7 @@ from coterie.kernels.triton.product.bytes_to_floats import FLOAT_BIAS, biased_ha
 from coterie.kernels.triton.product.few_tokens import ONCE
 from coterie.kernels.triton.product.packed import BLOCK, BYTES_PER_SCALE, GROUP_Q4, GROUP_Q8, SIX_BITS, bytes_per_block
 from coterie.kernels.triton.product.six_bits import biased_parts, own_bytes, weights_at, whole_scale
-from coterie.kernels.triton.product.sums import all_added_up, appended, no_sums
+from coterie.kernels.triton.product.sums import all_totals, appended, no_sums
 
 MAX_OWN = tl.constexpr(8)
 CODES = tl.constexpr(16.0)  # number of 4-bit codes
@@ -30,7 +30,7 @@ SIX_AHEAD = tl.constexpr(12)  # the same for Q6, which has three times as many b
 
 
 @triton.constexpr_function
-def own_of(STRIDE, TYPE, NORM):
+def bytes_per_thread(STRIDE, TYPE, NORM):
     """Adjacent bytes per thread: 4 where rows begin unaligned, since their loads are split, else 8.
 
     Q6 keeps 8 where a 16-bit norm is loaded, eight at once: else values would move between threads, and wait for that.
@@ -70,7 +70,7 @@ def _bytes(
     """One step of a row: bytes [STEP], a scale for each OWN of them, and Q4Z's zero points; for Q6, what own_bytes
     returns.
     """
-    OWN: tl.constexpr = own_of(STRIDE, row.dtype.element_ty, NORM)
+    OWN: tl.constexpr = bytes_per_thread(STRIDE, row.dtype.element_ty, NORM)
     if bytes_per_block(row.dtype.element_ty, K, COLUMNS) == SIX_BITS:
         found = own_bytes(row, there, first, STRIDE, COLUMNS, STEP, OWN, ONCE)
     else:
@@ -171,7 +171,7 @@ def add_packed(
     M: tl.constexpr = len(xs)
     N: tl.constexpr = len(rows)
     TYPE: tl.constexpr = rows[0].dtype.element_ty
-    OWN: tl.constexpr = own_of(STRIDE, TYPE, NORM)
+    OWN: tl.constexpr = bytes_per_thread(STRIDE, TYPE, NORM)
     SIX: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS) == SIX_BITS
     HALVES: tl.constexpr = bytes_per_block(TYPE, K, COLUMNS) != BLOCK
     STEPS: tl.constexpr = (COLUMNS + STEP - 1) // STEP
@@ -219,7 +219,7 @@ def packed_dots(
     """[M, N] products of M tokens with N packed rows (both pointers); norm as in few_dots."""
     M: tl.constexpr = len(xs)
     N: tl.constexpr = len(rows)
-    OWN: tl.constexpr = own_of(STRIDE, rows[0].dtype.element_ty, NORM)
+    OWN: tl.constexpr = bytes_per_thread(STRIDE, rows[0].dtype.element_ty, NORM)
     moments = ()
     if SHIFT is not None:
         for t in tl.static_range(M):
@@ -228,9 +228,9 @@ def packed_dots(
         no_sums(M * N, STEP // OWN), no_sums(M, STEP // OWN), ahead, xs, rows, there, norm, moments, None,
         K, STRIDE, COLUMNS, NORM, SHIFT, STEP,
     )  # fmt: skip
-    y = tl.reshape(from_units(all_added_up(sums), rows[0].dtype.element_ty, K, COLUMNS), [N, M])
+    y = tl.reshape(from_units(all_totals(sums), rows[0].dtype.element_ty, K, COLUMNS), [N, M])
     if NORM is not None and SHIFT is None:
-        y = y / tl.sqrt(all_added_up(squares) / K + norm[2])[None, :]
+        y = y / tl.sqrt(all_totals(squares) / K + norm[2])[None, :]
     return tl.permute(y, [1, 0])
 
 

@@ -38,14 +38,14 @@ _WRITTEN = {
 
 def stage_for_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
     """Where this call puts its y [T, width] rounded, and the type; any tensor, and None, if no next call takes it."""
-    if call.after is None or not _stages(call, call.after, width):
+    if call.next is None or not _stages(call, call.next, width):
         return call.scratch, None
-    return _staged(call, call.after)
+    return _staged(call, call.next)
 
 
-def staged_by_last(call: Call) -> torch.Tensor | None:
+def staged_by_previous(call: Call) -> torch.Tensor | None:
     """The rounded x of this call, if the previous call staged it."""
-    before = call.before
+    before = call.previous
     if before is None or not _stages(before, call, _matrix(call).K * _rows(call)):
         return None
     return _staged(before, call)[0]
@@ -60,7 +60,7 @@ def stages_x(row: I64, then: I64) -> bool:
 
 def staged_ahead_end(call: Call) -> int:
     """End of that x in scratch, in bytes; 0 if the previous call staged nothing."""
-    before, width = call.before, _matrix(call).K * _rows(call)
+    before, width = call.previous, _matrix(call).K * _rows(call)
     if before is None or not _stages(before, call, width):
         return 0
     return aligned(aligned(_own_bytes(before)) + call.bucket.tokens * width * TORCH[_type(call)].itemsize)
@@ -68,17 +68,17 @@ def staged_ahead_end(call: Call) -> int:
 
 def is_stored(call: Call, width: int) -> bool:
     """Whether y [T, width] is needed in float32: not if the next row alone reads it, rounded."""
-    return call.after is None or not _stages(call, call.after, width) or is_read_later(call, width)
+    return call.next is None or not _stages(call, call.next, width) or is_read_later(call, width)
 
 
 def is_read_later(call: Call, width: int) -> bool:
     """Whether y [T, width] may be read in memory other than as x of the next row: by a later row, or an inspector."""
-    if call.later is None:
+    if call.later_rows is None:
         return True
     start = call.integer("y")
     end = start + 4 * call.bucket.tokens * width
     taken = {"x"}  # the next row reads its x rounded, from scratch
-    for row in call.later:
+    for row in call.later_rows:
         opcode = OPCODES[name_of(row)]
         there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end} - taken
         written = _WRITTEN.get(name_of(row), "y")
@@ -93,9 +93,9 @@ def is_read_later(call: Call, width: int) -> bool:
 def staged_ahead_bytes(call: Call, width: int) -> int:
     """Scratch that the call needs, with what it stages ahead."""
     own = _own_bytes(call)
-    if call.after is None or not _stages(call, call.after, width):
+    if call.next is None or not _stages(call, call.next, width):
         return own
-    return aligned(own) + call.bucket.tokens * width * TORCH[_type(call.after)].itemsize
+    return aligned(own) + call.bucket.tokens * width * TORCH[_type(call.next)].itemsize
 
 
 def _stages(first: Call, then: Call, width: int) -> bool:

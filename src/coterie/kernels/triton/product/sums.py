@@ -12,10 +12,10 @@ from coterie.kernels.triton.arithmetic import INTERPRETED
 
 
 @triton.jit
-def appended(those, one):
+def appended(elements, one):
     """The tuple with one more element."""
-    those += (one,)
-    return those
+    elements += (one,)
+    return elements
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def no_sums(N: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
-def added_up(sums):
+def row_totals(sums):
     """[1, N] totals of partial sums."""
     return stacked(totals(sums), len(sums))[None, :]
 
@@ -81,7 +81,7 @@ def _add_5(a, b, c, d, e, p, q, r, s, t):
 
 
 @triton.jit
-def all_added_up(sums):
+def all_totals(sums):
     """[N] totals of partial sums, N a power of two: reduced at once, as columns of one tensor."""
     return tl.sum(_side_by_side(sums), axis=0)
 
