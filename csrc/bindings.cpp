@@ -1,4 +1,5 @@
-// The only file that knows Python: exports the opcodes with their operands, the instruction sets, and the team.
+// The only file of the kernels that knows Python: exports the opcodes with their operands, the instruction sets, and
+// the team.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -68,7 +69,7 @@ double read_seconds_of(int64_t from, int64_t size, int threads, int64_t ahead, i
   uint64_t sink = 0;
   const auto* first = reinterpret_cast<const uint8_t*>(from);
   const double seconds = read_seconds(found.limits, first, size, threads, ahead, streams, &sink);
-  return seconds + (sink == 1 ? 1e-300 : 0);  // the sum is used, so the reads cannot be left out
+  return seconds + (sink == 1 ? 1e-300 : 0);  // uses the sum, so that compilers cannot drop the reads
 }
 
 double multiply_add_rate_of(int64_t rounds, int threads, const std::string& isa, bool bf16) {

@@ -1,9 +1,10 @@
-// Changes of a row's logits before its token is drawn: penalties of tokens that came before, and biases.
-// Knows nothing about drawing. graph/sampling.py says in plain words what is done here.
+// Changes to a row's logits before its token is drawn: penalties for earlier tokens, and biases. Defined by
+// graph/sampling.py.
+// Knows nothing about drawing.
 //
-//   Changes | ids[capacity] i32 | times[capacity] i32 | bias[capacity] f32       `known` of each are used, ids once each
+//   Changes | ids[capacity] i32 | times[capacity] i32 | bias[capacity] f32       `known` of each are used; ids are distinct
 //
-// times: how often a token came in the answer; 0: it came in the prompt; kBiasOnly: it has not come.
+// times: how often a token occurs in the answer; 0: only in the prompt; kBiasOnly: nowhere.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ inline int32_t* ids_of(Changes* c) { return reinterpret_cast<int32_t*>(c + 1); }
 inline int32_t* times_of(Changes* c) { return ids_of(c) + c->capacity; }
 inline float* bias_of(Changes* c) { return reinterpret_cast<float*>(times_of(c) + c->capacity); }
 
-// Changes logits in place; `were`: room for as many numbers as are known, to give them back by.
+// Changes logits in place; `were` receives the original values, for change_back(), and has room for `known` of them.
 inline void change(Changes* c, float* logits, float* were) {
   const int32_t *ids = ids_of(c), *times = times_of(c);
   const float* bias = bias_of(c);
@@ -40,7 +41,7 @@ inline void change_back(Changes* c, float* logits, const float* were) {
   for (int64_t k = 0; k < c->known; ++k) logits[ids[k]] = were[k];
 }
 
-// A token of the answer has come. There is room for those of all steps of a run; -1, which is no token, ends one.
+// Counts a token of the answer. There is room for those of all steps of a run; -1, which is no token, ends a run first.
 inline void note(Changes* c, int32_t token) {
   int32_t *ids = ids_of(c), *times = times_of(c);
   int64_t k = 0;

@@ -1,4 +1,4 @@
-// Compiled by itself once per instruction set, as every product of few tokens runs it.
+// A translation unit of its own, once per instruction set: every product of few tokens runs it.
 #include "few.h"
 
 #include "scratch.h"
@@ -16,7 +16,8 @@ void add_vectors(const float* x, const Rows<N>& rows, int64_t k, V (&acc)[M * N]
   add_products<M, N>(x, wv, acc);
 }
 
-// acc[m * N + n] += the last `count` < W products. It works on a copy, so that callers may keep their sums in registers.
+// acc[m * N + n] += the last `count` < W products. Works on a copy, so that callers may keep their accumulators in
+// registers.
 template <DType D, int M, int N>
 void add_last(const float* x, const Rows<N>& rows, int64_t k, int64_t count, V (&acc)[M * N]) {
   V sums[M * N];
@@ -32,15 +33,15 @@ void add_last(const float* x, const Rows<N>& rows, int64_t k, int64_t count, V (
   for (int i = 0; i < M * N; ++i) acc[i] = sums[i];
 }
 
-// Rows of a type as streams.h reads them.
+// Rows of an unpacked type, for streams.h.
 template <DType D>
 struct PlainRows {
   using Number = float;
   static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
   static int64_t token_numbers(int64_t K) { return whole_vectors(K); }
 
-  // out[m * out_stride + n * out_step] = dot(token m, row n), M tokens side by side by N rows at once.
-  // Rows `ahead` bytes behind these are fetched meanwhile, where it is not 0.
+  // out[m * out_stride + n * out_step] = dot(token m, row n), for M interleaved tokens and N rows at once.
+  // Prefetches what lies `ahead` bytes after these rows, unless 0.
   template <int M, int N>
   [[gnu::noinline]] static void dots(const float* x, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
                                      int64_t ahead) {

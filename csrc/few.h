@@ -6,10 +6,10 @@
 
 namespace coterie::COTERIE_ISA {
 
-// A tile of `tokens` x N dot products with N rows of K weights that start at `w`; `x` as dots_streamed reads it.
+// `tokens` x N dot products with the N rows of K weights at `w`; `x` is in the format of dots_streamed.
 void few_tile(const float* x, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride);
 
-// `each` rows of every stream, as dots_along.
+// `each` rows of every stream, like dots_along.
 void few_along(const float* x, int64_t tokens, int64_t dtype, const Rows<3>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,
                int64_t out_step);
 void few_along(const float* x, int64_t tokens, int64_t dtype, const Rows<4>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,

@@ -7,12 +7,12 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kBothRows = 2 * kTileRows;  // of a token: a unit's rows of gate, then those of up
+constexpr int64_t kBothRows = 2 * kTileRows;  // per token: a unit's rows of gate, then those of up
 
 template <class Op>
 Forms gate_up_forms(const Op& op) { return forms_of(op.T, op.gate_dtype, op.up_dtype); }
 
-// True where four streams are two of gate and two of up, which are read together.
+// True if the four streams are two of gate and two of up, which are read together.
 template <class Op>
 bool read_together(const Op& op) { return op.gate_dtype == op.up_dtype && parts_of(op.T, op.gate_dtype) == 4; }
 
@@ -35,7 +35,7 @@ void act_mul_row(const float* gate, const float* up, int64_t N, float* y, Act ac
   join_row(gate, up, N, y, [&](V g, V u) { return act(g) * u; });
 }
 
-// both[t] = the block's rows of gate, then those of up; its parts follow one another.
+// both[t] = the block's rows of gate, then those of up; parts follow one another.
 template <class Op>
 void gate_and_up(const Op& op, const Input& in, const Block& block, float* both, const Work& work) {
   const int64_t part_at = rows_of_part(block.parts);
@@ -61,7 +61,7 @@ int64_t gate_up_scratch_bytes(const Op& op) {
   return tile_bytes(op.T, op.D) + copies_bytes(gate_up_forms(op), op.T, op.D) + work_bytes(op.T, op.D) + bytes_of(token_tile(op.T) * kBothRows);
 }
 
-// `row` makes one row of y from those of gate and up.
+// `row` computes one row of y from those of gate and up.
 template <class Op, class Row>
 void gate_up_unit(const Op& op, int64_t unit, Scratch& scratch, Row row) {
   const Block block = block_in_parts(unit, op.T, op.F, gate_up_parts(op));

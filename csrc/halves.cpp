@@ -1,4 +1,5 @@
-// Products of bfloat16 (halves.h). Compiled by itself once per instruction set: kernels call it for a tile at a time.
+// Products of bfloat16 (halves.h). A translation unit of its own, once per instruction set: kernels call it for a tile
+// at a time.
 // Knows nothing about ops or how work is shared out.
 #include "halves.h"
 
@@ -31,13 +32,13 @@ void put_rounded(const float* x, int64_t K, int64_t token, int64_t, bool, float*
   if (k % kStepColumns != 0) put(k, V{});
 }
 
-// Rounded tokens so far apart, from some column on.
+// Rounded tokens from some column on, `stride` numbers apart.
 struct Tokens {
   const uint16_t* at;
   int64_t stride;
 };
 
-// acc[m * N + n] += products of K columns; rows `ahead` bytes behind these are fetched meanwhile, where it is not 0.
+// acc[m * N + n] += the products of K columns. Prefetches what lies `ahead` bytes after these rows, unless 0.
 template <bool kNative, int M, int N>
 [[gnu::always_inline]] inline void add_columns(const Tokens& x, const Rows<N>& rows, int64_t K, int64_t ahead, V (&acc)[M * N]) {
   const Rows<N> at = rows;
@@ -60,11 +61,11 @@ template <bool kNative, int M, int N>
     step(k, [](bytes* from) { return _mm512_loadu_si512(from); });
   }
   if (k == K) return;
-  const auto some = static_cast<__mmask32>((uint32_t{1} << (K - k)) - 1);  // nothing is read behind a row's end
+  const auto some = static_cast<__mmask32>((uint32_t{1} << (K - k)) - 1);  // never reads past a row's end
   step(k, [some](bytes* from) { return _mm512_maskz_loadu_epi16(some, from); });
 }
 
-// Rows of few tokens, as streams.h reads them.
+// Rows for few tokens, for streams.h.
 template <bool kNative>
 struct HalfRows {
   using Number = uint16_t;
@@ -82,15 +83,16 @@ struct HalfRows {
   }
 };
 
-// More tokens. Of long rows a block of columns of kGroupRows rows and of as many tokens as a group has stays in the first-level cache. Rows
-// of up to `whole` columns are one block: sums of many tokens that wait cost more than rows from the second level.
+// For more tokens. Long rows are divided into blocks of columns, so that kGroupRows rows and a group of tokens stay in
+// the L1 cache. Rows of up to `whole` columns are one block: keeping partial sums of many tokens in memory costs more
+// than reading rows from the L2 cache.
 constexpr int64_t kHalfColumns = 2 * kBlockColumns, kWholeColumns = 2048;
 constexpr int64_t half_columns(int64_t K, int64_t whole) {
   const int64_t blocks = K <= whole ? 1 : tiles(K, kHalfColumns);
   return tiles(tiles(K, blocks), kStepColumns) * kStepColumns;
 }
 
-// One block of columns: where its results go. Between blocks sums wait in memory, as in panel.h.
+// A block of columns, and where its results go. Between blocks partial sums are kept in memory, as in panel.h.
 struct HalfBlock {
   bool first, last;
   int64_t out_stride;
@@ -102,7 +104,7 @@ template <int M>
   for (int i = 0; i < M * kGroupRows; ++i) acc[i] = b.first ? V{} : load(sums + i * W);
 }
 
-// Of kGroupRows rows the first `left` are wanted.
+// Stores the first `left` of kGroupRows rows.
 template <int M>
 [[gnu::always_inline]] inline void end_sums(const HalfBlock& b, const V (&acc)[M * kGroupRows], float* sums, int64_t left, float* out) {
   constexpr int N = kGroupRows;
@@ -121,7 +123,7 @@ template <int M>
   }
 }
 
-// Calls `body` with the number of tokens of a group as a constant.
+// Calls `body` with the number of tokens of a group as a template argument.
 template <class Body>
 inline void with_tokens(int64_t tokens, Body body) {
   switch (tokens) {
@@ -134,7 +136,8 @@ inline void with_tokens(int64_t tokens, Body body) {
   }
 }
 
-// Columns of kBlockRows rows, copied once for all tokens of a tile: rows of a file begin anywhere, and a load that crosses a line costs two.
+// Columns of kBlockRows rows, copied once for all tokens of a tile: rows of a file have any alignment, and a load that
+// crosses a cache line costs two.
 //
 //   panel   32 columns of row 0 | of 1 | of 2 | of 3 | the next 32 of row 0 ..      then rows 4 to 7
 struct HalfPanel {
@@ -146,16 +149,16 @@ constexpr int64_t kGroupHalves = kGroupRows * kStepColumns;
 
 inline void fill_panel(const HalfPanel& panel, bytes* w, int64_t row_bytes, int64_t columns) {
   const int64_t whole = columns / kStepColumns;
-  const auto some = static_cast<__mmask32>((uint64_t{1} << columns % kStepColumns) - 1);  // nothing is read behind a row's end
+  const auto some = static_cast<__mmask32>((uint64_t{1} << columns % kStepColumns) - 1);  // never reads past a row's end
   for (int64_t n = 0; n < tiles(panel.rows, kGroupRows) * kGroupRows; ++n) {
-    bytes* row = w + smaller(n, panel.rows - 1) * row_bytes;  // a missing row is computed and dropped
+    bytes* row = w + smaller(n, panel.rows - 1) * row_bytes;  // a missing row is computed and discarded
     uint16_t* out = panel.at + n / kGroupRows * panel.steps * kGroupHalves + n % kGroupRows * kStepColumns;
     for (int64_t step = 0; step < whole; ++step, row += 2 * kStepColumns, out += kGroupHalves) _mm512_store_si512(out, _mm512_loadu_si512(row));
     if (whole < panel.steps) _mm512_store_si512(out, _mm512_maskz_loadu_epi16(some, row));
   }
 }
 
-// M tokens with all rows of a panel.
+// M tokens by all rows of a panel.
 template <bool kNative, int M>
 [[gnu::noinline]] void panel_halves(const HalfBlock& b, const Tokens& x, const HalfPanel& panel, int64_t together, float* sums, float* out,
                                     NextBlock& next_block) {
@@ -181,14 +184,15 @@ template <bool kNative, int M>
   }
 }
 
-// A block of columns [first, first + columns) of rows [row, row + rows), which begin at `w`; tokens are taken so many together.
+// Columns [first, first + columns) of rows [row, row + rows), which begin at `w`; tokens are processed `together` at a
+// time.
 struct Part {
   HalfBlock block;
   bytes* w;
   int64_t row, rows, first, columns, together;
 };
 
-// Calls `body` with each block, and what asks for the next one meanwhile.
+// Calls `body` with each block, and with what prefetches the next one meanwhile.
 template <class Body>
 inline void each_block(int64_t tokens, bytes* w, int64_t N, int64_t K, int64_t columns, int64_t out_stride, Body body) {
   const int64_t row_bytes = 2 * K, groups = tiles(tokens, kGroupTokens), together = tiles(tokens, groups);
@@ -207,7 +211,7 @@ inline void each_block(int64_t tokens, bytes* w, int64_t N, int64_t K, int64_t c
 
 template <bool kNative>
 [[gnu::noinline]] void many_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
-  alignas(64) static thread_local uint16_t copied[kBlockRows * kWholeColumns];  // more than some systems' stacks have
+  alignas(64) static thread_local uint16_t copied[kBlockRows * kWholeColumns];  // too large for some systems' stacks
   const int64_t stride = rounded_stride(K);
   each_block(tokens, w, N, K, half_columns(K, kWholeColumns), out_stride, [&](const Part& part, NextBlock& next_block) {
     const HalfPanel panel{copied, part.rows, tiles(part.columns, kStepColumns)};
@@ -220,7 +224,7 @@ template <bool kNative>
   });
 }
 
-// M tokens with kGroupRows rows where they lie.
+// M tokens by kGroupRows rows in place.
 template <bool kNative, int M>
 [[gnu::noinline]] void half_group(const HalfBlock& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t columns, int64_t left, float* sums,
                                   float* out) {
@@ -230,7 +234,7 @@ template <bool kNative, int M>
   end_sums<M>(b, acc, sums, left, out);
 }
 
-// Few tokens, too few for a panel and more than streams are best for.
+// Too few tokens for a panel, and too many for streams.
 template <bool kNative>
 [[gnu::noinline]] void several_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
   alignas(64) float sums[tiles(16, kGroupTokens) * kGroupTokens * kBlockRows * W];
@@ -240,7 +244,7 @@ template <bool kNative>
       for (int64_t n = 0; n < part.rows; n += kGroupRows) {
         next_block.one_call();
         Rows<kGroupRows> rows;
-        for (int64_t i = 0; i < kGroupRows; ++i) rows.at[i] = part.w + smaller(n + i, part.rows - 1) * 2 * K;  // a missing row is computed and dropped
+        for (int64_t i = 0; i < kGroupRows; ++i) rows.at[i] = part.w + smaller(n + i, part.rows - 1) * 2 * K;  // a missing row is computed and discarded
         with_tokens(smaller(part.together, tokens - t), [&]<int M>() {
           half_group<kNative, M>(part.block, {x + t * stride + part.first, stride}, rows, part.columns, part.rows - n,
                                  sums + (t * kBlockRows + n * part.together) * W, out + t * out_stride + part.row + n);
@@ -249,9 +253,9 @@ template <bool kNative>
   });
 }
 
-constexpr int64_t kStreamedTokens = 4;  // more are faster with neighbouring rows than with streams
+constexpr int64_t kStreamedTokens = 4;  // above it neighbouring rows are faster than streams
 
-// With the products that are asked for, and not those of this CPU.
+// Uses AVX512-BF16 if `native`, whatever this CPU has: tests compare both ways.
 void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
   const Flushed flushed;
   const auto* x = reinterpret_cast<const uint16_t*>(rounded);

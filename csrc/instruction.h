@@ -1,11 +1,11 @@
-// The instruction list: fixed-size rows of 64-bit words, the opcodes and the operands of each, written once.
+// The instruction list: fixed-size rows of 64-bit words. The opcodes and their operands are defined here and nowhere else.
 // Knows nothing about Python, threads or how a kernel computes.
 //
 //   word 0       word 1                     word 2 ...
 //   opcode       address of a gate or 0     operands in the order of the struct, pointers, integers or doubles (bit-cast)
 //
 // Letters: T tokens, B sequences, R sampled rows, D hidden, F intermediate, V vocabulary, H query heads, K key/value heads,
-// C head channels, Z page size (tokens), E branches of a layer. Activations are float32 and row-major; weights have any alignment and their own type.
+// C head channels, Z page size (tokens), E branches of a layer (a mixture of experts). Activations are row-major float32; weights have any alignment.
 #pragma once
 
 #include <cstdint>
@@ -15,19 +15,19 @@
 
 namespace coterie {
 
-// q8, q6, q4, q4z, q2 and mx4 are packed in groups that share a scale, and of q4z a zero point (packed.h). Activations that they meet are rounded to
-// whole numbers of 16 bits (whole_record.h), or of 8 where the type says int8. bf16_bf16: bf16 that meets activations rounded to it (halves.h).
+// q8, q6, q4, q4z, q2 and mx4 are packed in groups that share a scale, and in q4z also a zero point (packed.h). Their activations are rounded to
+// 16-bit integers (whole_record.h), or to 8 bits where the type says int8. bf16_bf16: bfloat16 weights, activations rounded to bfloat16 (halves.h).
 enum class DType : int64_t {
   f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6, q4z = 7, q4z_int8 = 8, q2 = 9, q2_int8 = 10,
   mx4 = 11, mx4_int8 = 12, q6 = 13, bf16_bf16 = 14
 };
 
-// Of a type whose elements stand alone.
+// Bytes per element of an unpacked type.
 constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(DType::f32) ? 4 : 2; }
 
-// Bytes of one row of a weight with K columns; the only place that knows how rows follow one another.
+// The layout of packed rows. row_bytes() is the only place that knows the distance from one row of a weight to the next.
 constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
-constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32, kBlockQ6 = 256, kUnitQ6 = 64, kUnitBytesQ6 = 52;  // of q6 to units, with four scales each
+constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32, kBlockQ6 = 256, kUnitQ6 = 64, kUnitBytesQ6 = 52;  // q6 rows are padded to units of four scales
 constexpr bool meets_bf16(int64_t dtype) { return dtype == static_cast<int64_t>(DType::bf16_bf16); }
 constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8) && !meets_bf16(dtype); }
 constexpr bool has_zeros(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q4z) || dtype == static_cast<int64_t>(DType::q4z_int8); }
@@ -73,7 +73,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const i32*, tokens) FIELD(bytes*, table) FIELD(integer, table_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) \
   FIELD(real, scale)
 
-// x_first, x_step: x is read in rows of C numbers so far apart, from that number on; 0 apart: they follow each other.
+// x_first, x_step: row i of C numbers begins at x + x_first + i * x_step. x_step 0: rows are contiguous.
 #define COTERIE_RMS_NORM(FIELD)                                                                                      \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
   FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps) FIELD(real, offset)                                   \
@@ -87,7 +87,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
   FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, K) FIELD(real, scale)
 
-// rotated: the first channels of each head, 2 for each of inv_freq; the others pass. interleaved: pairs are neighbours, not halves.
+// rotated: leading channels of each head, twice the length of inv_freq; the rest is copied. interleaved: pairs are neighbours, not halves.
 #define COTERIE_ROPE(FIELD)                                                                                          \
   FIELD(const f32*, x) FIELD(const i32*, positions) FIELD(const f32*, inv_freq) FIELD(f32*, y) FIELD(integer, T)     \
   FIELD(integer, H) FIELD(integer, C) FIELD(real, scale) FIELD(integer, rotated) FIELD(integer, interleaved)
@@ -100,33 +100,33 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 #define COTERIE_KV_APPEND(FIELD)                                                                                     \
   FIELD(const f32*, k) FIELD(const f32*, v) COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K) FIELD(integer, C)
 
-// growth: queries of a token are 1 + growth * log(1 + position / every) times as large, whole quotients alone counting; 0: they are not.
-// sinks: of each query head a score that no value belongs to; null for none.
+// growth: a token's queries are scaled by 1 + growth * log(1 + position / every), an integer division; 0: no scaling.
+// sinks: an attention sink per query head, that is a score without a value; null for none.
 #define COTERIE_ATTENTION(FIELD)                                                                                     \
   FIELD(const f32*, q) COTERIE_PAGES(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B) FIELD(integer, H)     \
   FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)    \
   FIELD(real, growth) FIELD(integer, every) FIELD(bytes*, sinks) FIELD(integer, sinks_dtype)
 
-// bias: N rows of a number for each query head. What is added to a score is of the row that `buckets` has, 2 * reach + 1 numbers, for how far
-// behind the token the key stands, from -reach on; both ends stand for all farther ones. Without buckets scores fall by a slope times the
-// distance. A window below 0: `positions` say where a token's text ends, all of which it sees; other windows there are none.
+// bias: [N, H]. With d = key position - token position, clamped to [-reach, reach], bias[buckets[reach + d]] of the head is added to the score.
+// Without buckets: -bias[0] * |d| (ALiBi). window below 0: attention is bidirectional, and `positions` holds the last position of each token's text.
+// Positive windows are not supported.
 #define COTERIE_RELATIVE_ATTENTION(FIELD)                                                                            \
   COTERIE_ATTENTION(FIELD) FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(const f32*, buckets) FIELD(integer, reach)
 
-// One row of C numbers a position in the place of keys and values: `latent` numbers, which are normed, and behind them those of which pairs
-// are rotated. All heads share it (K is 1), so pages hold [layer][Z][C].
+// Instead of keys and values a position has one row of C numbers: `latent` normalised ones, then the rotated key. All heads share it (K is 1),
+// so pages hold [layer][Z][C].
 #define COTERIE_LATENT_APPEND(FIELD)                                                                                 \
   FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps)                               \
   FIELD(const f32*, inv_freq) FIELD(real, scale) FIELD(integer, interleaved)                                         \
   COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K) FIELD(integer, C) FIELD(integer, latent)
 
-// weight: of each head N rows of `latent` numbers for its keys, then V rows for its values. rotated: the last channels of each query.
+// weight: [H, N + V, latent], the first N rows of a head for its keys, then V for its values. rotated: trailing channels of each query.
 #define COTERIE_LATENT_QUERIES(FIELD)                                                                                \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(const i32*, positions)               \
   FIELD(const f32*, inv_freq) FIELD(real, scale) FIELD(integer, interleaved) FIELD(f32*, y) FIELD(integer, T)        \
   FIELD(integer, H) FIELD(integer, N) FIELD(integer, V) FIELD(integer, latent) FIELD(integer, rotated)
 
-// latent: how many channels of a row are values.
+// latent: leading channels of a row that serve as the value.
 #define COTERIE_LATENT_ATTENTION(FIELD) COTERIE_ATTENTION(FIELD) FIELD(integer, latent)
 
 #define COTERIE_LATENT_VALUES(FIELD)                                                                                 \
@@ -137,45 +137,45 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_SILU(FIELD) FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
 
-// form: that of Phi, see GeluForm in math.h.
+// form: how Phi is approximated, a GeluForm (math.h).
 #define COTERIE_GELU(FIELD) COTERIE_SILU(FIELD) FIELD(integer, form)
 
 #define COTERIE_SOFTCAP(FIELD) COTERIE_SILU(FIELD) FIELD(real, cap)
 
 #define COTERIE_RELU_SQUARED(FIELD) COTERIE_SILU(FIELD)
 
-// Each a weight of one number.
+// Each operand is a scalar weight.
 #define COTERIE_XIELU(FIELD)                                                                                         \
   COTERIE_SILU(FIELD) FIELD(bytes*, alpha_p) FIELD(integer, alpha_p_dtype) FIELD(bytes*, alpha_n)                    \
   FIELD(integer, alpha_n_dtype) FIELD(bytes*, beta) FIELD(integer, beta_dtype) FIELD(bytes*, eps) FIELD(integer, eps_dtype)
 
 #define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
 
-// b has rows of b_step numbers, of which a is multiplied by the N from b_first on.
+// b: rows of b_step numbers, of which N from b_first on are the factors.
 #define COTERIE_MUL_PART(FIELD) COTERIE_MUL(FIELD) FIELD(integer, b_first) FIELD(integer, b_step)
 
-// row: of each channel a factor.
+// row: a factor per channel.
 #define COTERIE_MUL_ROW(FIELD) COTERIE_SILU(FIELD) FIELD(const f32*, row)
 
-// weight: one number.
+// weight: a scalar.
 #define COTERIE_MUL_ONE(FIELD) COTERIE_SILU(FIELD) FIELD(bytes*, weight) FIELD(integer, weight_dtype)
 
 #define COTERIE_TAKE_ROWS(FIELD) \
   FIELD(const f32*, x) FIELD(const i32*, rows) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D)
 
-// settings: per row, kSettingWords words: temperature, top_k, top_p, min_p, seed, and where its Changes are (changes.h) or 0. logits are what they were
-// when a token is drawn.
+// settings: kSettingWords words per row: temperature, top_k, top_p, min_p, seed, and the address of its Changes (changes.h) or 0. logits are modified
+// while a token is drawn, then restored.
 #define COTERIE_SAMPLE(FIELD)                                                                                        \
   FIELD(f32*, logits) FIELD(const int64_t*, settings) FIELD(const i32*, positions) FIELD(const i32*, rows)     \
   FIELD(i32*, tokens) FIELD(integer, R) FIELD(integer, V)
 
-// offset: what is added to the weight of a norm; in a fused region, to those of all its norms. norm_bias: of a layer norm that has one.
+// offset: added to a norm's weight; in a fused region, to those of all its norms. norm_bias: of a layer norm, or null.
 // centred: 1 for a layer norm, 0 for an RMS norm.
 #define COTERIE_NORM(FIELD)                                                                                          \
   FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps) FIELD(real, offset)           \
   FIELD(bytes*, norm_bias) FIELD(integer, norm_bias_dtype) FIELD(integer, centred)
 
-// Without a norm (null), x goes in as it is.
+// norm may be null: x is used as it is.
 #define COTERIE_NORM_QKV_ROPE_APPEND(FIELD)                                                                          \
   COTERIE_NORM(FIELD)                                                                                                \
   FIELD(bytes*, wq) FIELD(integer, wq_dtype) FIELD(bytes*, bq) FIELD(integer, bq_dtype)                              \
@@ -187,8 +187,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, D) FIELD(integer, H) FIELD(integer, K)        \
   FIELD(integer, C) FIELD(integer, rotated) FIELD(integer, interleaved)
 
-// What q_norm and k_norm norm together: so many numbers of a token, a head or all heads. q_first, q_step: as x_first and x_step of rms_norm,
-// of heads that are normed by themselves.
+// q_width, k_width: how many numbers are normalised together: one head's, or all of a token. q_first, q_step: as x_first and x_step of rms_norm,
+// where heads are normalised one by one.
 #define COTERIE_NORM_ROPE_APPEND(FIELD)                                                                              \
   FIELD(const f32*, q_in) FIELD(bytes*, q_norm) FIELD(integer, q_norm_dtype) FIELD(real, q_eps)                      \
   FIELD(integer, q_width)                                                                                            \
@@ -198,21 +198,21 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)        \
   FIELD(integer, rotated) FIELD(integer, interleaved) FIELD(integer, q_first) FIELD(integer, q_step)
 
-// factor: a number by which the sum is multiplied; null for none.
+// factor: a scalar by which the sum is multiplied; null for none.
 #define COTERIE_NORM_ADD(FIELD)                                                                                      \
   COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)                 \
   FIELD(bytes*, factor) FIELD(integer, factor_dtype)
 
 #define COTERIE_LINEAR_ADD(FIELD) COTERIE_LINEAR(FIELD) FIELD(const f32*, residual)
 
-// Rows of the step in `shares`, rows [first[s], first[s + 1]) with the weight at each[s].
+// Rows are divided into `shares`: rows [first[s], first[s + 1]) use the weight at each[s].
 #define COTERIE_SHARES(FIELD) FIELD(bytes* const*, each) FIELD(const i32*, first) FIELD(integer, shares)
 
 #define COTERIE_LINEAR_EACH(FIELD) COTERIE_LINEAR(FIELD) COTERIE_SHARES(FIELD)
 
 #define COTERIE_LINEAR_ADD_EACH(FIELD) COTERIE_LINEAR_ADD(FIELD) COTERIE_SHARES(FIELD)
 
-// Without a norm (null), x goes in as it is.
+// norm may be null: x is used as it is.
 #define COTERIE_NORM_GATE_UP_SILU_MUL(FIELD)                                                                         \
   COTERIE_NORM(FIELD)                                                                                                \
   FIELD(bytes*, gate) FIELD(integer, gate_dtype) FIELD(bytes*, gate_bias) FIELD(integer, gate_bias_dtype)            \
@@ -229,24 +229,23 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   COTERIE_NORM(FIELD) FIELD(const i32*, rows) FIELD(bytes*, weight) FIELD(integer, weight_dtype)                     \
   FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N) FIELD(real, scale)
 
-// top_k of E are taken; normalise, and sigmoid for scores that are no softmax: 0 or 1. groups: 0 for none. factors: of each branch a
-// factor of what it weighs; null for none.
+// Takes top_k of E branches. normalise: 1 divides their weights by their sum, at least least_sum, plus added_sum. sigmoid: 1 for sigmoid scores,
+// 0 for softmax. groups: 0 for none. factors: a factor per branch for its weight; null for none.
 #define COTERIE_CHOOSE_BRANCHES(FIELD)                                                                               \
   FIELD(const f32*, logits) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, top_k)                 \
   FIELD(integer, normalise) FIELD(real, scale) FIELD(bytes*, bias) FIELD(integer, bias_dtype)                        \
   FIELD(integer, sigmoid) FIELD(real, least_sum) FIELD(integer, groups) FIELD(integer, taken_groups)                 \
   FIELD(integer, group_best) FIELD(bytes*, factors) FIELD(integer, factors_dtype) FIELD(real, added_sum)
 
-// weights: of each token, those of all branches, of which as many as `taken` are not 0. branches: the address of each one's weight, all of
-// one type: those of gate, then those of up.
+// weights: [T, E], `taken` of them non-zero per token. branches: addresses of the E gate weights, then of the E up weights; `dtype` is that of all.
 #define COTERIE_BRANCH_GATE_UP(FIELD)                                                                                \
   FIELD(const f32*, x) FIELD(const f32*, weights) FIELD(bytes* const*, branches) FIELD(integer, dtype)               \
   FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, taken) FIELD(integer, D) FIELD(integer, F)
 
-// form: that of Phi, see GeluForm in math.h.
+// form: how Phi is approximated, a GeluForm (math.h).
 #define COTERIE_BRANCH_GATE_UP_GELU(FIELD) COTERIE_BRANCH_GATE_UP(FIELD) FIELD(integer, form)
 
-// The biases of all branches, one after the other.
+// gate_bias, up_bias: [E, F].
 #define COTERIE_BRANCH_GATE_UP_CLIPPED(FIELD)                                                                        \
   COTERIE_BRANCH_GATE_UP(FIELD) FIELD(bytes*, gate_bias) FIELD(integer, gate_bias_dtype)                             \
   FIELD(bytes*, up_bias) FIELD(integer, up_bias_dtype) FIELD(real, alpha) FIELD(real, limit)
@@ -259,13 +258,13 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_BRANCH_DOWN_ADD(FIELD) COTERIE_BRANCH_DOWN(FIELD) FIELD(const f32*, residual)
 
-// N numbers of a token, in rows of C as rms_norm reads them.
+// N numbers per token, in rows of C that are read as rms_norm reads them.
 #define COTERIE_SIGMOID(FIELD)                                                                                       \
   FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, C) FIELD(integer, x_first) FIELD(integer, x_step)
 
 #define COTERIE_SIGMOID_MUL(FIELD) COTERIE_SIGMOID(FIELD) FIELD(const f32*, a)
 
-// The closed list of instructions: OP(name, Struct, FIELDS). The opcode is the place in this list.
+// The closed list of instructions: OP(name, Struct, FIELDS). An opcode's number is its index in this list.
 #define COTERIE_OPS(OP) COTERIE_VECTOR_OPS(OP) COTERIE_COMMON_OPS(OP)
 
 // Compiled once for all machines.

@@ -1,4 +1,4 @@
-// Asks the processor what it can do. The rows match the instruction sets that CMakeLists.txt compiles kernels for.
+// Detects what the processor supports. The rows match the instruction sets that CMakeLists.txt compiles kernels for.
 #include "isa.h"
 
 #include <iterator>
@@ -47,7 +47,7 @@ const Isa kIsas[] = {
      avx512::limits},
 #endif
 #if defined(__aarch64__)
-    {"neon", [] { return true; }, neon::kernel, neon::limits},  // every such CPU has it
+    {"neon", [] { return true; }, neon::kernel, neon::limits},  // every aarch64 CPU has it
 #endif
 };
 

@@ -1,4 +1,4 @@
-// The instruction sets that were compiled in, and which of them this machine has.
+// The instruction sets that were compiled in, and which of them this machine supports.
 #pragma once
 
 #include <span>
@@ -10,7 +10,7 @@ namespace coterie {
 // Slowest first; the last one that the machine supports is the default.
 std::span<const Isa> compiled_isas();
 
-// Whether kernels of the default one multiply bfloat16 and add in one instruction (AVX512-BF16).
+// Whether the kernels of the default instruction set use bfloat16 dot-product instructions (AVX512-BF16).
 bool has_bf16_products();
 
 }  // namespace coterie

@@ -1,12 +1,14 @@
-// Where a sequence keeps its recurrent state: in units of one size, each whole in a block, from the first block of its table on.
-// Knows nothing about what a unit holds (graph/delta_net/ops.py says it).
+// A sequence's recurrent state: units of equal size, none of which crosses a block, from the first block of its table
+// on.
+// Knows nothing about what a unit holds (see graph/delta_net/ops.py).
 #pragma once
 
 #include "vec.h"
 
 namespace coterie::COTERIE_ISA {
 
-// Address of a unit of a sequence's state in the layer of `op`, which has the operands of COTERIE_KEPT. It has any alignment.
+// Address of a unit of a sequence's state in the layer of `op`, which has the operands of COTERIE_KEPT. May be
+// unaligned.
 template <class Op>
 inline float* kept_unit(const Op& op, int64_t sequence, int64_t unit) {
   const int64_t number = op.first_unit + unit, each = op.block_bytes / op.unit_bytes;
@@ -14,7 +16,7 @@ inline float* kept_unit(const Op& op, int64_t sequence, int64_t unit) {
   return reinterpret_cast<float*>(op.kv + block * op.block_bytes + number % each * op.unit_bytes);
 }
 
-// Calls `body` with up to `most` tokens of a sequence at a time, in order: their numbers, and how many.
+// Calls `body` with the indices of up to kMost tokens of a sequence at a time, in order, and their count.
 template <int64_t kMost, class Op, class Body>
 inline void each_tokens(const Op& op, int64_t sequence, Body body) {
   int64_t tokens[kMost], count = 0;

@@ -1,5 +1,5 @@
-// What every kernel offers, and the tables of them, one per instruction set.
-// Knows nothing about threads: work is cut into units by shape alone, and any thread may run any unit.
+// The interface of a kernel, and an instruction set with its table of kernels.
+// Knows nothing about threads: work is divided into units by shape alone, and any thread may run any unit.
 #pragma once
 
 #include "instruction.h"
@@ -12,7 +12,7 @@ struct Kernel {
   int64_t (*units)(const Row&);
   int64_t (*scratch_bytes)(const Row&);
   int64_t (*shared_bytes)(const Row&);
-  int64_t (*flops)(const Row&);  // rough; decides only whether waking other threads is worth it
+  int64_t (*flops)(const Row&);  // a rough count; only decides whether waking other threads is worthwhile
   void (*run)(const Row&, int64_t unit, Scratch&);
 };
 
@@ -23,7 +23,7 @@ struct Isa {
   const Limits& limits;
 };
 
-// Most kernels share nothing but their operands; one that does defines its own.
+// The default: threads share no memory besides the operands. A kernel that needs some defines an overload.
 template <class Op>
 int64_t shared_bytes(const Op&) {
   return 0;

@@ -1,4 +1,4 @@
-// Runs the loops of limits on several threads and takes the time.
+// Runs the loops of Limits on several threads and times them.
 #include "limits.h"
 
 #include <atomic>
@@ -10,9 +10,9 @@ namespace coterie {
 
 namespace {
 
-constexpr int64_t kBlockBytes = 1 << 18;  // a slow thread holds the others up by this much at most
+constexpr int64_t kBlockBytes = 1 << 18;  // the others wait for a slow thread by at most one block
 
-// Seconds from when all threads stand ready until the last is done; the time to start them is not part of it.
+// Seconds from when all threads are ready until the last one is done; starting them is not counted.
 template <class Body>
 double timed(int threads, Body body) {
   using Clock = std::chrono::steady_clock;

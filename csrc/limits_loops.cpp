@@ -1,4 +1,4 @@
-// The loops of a machine's limits. Compiled once per instruction set.
+// The loops of Limits. Compiled once per instruction set.
 #include "limits.h"
 
 #include "vec.h"
@@ -8,9 +8,9 @@ namespace coterie::COTERIE_ISA {
 namespace {
 
 constexpr int kVectors = 8;                  // in flight; more than a core needs to hide the latency of an addition
-constexpr int64_t kBytes = W * 4;            // of a vector
+constexpr int64_t kBytes = W * 4;            // per vector
 constexpr int64_t kLineBytes = 64;
-constexpr int kChains = kRegisters == 32 ? 16 : 12;  // independent sums: enough for the latency on two units (NEON: four), and they fit the registers
+constexpr int kChains = kRegisters == 32 ? 16 : 12;  // enough to hide the latency of two units (NEON: four), and they fit the registers
 constexpr int kUnroll = 16;
 
 template <bool kPrefetch, int kStreams>
@@ -42,7 +42,7 @@ uint64_t read(const uint8_t* from, int64_t size, int64_t ahead, int streams) {
   return ahead > 0 ? read_loop<true, 1>(from, size, ahead) : read_loop<false, 1>(from, size, 0);
 }
 
-// Returns the multiply-adds of a lane times 2 for each call of `add`, which adds a product to a sum.
+// `add` adds a product to each lane of an accumulator. Returns the flops: two per lane and call.
 template <class Add>
 int64_t multiply_add_loop(int64_t rounds, float* sink, Add add) {
   V sums[kChains];
@@ -65,7 +65,7 @@ int64_t multiply_add(int64_t rounds, float* sink) {
 #if defined(__AVX512F__)
 int64_t multiply_add_bf16(int64_t rounds, float* sink) {
   const __m512i pairs = _mm512_set1_epi32(0x3F803F80);  // ones
-  // By assembler, since what a function may use otherwise is fixed when it is compiled. A lane has two products.
+  // Inline assembly, as this file is not compiled for AVX512-BF16. A lane has two products.
   return 2 * multiply_add_loop(rounds, sink, [&](V& sum) __attribute__((always_inline)) {
     asm("vdpbf16ps %1, %1, %0" : "+v"(sum) : "v"(pairs));
   });

@@ -1,4 +1,4 @@
-// A unit of linear and of linear_add, of all rows of a step or of some that have a weight of their own.
+// A unit of linear and linear_add, for all rows of a step or for a share of them with its own weight.
 // Knows nothing about whose rows these are.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kNoTile = -1;  // what a thread holds that has copied none
+constexpr int64_t kNoTile = -1;  // the tile number of a thread that has copied nothing
 
 // Rows of a step: `T` of them from `first` on, and their weight.
 struct Some {
@@ -29,7 +29,7 @@ int64_t linear_units(const Op& op, const Some& some) {
   return units_in_parts(some.T, op.N, parts_of(some.T, op.weight_dtype));
 }
 
-// A tile's sums too, where something is added to them before they are stored.
+// Includes a tile of sums where a residual is added before they are stored.
 template <class Op>
 int64_t linear_scratch_bytes(const Op& op, const Some& some) {
   constexpr bool kAdds = requires { op.residual; };
@@ -59,8 +59,8 @@ void linear_unit(const Op& op, const Some& some, int64_t unit, Scratch& scratch)
   scratch.stored(block.values() * 4);
 }
 
-// Rows in shares, each with a weight of its own: sequences of several experts that have one program. A share is computed as if it were the
-// whole step, so a row has the same bits there, alone and among others.
+// Rows in shares, each with its own weight: sequences of several experts that run one program. A share is computed as
+// if it were the whole step, so a row's bits do not depend on the other shares.
 //
 //   rows      | 0 1 2 3 4 | 5       | 6 7     |      first 0 5 6 8
 //   weight    | each[0]   | each[1] | each[2] |      units of share 0, then those of share 1, ..
@@ -92,7 +92,7 @@ void each_unit(const Op& op, int64_t unit, Scratch& scratch) {
     const Some some = share_of(op, share);
     const int64_t units = linear_units(op, some);
     if (unit < units) {
-      // Of few tokens nothing is copied, so what is worked with lies where another share's tile was.
+      // Few tokens are not copied, and this unit's scratch overwrites the tile of another share.
       if (some.T <= kFewTokens && !linear_forms(op, some).any()) scratch.holds(kNoTile);
       return linear_unit(op, some, unit, scratch);
     }

@@ -1,4 +1,4 @@
-// exp, sigmoid, tanh, gelu and the angles of rope, with the same bits in every lane and for every blocking.
+// exp, sigmoid, tanh, gelu and the angles of rope, bit-identical in every lane and for every blocking.
 // Knows nothing about ops.
 #pragma once
 
@@ -31,7 +31,7 @@ inline V exp(V of) {
   std::memcpy(&scaled, &p, sizeof scaled);
   scaled += bits << 23;
   std::memcpy(&p, &scaled, sizeof p);
-  return of != of ? of : p;  // the clamp took a NaN for -87.3
+  return of != of ? of : p;  // the clamp turned a NaN into -87.3
 }
 
 inline V silu(V x) { return x / (splat(1.0f) + exp(V{} - x)); }
@@ -48,8 +48,8 @@ inline V tanh(V x) {
 
 inline V softcap(V x, V cap) { return cap * tanh(x / cap); }
 
-// exp(x) - 1 - x with a relative error of about 1e-6 for x <= 0: near 0 by the Taylor polynomial of degree 9, whose remainder is below
-// 1e-9 of it from -0.5 on.
+// exp(x) - 1 - x with a relative error of about 1e-6 for x <= 0; above -0.5 by the Taylor polynomial of degree 9, whose
+// relative remainder is below 1e-9.
 inline V exp_beyond_line(V x) {
   V p = splat(1.0f / 362880);
   p = fma(p, x, splat(1.0f / 40320));
@@ -62,18 +62,19 @@ inline V exp_beyond_line(V x) {
   return x > splat(-0.5f) ? p * x * x : exp(x) - splat(1.0f) - x;
 }
 
-// above * x * x + beta * x where x > 0, else below * (exp(m) - 1 - x) + beta * x, m the smaller of x and eps.
-// Source: Huang and Schlag 2024, Deriving Activation Functions Using Integration (arXiv 2411.13010); eps is of its published code.
+// above * x * x + beta * x where x > 0, else below * (exp(m) - 1 - x) + beta * x, with m = min(x, eps).
+// Source: Huang and Schlag 2024, Deriving Activation Functions Using Integration (arXiv 2411.13010); eps is from its
+// published code.
 inline V xielu(V x, V above, V below, V beta, V eps) {
   const V m = min(x, eps);
   const V left = below * (exp_beyond_line(m) + (m - x)), right = above * x * x;
   return fma(beta, x, x > V{} ? right : left);
 }
 
-// gelu(x) = x * Phi(x). The numbers are those of graph/legal.py.
+// gelu(x) = x * Phi(x). The values are those of graph/legal.py.
 enum class GeluForm : int64_t { erf = 0, tanh = 1, sigmoid = 2 };
 
-// Phi by the complement of erf, to 1e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+// Phi by erfc, to 1e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 inline V gelu_erf(V x) {
   const V z = max(x, V{} - x) * splat(0.70710678118654752f), t = splat(1.0f) / fma(z, splat(0.3275911f), splat(1.0f));
   V p = fma(t, splat(1.061405429f), splat(-1.453152027f));
@@ -89,7 +90,7 @@ inline V gelu_tanh(V x) { return x / (splat(1.0f) + exp(splat(-1.595769121605730
 
 inline V gelu_sigmoid(V x) { return x / (splat(1.0f) + exp(splat(-1.702f) * x)); }
 
-// Calls `body` with the function of this form, so that the loop inside is compiled for it.
+// Calls `body` with the function of this form, so that the loop inside is compiled for each form.
 template <class Body>
 inline void with_gelu(int64_t form, Body body) {
   switch (static_cast<GeluForm>(form)) {
@@ -100,7 +101,8 @@ inline void with_gelu(int64_t form, Body body) {
 }
 
 // cos and sin of position * inv_freq (the product rounded to float32, as the reference does), times scale.
-// Reduction and polynomials are in double, good for angles to 2^30; the loop has no branch, so that compilers vectorise it.
+// Reduction and polynomials are in double, accurate for angles up to 2^30; the loop is branch-free, so that compilers
+// vectorise it.
 inline void rope_angles(int32_t position, const float* inv_freq, int64_t half, double scale, float* cosines, float* sines) {
   constexpr double kTwoOverPi = 0.63661977236758134308, kRound = 6755399441055744.0;  // 1.5 * 2^52
   constexpr double kHalfPiHigh = 1.57079632673412561417, kHalfPiLow = 6.07710050650619224932e-11;

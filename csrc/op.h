@@ -1,4 +1,4 @@
-// What a kernel file includes: tiles of tokens, norms, pages and the form of a kernel.
+// The common includes of kernel files: the kernel interface, token tiles, norms and pages.
 // Knows nothing about any particular op.
 #pragma once
 

@@ -1,19 +1,21 @@
-// Weights packed in groups: rows of whole numbers, then a bfloat16 scale per group; a weight is their product. Of q4z a zero point per group
-// follows, which is taken from the whole numbers first.
-// Knows nothing about what meets them.
+// Quantised weights: a row has integers, then a bfloat16 scale per group; a weight is integer * scale. In q4z a zero
+// point per group follows, which is subtracted from the integers first.
+// Knows nothing about what they are multiplied by.
 //
 //   q8   | q: int8, padded to 32 | scale per 128 weights |
 //   q4   | 16 bytes per 32 weights: byte i holds weight i in its low half, weight 16 + i in its high half, both plus 8 | scale per 32 |
-//   q4z  | as q4, but not plus 8 | scale per 32 | zero per 32, bfloat16 |
+//   q4z  | as q4, but not plus 8 | scale per 32 | zero point per 32, bfloat16 |
 //   q2   | 8 bytes per 32 weights: byte i holds weights 2i, 16 + 2i, 2i + 1, 17 + 2i, from its lowest bits on | scale per 32 |
 //          a code c of 2 bits means 2c - 3: -3, -1, 1 or 3
-//   mx4  | as q4, of codes of floats, whose whole numbers are twice these | scale per 32, half a power of two |
-//   q6   | blocks of 256 weights, each of 4 units of 64, the last of as many as it needs | scale per 256 |
-//          block: | 32 bytes a unit: lower 4 bits of weights | 16 bytes a unit: upper 2 bits | int8 per 16 weights: a scale, part of whole numbers |
-//          byte i of the 32 holds weights w and 32 + w, w = i / 8 % 2 * 16 + i / 16 * 8 + i % 8: so two halves of a vector, widened, are 16 weights
-//          byte i of the 16, from the highest bits on, what byte i of the 32 and then byte 16 + i have of weights below 32, then of the others
+//   mx4  | as q4, with 4-bit floats (e2m1) as codes; the integers are twice these | scale per 32, half a power of two |
+//   q6   | blocks of 256 weights, each of 4 units of 64, the last of as many as it needs | bfloat16 scale per 256 |
+//          block: | 32 bytes a unit: lower 4 bits | 16 bytes a unit: upper 2 bits | int8 scale per 16 weights, part of the integers |
+//          byte i of the 32 holds weights w and 32 + w, w = i / 8 % 2 * 16 + i / 16 * 8 + i % 8: so two halves of a vector,
+//          widened, are 16 weights
+//          byte i of the 16 holds, from its highest bits down, those of byte i and of byte 16 + i: first of their weights below 32,
+//          then of the others
 //
-// A product q * scale needs at most 16 bits, of q6 21, so float32 holds it exactly.
+// integer * scale has at most 16 significant bits (q6: 21), so float32 holds it exactly.
 #pragma once
 
 #include "vec.h"
@@ -29,19 +31,19 @@ constexpr int64_t scales_at(int64_t dtype, int64_t K) {
   return is_q8(dtype) ? weights : is_q2(dtype) ? weights / 4 : weights / 2;
 }
 
-// The whole number of each code of mx4: twice a float of a sign, two bits of exponent and one of fraction.
+// The integer of each code of mx4: twice a float with a sign, two bits of exponent and one of fraction.
 constexpr int8_t kTwiceFloats[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-// From a group's scale to its zero.
+// Bytes from a group's scale to its zero point.
 constexpr int64_t to_zeros(int64_t K) { return whole_parts(K, kGroupQ4) * 2; }
 
-// The whole number of weight k of a group of q2.
+// The integer of weight k of a group of q2.
 constexpr int q2_weight(bytes* group, int64_t k) {
   const int64_t shift = k % 2 * 4 + k / 16 * 2;
   return 2 * (group[k % 16 / 2] >> shift & 3) - 3;
 }
 
-// Whole number k of a block of q6 that has so many units.
+// Integer k of a block of q6 with this many units, scale of 16 weights included.
 inline int weight_q6(bytes* block, int64_t units, int64_t k) {
   const int64_t unit = k / kUnitQ6, group = k % kUnitQ6 / 16, i = k % 16 / 8 * 16 + group % 2 * 8 + k % 8;
   const int low = block[32 * unit + i] >> group / 2 * 4 & 15, high = block[32 * units + 16 * unit + i % 16] >> (6 - group / 2 * 4 - i / 16 * 2) & 3;
@@ -78,7 +80,7 @@ inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
   }
 }
 
-// Rows of a packed type that follow one another.
+// Consecutive rows of a packed type.
 struct PackedRows {
   bytes* at;
   int64_t K, apart, scales_at;  // bytes from one row to the next, and to its scales

@@ -8,7 +8,7 @@ namespace coterie::COTERIE_ISA {
 
 enum KeyOrValue : int64_t { kKey = 0, kValue = 1 };
 
-// Parts of a layer in a page: keys and values, or the rows that are both.
+// Parts of a layer in a page: keys and values, or latent rows that are both.
 template <class Op>
 inline int64_t parts_of_page(const Op& op) {
   if constexpr (requires { op.latent; }) return op.latent == 0 ? 2 : 1;

@@ -1,6 +1,6 @@
-// Pairs of bfloat16 numbers in the lanes of a vector, by AVX-512: how they are rounded and multiplied (halves.h says why these have the same bits on
-// every CPU).
-// Knows nothing about what they are numbers of. Included only by files that are compiled by themselves.
+// Pairs of bfloat16 numbers in the lanes of AVX-512 vectors: rounding and multiplication (halves.h says why these are
+// bit-identical on every CPU).
+// Knows nothing about what the numbers mean.
 #pragma once
 
 #include "vec.h"
@@ -9,7 +9,7 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX512F__)
 
-// As narrow_bf16.
+// W numbers, rounded as narrow_bf16 does.
 inline __m256i narrow(V numbers) {
   const I bits = _mm512_castps_si512(numbers), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const I rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd), 16);
@@ -17,7 +17,8 @@ inline __m256i narrow(V numbers) {
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, none, _mm512_set1_epi32(0x7FC0)));
 }
 
-// Denormals are zero meanwhile, as for VDPBF16PS they always are. Sums of lanes are made so too, with either kind of products.
+// Flushes denormals to zero while it lives, as VDPBF16PS always does. Accumulation runs under it whichever instructions
+// multiply.
 class Flushed {
  public:
   Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
@@ -32,22 +33,23 @@ class Flushed {
 inline V odd_columns(I pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)))); }
 inline V even_columns(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 
-// By assembler, since what a function may use otherwise is fixed when it is compiled.
+// Inline assembly: intrinsics would need this file compiled for AVX512-BF16.
 template <bool kNative>
 [[gnu::always_inline]] inline void add_pairs(I x, I w, V& sums) {
   if constexpr (kNative) asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
   else sums = fma(even_columns(x), even_columns(w), fma(odd_columns(x), odd_columns(w), sums));
 }
 
-// A loaded vector that stays in its register, as kept() of vec.h.
+// Keeps a loaded vector in its register, as kept() of vec.h.
 inline I kept_pairs(I pairs) {
   asm("" : "+v"(pairs));
   return pairs;
 }
 
-// Of W rows of W pairs: pair p of all of them at out + p * W. What transpose() of attend_copied.h does to floats, in fewer cycles.
+// Transposes W rows of W pairs: pair p of all rows goes to out + p * W. Does what transpose() of attend_copied.h does
+// to floats, in fewer cycles.
 inline void turn(const V* rows, float* out) {
-  V quads[4][4];  // [i][four rows]: of lane l of 128 bits pair 4 * l + i
+  V quads[4][4];  // [i][four rows]: lane l of 128 bits has pair 4 * l + i
 #pragma GCC unroll 4
   for (int four = 0; four < 4; ++four) {
     const V* r = rows + 4 * four;

@@ -1,11 +1,11 @@
-// Compiled by itself once per instruction set, as every product of many tokens runs it.
+// A translation unit of its own, once per instruction set: every product of many tokens runs it.
 #include "panel.h"
 
 namespace coterie::COTERIE_ISA {
 
 namespace {
 
-// Columns [first, first + count) of a row of K, W at a time, to every kGroupRows-th vector of `out`; zeros after the last.
+// Widens columns [first, first + count) of a row into every kGroupRows-th vector of `out`; the last is zero-padded.
 void widen_columns(bytes* row, int64_t dtype, int64_t first, int64_t count, float* out) {
   constexpr int64_t next = kGroupRows * W;
   with_dtype(dtype, [&]<DType D>() {
@@ -16,7 +16,8 @@ void widen_columns(bytes* row, int64_t dtype, int64_t first, int64_t count, floa
   });
 }
 
-// M tokens with one group of the panel. `sums` hold what earlier blocks added; the last block writes the dot products to `out`.
+// M tokens by one group of the panel. `sums` holds the partial sums of earlier blocks; the last block writes the dot
+// products to `out`.
 template <int M>
 [[gnu::noinline]] void group_dots(const float* x, int64_t x_stride, const float* panel, int64_t steps, float* sums, bool first, bool last,
                        int64_t rows, float* out, int64_t out_stride) {
@@ -93,7 +94,7 @@ void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int6
       const int64_t count = smaller(columns, K - k), steps = tiles(count, W);
       for (int64_t n = 0; n < tiles(rows, kGroupRows) * kGroupRows; ++n) {
         float* at = work.panel + (n / kGroupRows * kGroupRows * steps + n % kGroupRows) * W;
-        widen_columns(w + (row + smaller(n, rows - 1)) * stride, dtype, k, count, at);  // a missing row is computed and dropped
+        widen_columns(w + (row + smaller(n, rows - 1)) * stride, dtype, k, count, at);  // a missing row is computed and discarded
       }
       const bool last = k + columns >= K;
       bytes* next = last ? w + (row + kBlockRows) * stride : w + row * stride + stride * (k + columns) / K;

@@ -1,11 +1,11 @@
 // Dot products of many tokens: a block of weights is widened once, into a panel, and then used for all tokens of a tile.
 // Knows nothing about ops or how work is shared out.
 //
-//   columns      0 .. c .. 2c .. K     one block at a time, so that a group of the panel and the tokens that pass it stay in the
-//   panel        rows x c              first-level cache; between blocks the W partial sums of every dot product wait in memory.
-//   groups       4 rows of the panel, one line of each after the other
+//   columns      0 .. c .. 2c .. K     one block at a time, so that a group of the panel and the tokens it is used for stay in the
+//   panel        rows x c              L1 cache; between blocks the W partial sums of every dot product are kept in memory
+//   groups       4 rows of the panel, a vector of each in turn
 //
-// A dot product adds the same terms in the same order as in tile.h, so it has the same bits.
+// A dot product adds the same terms in the same order as in tile.h, so it is bit-identical.
 #pragma once
 
 #include "scratch.h"
@@ -13,19 +13,19 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kBlockRows = 32;             // times kBlockColumns of float32: in the second-level cache
+constexpr int64_t kBlockRows = 32;             // by kBlockColumns of float32: fits the L2 cache
 constexpr int64_t kGroupRows = 4;
-constexpr int kGroupTokens = kRegisters == 32 ? 6 : 3;   // with kGroupRows, as many sums as registers allow
-constexpr int64_t kBlockColumns = 576;          // times 4 rows and 6 tokens of float32: 22.5 KiB
+constexpr int kGroupTokens = kRegisters == 32 ? 6 : 3;   // by kGroupRows: as many accumulators as registers allow
+constexpr int64_t kBlockColumns = 576;          // by 4 rows and 6 tokens of float32: 22.5 KiB, for the L1 cache
 
 constexpr int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Columns of a block: even parts of K, in whole vectors.
+// Columns of a block: K divided evenly, in multiples of 32.
 constexpr int64_t block_columns(int64_t K) { return tiles(tiles(K, tiles(K, kBlockColumns)), 32) * 32; }
 
-// What the panel path, and that of whole_panel.h, need beside their operands. Both null when there are few tokens.
+// Scratch of the panel paths, this one and that of whole_panel.h. Both are null for few tokens.
 struct Work {
   float* panel;  // [kBlockRows / 4][columns / W][4][W]
   float* sums;   // [tokens][kBlockRows][W], when K has several blocks
@@ -34,7 +34,7 @@ struct Work {
 constexpr int64_t panel_floats(int64_t K) { return kBlockRows * block_columns(K); }
 constexpr int64_t sums_floats(int64_t tokens, int64_t K) { return K > kBlockColumns ? tokens * kBlockRows * W : 0; }
 
-// The lines of the next block's rows, in order, asked for evenly while `calls` groups are computed: they come to the second-level cache.
+// Prefetches the lines of the next block's rows into the L2 cache, in order, spread evenly over `calls` calls.
 class NextBlock {
  public:
   NextBlock(bytes* next, int64_t stride, int64_t rows, int64_t row_bytes, int64_t calls)
@@ -53,7 +53,8 @@ class NextBlock {
   int64_t line_ = 0, due_ = 0;
 };
 
-// A tile of `tokens` x N dot products with N rows of K weights that start at `w`; `x` has zeros up to a multiple of 16 columns.
+// `tokens` x N dot products with the N rows of K weights at `w`; rows of `x` are zero-padded to a multiple of 16
+// columns.
 void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
                        float* out, int64_t out_stride, const Work& work);
 

@@ -24,7 +24,7 @@ Reads::Reads(int64_t piece_bytes, int64_t first_bytes, int64_t long_bytes)
 
 Reads::~Reads() { syscall(SYS_io_destroy, context_); }
 
-// Hands the system pieces as long as they may begin; one that it refuses has ended with nothing.
+// Submits pieces as long as they may start; one that the system refuses has completed with no bytes.
 void Reads::start() {
   std::vector<iocb> blocks(free_.size());
   std::vector<iocb*> batch;
@@ -90,10 +90,10 @@ void Reads::add(int64_t tag, const Range& range, const Part* parts, size_t count
 
 bool Reads::next(Ended& ended) {
   while (true) {
-    start();  // also before what has ended is told: the disk shall not wait for whoever hears of it
+    start();  // even before reporting a completed range: the disk shall not idle while the caller handles it
     if (!ended_.empty()) break;
     if (ranges_.empty()) return false;
-    if (scattered_ > 0 || long_bytes_ > 0) collect();  // else the system refused all that was handed to it: on with the rest
+    if (scattered_ > 0 || long_bytes_ > 0) collect();  // else all that was submitted was refused: go on with the rest
   }
   ended = ended_.front();
   ended_.pop_front();
@@ -105,7 +105,7 @@ bool Reads::may_begin(const Piece& piece) const {
   return scattered_ == 0 && long_bytes_ < may_bytes_;
 }
 
-// A piece more, or one less, is under way.
+// A piece was submitted (1) or has completed (-1).
 void Reads::count(const Piece& piece, int more) {
   if (ranges_.at(piece.tag).scattered)
     scattered_ += more;
@@ -113,7 +113,7 @@ void Reads::count(const Piece& piece, int more) {
     long_bytes_ += more * (piece.part.stop - piece.part.start);
 }
 
-// A piece is no longer under way; `got` bytes of it were read, or less than nothing was.
+// A piece has completed with `got` bytes, below 0 after an error.
 void Reads::end(const Piece& piece, int64_t got) {
   Pending& pending = ranges_.at(piece.tag);
   count(piece, -1);

@@ -1,11 +1,12 @@
-// Where records of tokens (whole_record.h), or rows of packed weights that meet them, lie. Knows nothing about what is in them.
+// Where the records of tokens (whole_record.h), or the packed rows that they are multiplied by, are in memory. Knows
+// nothing about their contents.
 #pragma once
 
 #include "packed.h"
 
 namespace coterie::COTERIE_ISA {
 
-// Where the first lies, and how far it is from one to the next.
+// The address of the first, and the bytes from one to the next.
 struct Records {
   bytes* at;
   int64_t apart;

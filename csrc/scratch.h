@@ -1,5 +1,5 @@
-// One thread's private memory for tiles, and its count of the bytes that it stored anywhere else; and the memory that the threads of
-// a team share while they work on one instruction. Knows nothing about kernels.
+// Scratch: a thread's private memory for tiles, which also counts the bytes stored anywhere else. Shared: memory that
+// the threads of a team share while they work on one instruction. Knows nothing about kernels.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,8 @@ constexpr size_t kLine = 64;
 
 constexpr size_t padded(size_t size_bytes) { return (size_bytes + kLine - 1) / kLine * kLine; }
 
-// Zero when it is made; a kernel that counts in it leaves its counts at zero. It grows before a list starts, never while kernels run.
+// Zeroed when allocated; a kernel that keeps counters in it resets them to zero. It grows before a list starts, never
+// while kernels run.
 class Shared {
  public:
   Shared() = default;
@@ -21,7 +22,7 @@ class Shared {
   Shared& operator=(const Shared&) = delete;
   ~Shared() { std::free(memory_); }
 
-  // A large piece comes from the system as it is, zero and untouched: only what kernels write becomes real memory.
+  // calloc maps a large block as zero pages: only those that kernels write take physical memory.
   void grow(size_t size_bytes) {
     if (size_bytes <= size_) return;
     std::free(memory_);
@@ -46,7 +47,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(base_); }
 
-  // Make room for a kernel's tiles. Called before a list starts, never while kernels run.
+  // Makes room for a kernel's tiles. Called before a list starts, never while kernels run.
   void grow(size_t size_bytes) {
     if (size_bytes <= size_) return;
     std::free(base_);
@@ -59,7 +60,7 @@ class Scratch {
     forget();
   }
 
-  // Tiles are taken in a fixed order at the start of each unit, so that `holds` may find the last unit's.
+  // Each unit allocates its tiles anew and in the same order, so that `holds` can find those of the unit before.
   void rewind(size_t to = 0) { used_ = to; }
   size_t used() const { return used_; }
 
@@ -70,7 +71,8 @@ class Scratch {
     return tile;
   }
 
-  // True when the tile of this instruction and number is already in place from this thread's last unit; else claims it.
+  // True if this thread's previous unit of this instruction left this tile in place; otherwise records that it is about
+  // to be filled.
   bool holds(int64_t tile) {
     const bool same = tile_ == tile;
     tile_ = tile;
@@ -79,14 +81,14 @@ class Scratch {
 
   void forget() { tile_ = -1, begins_ = true; }
 
-  // True in the first unit of an instruction that asks, and not in this thread's later ones.
+  // True the first time a thread asks within an instruction, then false.
   bool begins() {
     const bool begins = begins_;
     begins_ = false;
     return begins;
   }
 
-  // What this thread and the others of its team have in common, and how many they are.
+  // The memory that the team's threads share, and their number.
   void share(uint8_t* memory, int64_t threads) { shared_ = memory, threads_ = threads; }
   uint8_t* shared() const { return shared_; }
   int64_t threads() const { return threads_; }

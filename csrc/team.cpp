@@ -14,7 +14,8 @@ constexpr uint32_t kPending = 0, kFailed = 2;
 constexpr uint32_t number_of(uint64_t turn) { return static_cast<uint32_t>(turn >> 32); }
 constexpr int64_t left_of(uint64_t turn) { return static_cast<int64_t>(turn & UINT32_MAX); }
 
-// Waits until a row's gate is open; false when it failed. Whoever opens it wakes by the gate's own address: this is rare.
+// Waits for a row's gate; false if it failed. Waiters sleep on the gate's own word, which costs the signaller a system
+// call: gates are rare.
 bool passes(const Row& row) {
   if (row.gate == nullptr) return true;
   auto& word = *reinterpret_cast<uint32_t*>(const_cast<int32_t*>(row.gate));
@@ -92,10 +93,11 @@ Walked Team::run(const Row* rows, int64_t count, const Feed* feed) {
   return walked;
 }
 
-// Called by one thread at a time: the caller of run() first, then whoever finished the open instruction's last unit.
+// Called by one thread at a time: first the caller of run(), then the thread that finished the open instruction's last
+// unit.
 void Team::open_next(Scratch& scratch) {
   while (job_.next < job_.count || open_step()) {
-    if (job_.next == job_.count) continue;  // a list of nothing
+    if (job_.next == job_.count) continue;  // an empty list
     const Row& row = job_.rows[job_.next];
     if (!passes(row)) break;
     const Kernel& kernel = isa_.kernel(row.opcode);
@@ -112,10 +114,10 @@ void Team::open_next(Scratch& scratch) {
     return;
   }
   over_.store(true);
-  if (&scratch != scratch_[0].get()) bell_.ring();  // no more than that: the caller may have begun another run
+  if (&scratch != scratch_[0].get()) bell_.ring();  // nothing else may be touched: the caller may have begun another run
 }
 
-// A step is over: begin another one, or say that the run is.
+// A step is over: begins the next one, or returns false if the run is over.
 bool Team::open_step() {
   job_.step += 1;
   if (job_.feed == nullptr) return false;
@@ -137,13 +139,13 @@ void Team::run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratc
   }
 }
 
-// Works on the instruction of `turn` until no unit of it is left. What the opener wrote into job_ may be read once a unit was taken:
-// then nobody opens another instruction before that unit is counted as done.
+// Works on the instruction of `turn` until no unit is left to claim. job_ may be read only while holding a claimed
+// unit: no other instruction is opened before that unit is counted as done.
 void Team::help(uint64_t turn, int me) {
   const uint32_t number = number_of(turn);
   Scratch& scratch = *scratch_[me];
   bool begun = false;
-  for (int i = 0; i < threads(); ++i) {  // the own share, then those of others
+  for (int i = 0; i < threads(); ++i) {  // its own share, then those of others
     const int of = (me + i) % threads();
     int64_t mine = 0, units = 0;
     std::atomic<uint64_t>& share = shares_[of].left;
@@ -157,12 +159,12 @@ void Team::help(uint64_t turn, int me) {
       job_.kernel->run(*job_.row, share_begin(units, of + 1) - left_of(seen), scratch);
       seen = share.load(std::memory_order_acquire);
     }
-    // Counted before other shares are looked at, so that whoever is last does not look at all of them first.
+    // Counted before looking at other shares, so that the last thread to finish does not search them all first.
     if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == units) return open_next(scratch);
   }
 }
 
-// Returns the first turn seen whose number is another, or any once it is over.
+// Returns the first turn seen with another number, or any turn once `over` is set.
 uint64_t Team::wait_past(uint64_t turn, const std::atomic<bool>& over) {
   uint64_t now;
   const auto changed = [&] { return number_of(now = turn_.load()) != number_of(turn) || over.load(); };

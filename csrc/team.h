@@ -1,12 +1,13 @@
 // A persistent team of threads that walks an instruction list together, once or for several steps.
 // Knows nothing about what the instructions do, nor about Python.
 //
-//   turn   | instruction number | units |        one word for all: when its number changes, threads go on to that instruction
-//   share  | instruction number | units left |   one word per thread: who lowers `left` by one has taken a unit. A thread empties its own share
-//                                                first, neighbouring units in order, so that it reads weights as one stream; then those of others
-//   list   i: units 0 1 2 3 4 5                  who finishes an instruction's last unit opens the next one: it runs small instructions itself,
-//             A A A B B B                        waits at gates, and after the last row feeds the drawn tokens back and opens the first row again.
-//          i + 1: ...                            A thread that wakes late goes on with what is open: nobody waits for one that holds no unit
+//   turn   | instruction number | units |        one word for the team: a new number tells threads to go on to that instruction
+//   share  | instruction number | units left |   one word per thread: decrementing `units left` claims a unit. A thread drains its own
+//                                                share first, in order, so that it reads weights as one stream, then steals from others
+//   list   i: units 0 1 2 3 4 5                  the thread that finishes an instruction's last unit opens the next one: it runs small
+//             A A A B B B                        instructions alone, waits at gates, and after the last row feeds the drawn tokens back
+//          i + 1: ...                            and starts over. A thread that wakes late joins the open instruction: nobody waits for
+//                                                a thread that holds no unit
 #pragma once
 
 #include <atomic>
@@ -22,42 +23,44 @@ namespace coterie {
 
 struct Counters {
   int64_t stored_bytes = 0;       // stored outside scratch: outputs and pages
-  int64_t scratch_bytes = 0;      // most scratch that one thread used
+  int64_t scratch_bytes = 0;      // peak of any one thread
   int64_t calls = 0;              // run() calls: launches by the host
-  int64_t instructions = 0;       // rows walked
+  int64_t instructions = 0;       // rows executed
 };
 
-// Steps that were finished, and rows that were executed of the last step begun: fewer than the list has where a gate failed.
+// Completed steps, and rows executed in the last step begun: fewer than the list has if a gate failed.
 struct Walked {
   int64_t steps, rows;
 };
 
-constexpr int64_t kAloneFlops = 40'000;  // a microsecond or two: less is done before another thread has woken
+constexpr int64_t kAloneFlops = 40'000;  // a microsecond or two: anything smaller is done before another thread has woken
 
 class Team {
  public:
-  // `threads` includes the caller of run(). An instruction of fewer than `alone_flops` is run by one thread, which wakes no others.
-  // Throws std::runtime_error when the system gives fewer threads.
+  // `threads` includes the caller of run(). An instruction of fewer than `alone_flops` runs on one thread, which wakes
+  // no others.
+  // Throws std::runtime_error if the system cannot start that many threads.
   Team(int threads, const Isa& isa, int64_t alone_flops = kAloneFlops);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  // Executes rows in order. With a feed, up to feed->steps times, until a row ends or interrupt() was called.
-  // Throws std::logic_error when another thread is inside.
+  // Executes the rows in order; with a feed repeatedly, one decode step each time, up to feed->steps times, until a
+  // sequence ends or interrupt() is called.
+  // Throws std::logic_error while another call is in progress.
   Walked run(const Row* rows, int64_t count, const Feed* feed = nullptr);
 
-  // Ends the run under way, or else the next one, after the step that it is in. Any thread may call it.
+  // Ends the run in progress after its current step, or else the next run after its first one. Any thread may call it.
   void interrupt() { interrupted_.store(true, std::memory_order_relaxed); }
 
   int threads() const { return static_cast<int>(scratch_.size()); }
   const char* isa() const { return isa_.name; }
-  int64_t memory_bytes() const;  // scratch of all threads, and what they share
+  int64_t memory_bytes() const;  // scratch of all threads, and their shared memory
   Counters counters() const;
   void reset_counters();
 
  private:
-  // What runs now. Only the thread that opens an instruction writes it, while no unit is left or being worked on.
+  // The current run. Written only by the thread that opens an instruction, while no unit is left or in progress.
   struct Job {
     const Row* rows = nullptr;
     int64_t count = 0, next = 0, step = 0;
@@ -92,15 +95,15 @@ class Team {
   Job job_;
 
   alignas(kLine) std::atomic<uint64_t> turn_{0};
-  alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction, added by a thread share by share
+  alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction; a thread adds them share by share
   alignas(kLine) Bell bell_;
-  std::atomic<bool> over_{true};  // no job is under way
+  std::atomic<bool> over_{true};  // no run is in progress
   std::atomic<bool> inside_{false}, stop_{false}, interrupted_{false};
 
   int64_t calls_ = 0, instructions_ = 0;
 };
 
-// Sets a gate to 1 (passed) or 2 (failed) and wakes whoever waits for it.
+// Sets a gate to 1 (passed) or 2 (failed) and wakes the threads that wait for it.
 void signal_gate(int32_t* gate, int32_t value);
 
 }  // namespace coterie

@@ -1,8 +1,9 @@
-// Tiles of tokens: the dot products of a tile with rows of a weight, biases.
+// Tiles of tokens: their dot products with the rows of a weight, and biases.
 // Knows nothing about ops or how work is shared out.
 //
-// Every dot product sums k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a tree, or whole numbers group by group
-// (whole.h), whatever the blocking: a token's result has the same bits alone, in a batch and in a chunk.
+// Whatever the blocking, a dot product adds k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a
+// tree, or it adds integers group by group (whole.h). So a token's result is bit-identical alone, in a batch and in a
+// prefill chunk.
 #pragma once
 
 #include <bit>
@@ -18,24 +19,25 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kTileTokens = 16;    // of the kernels without weights
-constexpr int64_t kFewTokens = 16;     // up to so many tokens, weights are used as they are read; beyond, they are widened once
-constexpr int64_t kManyTokens = 132;   // at most so many tokens in a tile
-constexpr int64_t kTileRows = 32;      // rows of a weight per unit, at most
-constexpr int64_t kManyBlocks = 32;    // units of few tokens are smaller where there would be fewer
+constexpr int64_t kTileTokens = 16;    // for kernels without weights
+constexpr int64_t kFewTokens = 16;     // up to this many tokens, weights are used as they are read; above it they are first widened into a panel
+constexpr int64_t kManyTokens = 132;   // upper bound of a tile's tokens
+constexpr int64_t kTileRows = 32;      // upper bound of a unit's weight rows
+constexpr int64_t kManyBlocks = 32;    // with fewer units than this, those of few tokens are halved
 
-// Tokens of a tile of a [T, N] result: even parts of T.
+// Tokens in a tile of a [T, N] result: T divided evenly, in multiples of kGroupTokens.
 constexpr int64_t token_tile(int64_t T) {
   if (T <= kFewTokens) return kFewTokens;
   return tiles(tiles(T, tiles(T, kManyTokens)), kGroupTokens) * kGroupTokens;
 }
 
-// The part of a [T, N] result that a unit computes: `rows` rows of the weight from `row` on, and as many from `apart` rows later on, ..,
-// `parts` times. Units that share tokens follow one another.
+// A unit's part of a [T, N] result: `rows` weight rows from `row` on, as many from `row + apart` on, and so on, `parts`
+// times. Units of the same tokens follow one another.
 //
 //   parts 1   | unit 0   | 1        | 2        | 3 |   each unit has kTileRows rows, or fewer
-//   parts 3   | 0 1 2 .. | 0 1 2 .. | 0 1 2 .. | 9 |   each has some of every third of the weight, and goes on where the one before it ended:
-//                                                      a thread reads three streams through its whole share. What is left over is the last unit
+//   parts 3   | 0 1 2 .. | 0 1 2 .. | 0 1 2 .. | 9 |   each has some rows of every third of the weight, after those of the unit
+//                                                      before it: a thread reads three streams through its whole share. The last
+//                                                      unit is the remainder
 struct Block {
   int64_t token, tokens, row, rows, parts = 1, apart = 0;
   constexpr int64_t values() const { return tokens * rows * parts; }
@@ -49,13 +51,14 @@ inline Block block_of(int64_t unit, int64_t T, int64_t N, int64_t rows) {
   return {token, smaller(tile, T - token), row, smaller(rows, N - row)};
 }
 
-// Into so many parts do units divide a weight. Packed ones gain nothing from streams beyond a unit, as instructions fetch them.
+// Into how many parts units divide a weight. Packed weights are prefetched by instructions, and gain nothing from
+// streams that are longer than a unit.
 constexpr int64_t parts_of(int64_t T, int64_t dtype) { return T > kFewTokens || is_packed(dtype) ? 1 : streams_of(T); }
 
 constexpr int64_t rows_of_part(int64_t parts) { return kTileRows / parts / 8 * 8; }
 
-// Rows of each part that are a unit's: of narrow weights half as many, so that 8 or 16 threads have about as much to do each. No
-// fewer: a unit costs some 40 ns besides its products, which two threads would feel.
+// A unit's rows of each part: half as many for narrow weights, to balance the load of 8 or 16 threads. Not fewer: a
+// unit costs some 40 ns besides its products, which would show with two threads.
 constexpr int64_t rows_of_unit(int64_t T, int64_t N, int64_t parts) {
   const int64_t rows = rows_of_part(parts);
   return T <= kFewTokens && N / parts / rows < kManyBlocks ? rows / 2 : rows;
@@ -79,7 +82,8 @@ inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts) {
   return block_in_parts(unit, T, N, parts, rows_of_unit(T, N, parts));
 }
 
-// Floats between tokens in a scratch tile: an odd number of lines for many tokens, so that few of them share a place in the caches.
+// Floats from one token to the next in a scratch tile: for many tokens an odd number of cache lines, so that few of
+// them map to the same cache set.
 constexpr int64_t tile_stride(int64_t T, int64_t width) { return T <= kFewTokens ? width : (tiles(width, 16) | 1) * 16; }
 
 constexpr int64_t bytes_of(int64_t floats) { return static_cast<int64_t>(padded(static_cast<size_t>(floats) * 4)); }
@@ -89,12 +93,12 @@ constexpr int64_t tile_bytes(int64_t T, int64_t width) { return bytes_of(token_t
 
 inline float* take_tile(Scratch& scratch, int64_t T, int64_t width) { return scratch.floats(token_tile(T) * tile_stride(T, width)); }
 
-// Zeros behind a row of `width` floats in a scratch tile.
+// Zeros after a row of `width` floats in a scratch tile.
 inline void pad_row(float* row, int64_t T, int64_t width) {
   for (int64_t c = width; c < tile_stride(T, width); ++c) row[c] = 0.0f;
 }
 
-// Whatever type the weights have: they may be of several.
+// Enough for every type of weights, as an op's may be of several.
 constexpr int64_t work_panel_floats(int64_t K) { return larger(panel_floats(K), kWholePanelFloats); }
 constexpr int64_t work_sums_floats(int64_t T, int64_t K) { return larger(sums_floats(token_tile(T), K), whole_sums_floats(token_tile(T))); }
 
@@ -112,14 +116,14 @@ constexpr int kPackedTypes = 11;
 constexpr int64_t packed_type(int64_t index) { return static_cast<int64_t>(DType::q8) + index; }
 constexpr int64_t packed_index(int64_t dtype) { return dtype - packed_type(0); }
 
-// Calls `body` with the place of each bit that is set. Most ops have one, so that no loop over all types is paid for.
+// Calls `body` with the index of each bit that is set. Most ops set one, and need not pay for a loop over all types.
 template <class Body>
 constexpr void each_set(uint32_t bits, Body body) {
   for (; bits != 0; bits &= bits - 1) body(std::countr_zero(bits));
 }
 
-// Forms of a tile's tokens beside rows that the weights of an op read: records for packed types (whole_record.h), a bit for each, tokens
-// side by side for kernels of few tokens, or rounded to bfloat16 (halves.h).
+// Formats, besides plain rows, in which an op's weights read a tile's tokens: records for packed types (whole_record.h;
+// a bit per type), interleaved for kernels of few tokens (streams.h), or rounded to bfloat16 (halves.h).
 struct Forms {
   uint32_t records = 0;
   bool beside = false, rounded = false;
@@ -133,7 +137,7 @@ constexpr Forms forms_of(int64_t T, DTypes... dtypes) {
   return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && as_they_are, (meets_bf16(dtypes) || ...)};
 }
 
-// The tokens of a tile in each form that is wanted; null for others. `many`: a panel meets them.
+// A tile's tokens in each format that is needed; null for the others. `many`: they are multiplied by a panel.
 struct Copies {
   uint32_t wanted = 0;
   bool many = false;
@@ -171,12 +175,12 @@ inline Copies take_copies(Scratch& scratch, const Forms& forms, int64_t T, int64
   return copies;
 }
 
-// Tokens of a unit as dot_tile reads them: where a weight's type reads another form, that, and not `x`.
+// A unit's tokens as dot_tile reads them: `x`, or one of `copies` for the weight types that need another format.
 struct Input {
   const float* x;
   int64_t stride;
   Copies copies = {};
-  // As streams.h reads them.
+  // In the format of streams.h.
   const float* few(int64_t tokens, int64_t dtype) const {
     if (meets_bf16(dtype)) return copies.rounded;
     return tokens == 1 ? x : copies.beside;
@@ -188,8 +192,8 @@ constexpr int64_t input_bytes(int64_t T, int64_t K, const Forms& forms) {
   return T <= kFewTokens ? 0 : tile_bytes(T, K);
 }
 
-// What one weight reads. Few tokens where they are or side by side; many in a scratch tile; records for packed weights. A thread keeps
-// what it copied for its next units.
+// The input of one weight: few tokens in place or interleaved, many in a scratch tile, records for packed weights. A
+// thread keeps its copies for its next units.
 inline Input take_input(Scratch& scratch, const float* x, const Block& block, int64_t T, int64_t K, const Forms& forms) {
   if (forms.any()) {
     const Copies copies = take_copies(scratch, forms, T, K);
@@ -209,7 +213,7 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
   return {tile, stride};
 }
 
-// A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
+// `tokens` x N dot products with the N rows of K weights at `w`.
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
   if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride, work);
@@ -222,7 +226,7 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   few_tile(in.few(tokens, dtype), tokens, w, dtype, N, K, out, out_stride);
 }
 
-// `each` rows of every stream with few tokens, as dots_along of streams.h.
+// Few tokens by `each` rows of every stream, like dots_along of streams.h.
 template <int Streams>
 inline void tile_along(const Input& in, int64_t tokens, int64_t dtype, const Rows<Streams>& rows, int64_t each, int64_t K, float* out,
                        int64_t out_stride, int64_t out_step) {
@@ -243,7 +247,7 @@ inline void add_bias(float* out, int64_t out_stride, int64_t tokens, bytes* bias
   });
 }
 
-// A weight of an op, its bias or null, and what results are multiplied by.
+// A weight of an op, its bias or null, and the factor of its results.
 struct Weight {
   bytes* rows;
   int64_t dtype;
@@ -257,7 +261,7 @@ inline void add_bias(const Weight& weight, const Block& block, float* out, int64
     add_bias(out + part * out_step, out_stride, block.tokens, weight.bias, weight.bias_dtype, block.row + part * block.apart, block.rows);
 }
 
-// out *= scale over a block. By itself, as most products have none and their loops are tuned.
+// out *= scale over a block. Out of line: most products have no scale, and their loops are tuned.
 [[gnu::noinline, gnu::cold]] inline void scale_by(double scale, const Block& block, float* out, int64_t out_stride, int64_t out_step) {
   const float factor = static_cast<float>(scale);
   for (int64_t t = 0; t < block.tokens; ++t)
@@ -267,8 +271,8 @@ inline void add_bias(const Weight& weight, const Block& block, float* out, int64
     }
 }
 
-// out[t * out_stride + part * out_step + n] = (dot(token t, row n of a part of the block) + bias) * scale, for a block in
-// parts_of() parts.
+// out[t * out_stride + part * out_step + n] = (dot(token t, row n of a part of the block) + bias) * scale, for a block
+// in parts_of() parts.
 inline void linear_block(const Input& in, const Block& block, const Weight& weight, int64_t K, float* out, int64_t out_stride,
                          int64_t out_step, const Work& work) {
   bytes* w = weight_row(weight.rows, weight.dtype, K, block.row);

@@ -102,7 +102,7 @@ inline V fma(V a, V b, V c) { return a * b + c; }
 #endif
 typedef int32_t VI __attribute__((vector_size(W * 4)));
 
-// Of vectors.
+// Vector registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRegisters = 32;
 #else
@@ -127,7 +127,8 @@ inline V load(const float* at) {
 
 inline void store(float* at, V v) { std::memcpy(at, &v, sizeof v); }
 
-// A loaded vector that stays in its register: compilers rather load it again as an operand of every use, and loads are few in a cycle.
+// Keeps a loaded vector in its register: compilers would rather fold the load into every use, and loads per cycle are
+// few.
 inline V kept(V v) {
 #if defined(__GNUC__) && defined(__x86_64__)
   asm("" : "+v"(v));
@@ -194,7 +195,7 @@ inline float sum_eight(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
 }
 
-// The sums of four vectors, each with the bits that sum_eight() gives.
+// The sums of four vectors, bit-identical to sum_eight().
 inline void sum4_eight(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
   const auto halves = [](__m256 p, __m256 q) { return _mm256_blend_ps(p, q, 0xF0) + _mm256_permute2f128_ps(p, q, 0x21); };
   const __m256 ab = halves(a, b), cd = halves(c, d);
@@ -204,7 +205,7 @@ inline void sum4_eight(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
 }
 #endif
 
-// Sum of the lanes, always as the same tree.
+// The sum of the lanes, always by the same tree of additions.
 inline float sum(V v) {
 #if defined(__AVX512F__)
   return sum_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
@@ -217,7 +218,7 @@ inline float sum(V v) {
 #endif
 }
 
-// The sums of four vectors, each with the bits that sum() gives.
+// The sums of four vectors, bit-identical to sum().
 inline void sum4(V a, V b, V c, V d, float* out) {
 #if defined(__AVX512F__)
   const auto halves = [](V p, V q) { return _mm512_mask_blend_ps(0xFF00, p, q) + _mm512_shuffle_f32x4(p, q, 0x4E); };
@@ -243,7 +244,7 @@ inline void sum4(V a, V b, V c, V d, float* out) {
 inline V max(V a, V b) { return a > b ? a : b; }
 inline V min(V a, V b) { return a < b ? a : b; }
 
-// Calls `body` with the type's constant, so that the loop inside is compiled for each type.
+// Calls `body` with the type as a template argument, so that the loop inside is compiled for each type.
 template <class Body>
 inline void with_dtype(int64_t dtype, Body body) {
   switch (static_cast<DType>(dtype)) {
@@ -261,11 +262,11 @@ inline void with_dtype(int64_t dtype, Body body) {
     case DType::q8_int8:
     case DType::q4_int8:
     case DType::q4z_int8:
-    case DType::q2_int8: return;  // matrices only, by whole.h
+    case DType::q2_int8: return;  // packed types: matrices only, see whole.h
   }
 }
 
-// One number of a type whose elements stand alone.
+// One element of an unpacked type.
 inline float widen_number(bytes* at, int64_t dtype) {
   float number = 0.0f;
   with_dtype(dtype, [&]<DType D>() { number = widen<D>(at); });

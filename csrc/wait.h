@@ -1,4 +1,4 @@
-// How threads wait for one another: a short spin, then sleep in the kernel on a 32-bit word.
+// How threads wait for one another: a short spin, then sleep in the operating system on a 32-bit word (a futex).
 // Knows nothing about what is waited for.
 #pragma once
 
@@ -17,19 +17,19 @@
 
 namespace coterie {
 
-// Some tens of microseconds: what wakes a sleeper costs about as much. Longer waits sleep, so that a busy neighbour may run, and so
-// that a descheduled thread which is waited for may move to the waiter's core.
+// Some tens of microseconds: waking a sleeper costs about as much. Longer waits sleep, so that other processes may run,
+// and so that a descheduled thread that is being waited for may move to the waiter's core.
 constexpr int kSpins = 2000;
 
 inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
-  asm volatile("isb");  // some tens of cycles; most such processors take `yield` for nothing, so that threads would soon sleep
+  asm volatile("isb");  // some tens of cycles; `yield` is a no-op on most of these processors, so that spinning would end too soon
 #endif
 }
 
-// Sleeps while the word is `old`. May return early: callers look again.
+// Sleeps while the word is `old`. May return spuriously: callers check again.
 inline void sleep_on(uint32_t& word, uint32_t old) {
 #if defined(__linux__)
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
@@ -38,7 +38,7 @@ inline void sleep_on(uint32_t& word, uint32_t old) {
 #endif
 }
 
-// Wakes whoever sleeps on the word; call it after the word was changed.
+// Wakes all threads that sleep on the word; call it after changing the word.
 inline void wake_all(uint32_t& word) {
 #if defined(__linux__)
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
@@ -47,8 +47,8 @@ inline void wake_all(uint32_t& word) {
 #endif
 }
 
-// Something that threads sleep at until what they watch has changed. The watched atomic is changed, and looked at by those who are
-// about to sleep, in the one order of seq_cst: so either the changer sees a sleeper, or the sleeper sees the change.
+// Lets threads sleep until an atomic that they watch has changed. The changer stores it and a sleeper loads it with
+// seq_cst, in one total order with `sleepers_`: so either the changer sees a sleeper, or the sleeper sees the change.
 //
 //   changer:  watched.store(new); bell.ring()        ring() costs one load when nobody sleeps
 //   sleeper:  bell.sleep_until([&] { return watched.load() != old; })
