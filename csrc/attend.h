@@ -1,12 +1,13 @@
-// A block of queries against one span of a context: scores, exponentials, weighted sums; and how the results of spans are joined.
-// Knows nothing about units, pages or who owns the results. How keys are read is in attend_stored.h and attend_copied.h.
+// Attention of a block of queries over one span of a context: scores, softmax weights, weighted sums; and how the
+// results of spans are merged.
+// Knows nothing about units, pages or who owns the results. Keys are read by attend_stored.h and attend_copied.h.
 //
 //   context    |  span 0  |  span 1  |  span 2 ..|      spans start at multiples of kSpan, whatever the token and the batch
-//   a query         [first ........ last)               what it sees of a span gives a partial: sums, maximum, total
+//   a query         [first ........ last)               the part of a span that it sees gives a partial: sums, maximum, total
 //
-// Per query and span: each score is a dot product as in tile.h; the sums add position after position in one accumulator per channel.
-// Partials are joined in the order of positions. So a query's result has the same bits alone, in a batch and in a chunk, and however
-// spans are shared out.
+// Per query and span: each score is a dot product as in tile.h; the sums add positions in order, in one accumulator per
+// channel. Partials are merged in the order of positions. So a query's result is bit-identical alone, in a batch and in
+// a chunk, and however spans are divided among threads.
 #pragma once
 
 #include <cmath>
@@ -18,18 +19,19 @@
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kSpan = 256;
-constexpr int64_t kBlockQueries = 16;  // their scores of a span stay in the first-level cache
+constexpr int64_t kBlockQueries = 16;  // their scores of a span fit the L1 cache
 constexpr int kGroup = 4;              // queries that share a loaded key or value
-constexpr int64_t kAtOnce = 16;        // positions of a head, then of the next one: of several heads their rows follow one another in memory
+constexpr int64_t kAtOnce = 16;        // positions of one head that are read before those of the next head
 
-// The positions of a span as they lie in pages: where the first kv head's keys are, and how far on the next head and the values are.
-// Values are no wider than keys; latent ones are the first channels of the keys, none further on.
-// Entries outside what any query sees, up to a multiple of W, repeat one that is seen.
+// A span's positions in the pages: the addresses of the first kv head's keys, and the bytes from there to the next head
+// and to the values. Values are no wider than keys; latent ones are the first channels of the keys, at the same
+// address.
+// Entries that pad what queries see to multiples of W repeat one that is seen.
 struct Span {
   bytes* keys[kSpan];
   int64_t to_head, to_value;
   int64_t dtype, C, width, value_channels, value_width;
-  bool follow;  // kAtOnce positions, from a multiple of it on, follow one another in memory
+  bool follow;  // kAtOnce positions, from a multiple of it on, are contiguous in memory
 
   int64_t row_bytes() const { return page_row_bytes(dtype, C); }
 };
@@ -39,7 +41,8 @@ struct Range {
 };
 
 // The part [first, last) of a span that a query sees, and where its partial goes: `width` sums, the maximum, the total.
-// `state`: the partial of all positions before, which this one is then joined to, or null. `bias`: what is added to its scores, or null.
+// `state`: the partial of all earlier positions, into which this one is merged, or null. `bias`: added to its scores,
+// or null.
 struct Query {
   const float* q;
   int64_t first, last;
@@ -51,24 +54,26 @@ constexpr int64_t kPartialTail = 16;  // floats after the sums, so that partials
 
 constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 
-// Scores [low, high), multiples of W, are capped. By itself: most attention has no cap, and its loops are tuned.
+// Applies the softcap to scores [low, high), multiples of W. Out of line: most attention has no cap, and its loops are
+// tuned.
 [[gnu::noinline, gnu::cold]] inline void cap_scores(float* scores, int64_t low, int64_t high, float cap) {
   for (int64_t j = low; j < high; j += W) store(scores + j, softcap(load(scores + j), splat(cap)));
 }
 
-// So few have a bias, that it is by itself too.
+// Out of line too: few models have a bias.
 [[gnu::noinline, gnu::cold]] inline void bias_scores(float* scores, int64_t low, int64_t high, const float* bias) {
   for (int64_t j = low; j < high; j += W) store(scores + j, load(scores + j) + load(bias + j));
 }
 
-// The scores that a query sees become exp(score - maximum), and 0 around them up to multiples of W; capped before where cap is not 0.
+// Turns the scores that a query sees into exp(score - maximum), with zeros around them up to multiples of W; before
+// that applies the cap unless it is 0.
 inline void soften(float* scores, const Query& query, float cap, float* maximum_total) {
   const int64_t first = query.first, last = query.last, low = first / W * W, high = tiles(last, W) * W;
   if (cap != 0.0f) cap_scores(scores, low, high, cap);
   if (query.bias != nullptr) bias_scores(scores, low, high, query.bias);
   for (int64_t j = low; j < first; ++j) scores[j] = -INFINITY;
   for (int64_t j = last; j < high; ++j) scores[j] = -INFINITY;
-  V highest = splat(-INFINITY);  // passes over NaN; its exponential brings it into the sums
+  V highest = splat(-INFINITY);  // ignores NaNs; their exponentials carry them into the sums
   for (int64_t j = low; j < high; j += W) highest = max(load(scores + j), highest);
   float lanes[W];
   store(lanes, highest);
@@ -83,7 +88,7 @@ inline void soften(float* scores, const Query& query, float cap, float* maximum_
   maximum_total[1] = sum(total);
 }
 
-// Rows of keys or values of one head, each where `rows` says, `offset` bytes on; or one after the other.
+// Rows of keys or values of one head: each at its address in `rows` plus `offset` bytes; or (Following) contiguous.
 struct Scattered {
   bytes* const* rows;
   int64_t offset;
@@ -96,9 +101,9 @@ struct Following {
   bytes* operator[](int64_t j) const { return first + j * row_bytes; }
 };
 
-// Asks for what comes next while something else is in use: as many bytes each time as are used, so that what was asked for neither comes
-// in bursts nor keeps what is in use waiting. Into the second-level cache: which level is better depends on the processor (Zen 4 gained
-// 1.14 x by this one, Zen 3 by the first, 4 KiB ahead).
+// Prefetches what comes next while something else is in use: each time as many bytes as are consumed, so that
+// prefetches neither come in bursts nor delay what is in use. Into the L2 cache: which level is better depends on the
+// processor (Zen 4 gained 1.14 x with L2, Zen 3 with L1, 4 KiB ahead).
 struct Asking {
   bytes* at;
   template <int64_t kBytes>
@@ -136,7 +141,7 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
     StoredVectors<D, N> vectors(values[j], c);
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      const V v = kept(vectors[n]);  // one at a time: sums and weights fill the registers
+      const V v = kept(vectors[n]);  // one at a time: accumulators and weights fill the registers
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(weight[m], v, acc[m][n]);
     }
@@ -147,11 +152,11 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
     for (int n = 0; n < N; ++n) store(sums[m] + n * W, acc[m][n]);
 }
 
-// All channels, a few positions at a time, so that values come from memory once and in order.
+// All channels, a few positions at a time, so that values are read from memory once and in order.
 template <DType D, int M, class Rows, class Ask>
 inline void add_all_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t C, const Query* queries, Ask ask) {
   constexpr int64_t kStep = 32;
-  constexpr int kWide = kRegisters == 16 && (W == 4 || M == kGroup) ? 2 : 4;  // as many sums as registers allow
+  constexpr int kWide = kRegisters == 16 && (W == 4 || M == kGroup) ? 2 : 4;  // as many accumulators as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
     int64_t c = 0;
@@ -167,7 +172,8 @@ inline void add_all_values(const float* weights, Rows values, int64_t first, int
   }
 }
 
-// M queries' partials: what all of them see together, what only some see one by one, in the order of positions.
+// The partials of M queries: positions that all of them see are added for all at once, others query by query, in the
+// order of positions.
 template <DType D, int M>
 inline void weigh(const float* weights, Scattered values, int64_t C, int64_t width, const Query* queries) {
   const AskingNothing nothing{};
@@ -189,7 +195,7 @@ inline void weigh(const float* weights, Scattered values, int64_t C, int64_t wid
   }
 }
 
-// Calls `body` with the count, 1 to kGroup, as a constant.
+// Calls `body` with the count, 1 to kGroup, as a template argument.
 template <class Body>
 inline void with_count(int64_t count, Body body) {
   switch (count) {
@@ -200,7 +206,7 @@ inline void with_count(int64_t count, Body body) {
   }
 }
 
-// The scores of a query become weights; its sums begin at 0.
+// Turns a query's scores into weights, and zeroes its sums.
 inline void begin_partial(const Query& query, float* scores, int64_t width, float cap) {
   soften(scores, query, cap, query.partial + width);
   for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
@@ -212,7 +218,7 @@ inline bool see_the_same(const Query* queries, int64_t count) {
   return true;
 }
 
-// From the scores of `count` queries to their partials.
+// Computes the partials of `count` queries from their scores.
 template <DType D>
 inline void finish(const Query* queries, int64_t count, Scattered values, int64_t C, int64_t width, float cap, float* scores) {
   for (int64_t i = 0; i < count; ++i)
@@ -222,7 +228,7 @@ inline void finish(const Query* queries, int64_t count, Scattered values, int64_
                [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m); });
 }
 
-// What `count` queries see between them.
+// The smallest range that contains what `count` queries see.
 inline Range seen_by(const Query* queries, int64_t count) {
   Range range{kSpan, 0};
   for (int64_t i = 0; i < count; ++i)
@@ -230,13 +236,13 @@ inline Range seen_by(const Query* queries, int64_t count) {
   return range;
 }
 
-// What a head's sink, a score of no value, adds to a total of exp(score - maximum).
+// What a head's attention sink adds to a total of exp(score - maximum).
 inline float sunk(bytes* sinks, int64_t dtype, int64_t head, float maximum) {
   if (sinks == nullptr) return 0.0f;
   return exp(splat(widen_number(sinks + head * size_of(dtype), dtype) - maximum))[0];
 }
 
-// state = the partial of positions before, joined with that of later ones.
+// Merges the partial of later positions into `state`, that of earlier ones.
 inline void join(float* state, const float* later, int64_t width) {
   const float before = state[width], after = later[width];
   const float maximum = after > before ? after : before;

@@ -1,4 +1,5 @@
-// Many queries against a span: keys and values are widened once, keys with positions in the lanes, and serve all of them.
+// Many queries over a span: keys and values are widened once, keys transposed so that positions are in the lanes, and
+// used for all of them.
 // Knows nothing about units or pages.
 #pragma once
 
@@ -6,7 +7,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// out[p * M + m] = for P times W positions at once, the sum over channels of lanes L, L + Step .. of a vector, as the tree of sum().
+// out[p * M + m] = for P times W positions at once, the sum over the channels in lanes L, L + Step, .. of a vector, by
+// the same tree of additions as sum().
 template <int L, int Step, int M, int P>
 inline void lane_sums(const float* q, int64_t width, const float* keys, V* out) {
   if constexpr (Step == W) {
@@ -31,8 +33,8 @@ inline void lane_sums(const float* q, int64_t width, const float* keys, V* out) 
   }
 }
 
-// The same scores from a copy [position / W][channel][W], for P times W positions. One vector alone would leave M sums, too few to hide
-// how long each takes.
+// The same scores from a copy [position / W][channel][W], for P times W positions. P = 1 has only M accumulators, too
+// few to hide their latency.
 template <int M, int P>
 inline void score_copied(const float* q, int64_t width, const float* copy, int64_t j, V scale, float* scores) {
   V out[P * M];
@@ -46,11 +48,11 @@ inline void score_copied(const float* q, int64_t width, const float* copy, int64
 // A widened copy of one kv head of a span.
 struct Copy {
   float* keys;    // [position / W][channel][W]
-  float* values;  // [position][width of values]
+  float* values;  // [position][value width]
   bytes* rows[kSpan];
 };
 
-// The partials of up to kBlockQueries queries; a vector of keys serves all of them while it is in the first-level cache.
+// The partials of up to kBlockQueries queries; a vector of keys is used for all of them while it is in the L1 cache.
 inline void attend_copied(const Copy& copy, int64_t width, int64_t value_width, const Query* queries, int64_t count, float scale, float cap,
                           float* scores) {
   const Range range = seen_by(queries, count);
@@ -70,7 +72,7 @@ inline void attend_copied(const Copy& copy, int64_t width, int64_t value_width, 
   finish<DType::f32>(queries, count, {copy.rows, 0}, value_width, value_width, cap, scores);
 }
 
-// a and b with their lanes alternating: the first W, the last W.
+// The lanes of a and b interleaved: the first W, the last W.
 inline V zip_low(V a, V b) {
 #if defined(__AVX512F__)
   return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
@@ -91,7 +93,7 @@ inline V zip_high(V a, V b) {
 #endif
 }
 
-// Rows become columns: after log2(W) rounds of zipping vector i with vector i + W / 2.
+// Transposes W rows, by log2(W) rounds of interleaving vector i with vector i + W / 2.
 inline void transpose(V* rows) {
   for (int round = 1; round < W; round *= 2) {
     V next[W];
@@ -105,7 +107,7 @@ inline void transpose(V* rows) {
   }
 }
 
-// Widen the positions [first, last) of the span's first head.
+// Widens the positions [first, last) of the span's first head.
 inline void copy_span(const Span& span, int64_t first, int64_t last, Copy& copy) {
   with_stored(span.dtype, [&]<DType D>() {
     const int64_t width = span.width, value_width = span.value_width;

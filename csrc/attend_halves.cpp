@@ -1,4 +1,5 @@
-// Attention by products of bfloat16 (attend_halves.h). Compiled by itself once per instruction set, as halves.cpp is.
+// Attention by products of bfloat16 (attend_halves.h). A translation unit of its own, once per instruction set, like
+// halves.cpp.
 // Knows nothing about units or pages.
 #include "attend_halves.h"
 
@@ -10,11 +11,11 @@ namespace coterie::COTERIE_ISA {
 
 using Mask = __mmask32;
 
-constexpr int64_t kBlock = kStepColumns;  // channels of a vector of a row
+constexpr int64_t kBlock = kStepColumns;  // channels per vector
 
 inline Mask first_channels(int64_t count) { return count >= kBlock ? ~Mask{0} : (Mask{1} << count) - 1; }
 
-// Channels from c on; nothing is read behind the row's end. kWhole: they are a multiple of a vector's.
+// Channels from c on, never past the row's end. kWhole: C is a multiple of kBlock.
 template <bool kWhole>
 inline I load_row(const Halves& rows, int64_t j, int64_t c) {
   bytes* at = rows.rows[j] + rows.offset + 2 * c;
@@ -29,14 +30,14 @@ inline I splat_pair(const float* at) {
   return _mm512_set1_epi32(pair);
 }
 
-// Calls `body` with the products of this CPU as a constant.
+// Calls `body` with whether this CPU has AVX512-BF16, as a template argument.
 template <class Body>
 inline void with_products(Body body) {
   if (has_bf16_products()) return body.template operator()<true>();
   body.template operator()<false>();
 }
 
-// Calls `body` with whether C channels are whole vectors.
+// Calls `body` with whether C channels are whole vectors, as a template argument.
 template <class Body>
 inline void with_whole(int64_t C, Body body) {
   if (C % kBlock == 0) return body.template operator()<true>();
@@ -56,7 +57,7 @@ void round_query(float* row, int64_t width) {
   for (int64_t c = 0; c < width; c += W) _mm256_storeu_si256(halves++, narrow(load(row + c)));
 }
 
-// W positions of keys, turned: pair p of their channels at turned + p * W.
+// Transposes W keys: pair p of their channels goes to turned + p * W.
 template <bool kWhole>
 inline void turn_keys(const Halves& keys, int64_t j, float* turned) {
   for (int64_t c = 0; c < keys.C; c += kBlock) {
@@ -67,7 +68,7 @@ inline void turn_keys(const Halves& keys, int64_t j, float* turned) {
   }
 }
 
-// Scores of M queries with P times W turned keys, of `pairs` of channels, an even number.
+// Scores of M queries with P times W transposed keys of `pairs` pairs of channels, an even number.
 template <bool kNative, int M, int P, class Ask>
 [[gnu::noinline]] void score_pairs(const float* q, int64_t width, const float* turned, int64_t pairs, int64_t apart, V scale, float* scores, Ask ask) {
   V sums[2][M * P];
@@ -76,7 +77,7 @@ template <bool kNative, int M, int P, class Ask>
   for (int64_t p = 0; p < pairs; p += 2)
 #pragma GCC unroll 2
     for (int s = 0; s < 2; ++s) {
-      ask.template next<static_cast<int64_t>(kLine)>();  // W keys have as many lines as pairs
+      ask.template next<static_cast<int64_t>(kLine)>();  // W keys take a cache line per pair
       I keys[P];
 #pragma GCC unroll 2
       for (int i = 0; i < P; ++i) keys[i] = kept_pairs(load_pairs(turned + i * apart + (p + s) * W));
@@ -109,10 +110,10 @@ void score_halves(const Halves& keys, const Query* queries, int64_t count, float
   });
 }
 
-// exp(x) for x <= 0, to 2e-7 where it is not far below 1; at least exp(-87.3). NaN stays NaN.
+// exp(x) for x <= 0, to 2e-7 unless it is far below 1; at least exp(-87.3). NaN stays NaN.
 // 2^(n + r) with |r| <= 1 / 2; 2^r by its Taylor polynomial of degree 6 (remainder below 2e-7).
 inline V exp_down(V x) {
-  const V powers = _mm512_max_ps(splat(-87.3f), x) * splat(1.44269504088896341f);  // the second operand where one is NaN
+  const V powers = _mm512_max_ps(splat(-87.3f), x) * splat(1.44269504088896341f);  // returns its second operand if either is NaN
   const V n = _mm512_roundscale_ps(powers, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = powers - n;
   V p = splat(1.54035303933816e-4f);
   p = fma(p, r, splat(1.33335581464284e-3f));
@@ -127,11 +128,11 @@ template <bool kNative>
 inline void soften_rounded(float* scores, const Query& query, float cap, float* maximum_total) {
   const int64_t first = query.first, last = query.last, low = first / W * W, high = tiles(last, W) * W;
   if (cap != 0.0f) cap_scores(scores, low, high, cap);
-  const auto seen = [&](int64_t j) {  // lanes of scores j ..
+  const auto seen = [&](int64_t j) {  // mask of the scores from j on that are seen
     const int64_t before = larger(first - j, 0), behind = larger(j + W - last, 0);
     return static_cast<__mmask16>((0xFFFF << before) & (0xFFFF >> behind));
   };
-  V highest = splat(-INFINITY);  // passes over NaN; its exponential brings it into the sums
+  V highest = splat(-INFINITY);  // ignores NaNs; their exponentials carry them into the sums
   for (int64_t j = low; j < high; j += W) highest = _mm512_mask_max_ps(highest, seen(j), load(scores + j), highest);
   const float maximum = _mm512_reduce_max_ps(highest);
   auto* weights = reinterpret_cast<uint16_t*>(scores);
@@ -151,13 +152,14 @@ void begin_halves(const Query& query, float* scores, int64_t width, float cap) {
   for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
 }
 
-// Channels of an even and an odd position, one beside the other: 32 of each become two vectors, of every 8 the first and the last 4.
+// Interleaves the channels of an even and an odd position: 32 of each become two vectors, of every 8 the first and the
+// last 4.
 inline void pair_rows(I even, I odd, I* pairs) {
   pairs[0] = _mm512_unpacklo_epi16(even, odd);
   pairs[1] = _mm512_unpackhi_epi16(even, odd);
 }
 
-// Sums of pairs, in the order of channels.
+// Puts sums back into the order of channels, which pair_rows() changed.
 void put_halves(const float* sums, float total, int64_t C, float* y) {
   const I low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23), high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   for (int64_t c = 0; c < C; c += kBlock) {
@@ -172,7 +174,7 @@ void put_halves(const float* sums, float total, int64_t C, float* y) {
 // Which of a pair of positions are seen.
 enum class Seen { both, even, odd };
 
-// Pairs of values as they lie in pages; N vectors of channels from c on.
+// Pairs of values in pages; N vectors of channels from c on.
 template <bool kWhole>
 struct RowValues {
   Halves values;
@@ -187,7 +189,7 @@ struct RowValues {
   }
 };
 
-// Of a copy.
+// Pairs of values in a copy.
 struct PairedValues {
   const float* at;
   int64_t width;
@@ -202,7 +204,8 @@ struct PairedValues {
   }
 };
 
-// N vectors of channels from c on: the sums of M queries += weights @ values over positions [first, last), not none.
+// N vectors of channels from c on: the sums of M queries += weights @ values over positions [first, last), at least
+// one.
 template <bool kNative, int M, int N, class Values, class Ask>
 [[gnu::always_inline]] inline void add_value_pairs(const float* weights, const Values& values, Range range, int64_t c, const Query* queries, Ask& ask) {
   V sums[M * N];
@@ -235,7 +238,7 @@ template <bool kNative, int M, int N, class Values, class Ask>
     for (int n = 0; n < N; ++n) store(queries[m].partial + c + n * W, sums[m * N + n]);
 }
 
-// All channels, a few positions at a time, so that values come from memory once and in order.
+// All channels, a few positions at a time, so that values are read from memory once and in order.
 template <bool kNative, int M, class Values, class Ask>
 inline void add_all_pairs(const float* weights, const Values& values, Range range, int64_t width, const Query* queries, Ask ask) {
   constexpr int64_t kStep = 32;
@@ -248,7 +251,7 @@ inline void add_all_pairs(const float* weights, const Values& values, Range rang
   }
 }
 
-// M queries' partials: pairs that all of them see together, others one query after the other.
+// The partials of M queries: pairs that all of them see are added for all at once, others query by query.
 template <bool kNative, int M, class Values>
 inline void weigh_pairs(const float* weights, const Values& values, int64_t width, const Query* queries) {
   const AskingNothing nothing{};
@@ -302,7 +305,7 @@ void copy_halves(const Span& span, int64_t first, int64_t last, Copy& copy) {
   }
 }
 
-// With the products that are asked for, and not those of this CPU.
+// With AVX512-BF16 if `native`, else with two FMAs: tests call both.
 void attend_halves(bool native, const Copy& copy, const Span& span, const Query* queries, int64_t count, float scale, float cap, float* scores) {
   const int64_t width = span.width, apart = W * width / 2, pairs = channel_pairs(span.C);
   const Range range = seen_by(queries, count);

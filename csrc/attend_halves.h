@@ -1,12 +1,13 @@
-// Attention of queries that are rounded to bfloat16 over keys and values of bfloat16, by pairs of numbers (pairs.h); the weights of values are
-// rounded to bfloat16 too, and their total is that of the rounded ones. Everything between is float32.
-// Knows nothing about units or pages. By AVX-512 alone: other instruction sets round nothing there (attend_stored.h, attend_copied.h).
+// Attention by products of bfloat16 pairs (pairs.h): keys and values are stored as bfloat16, queries are rounded to it,
+// and so are softmax weights, whose total is that of the rounded ones. Everything between is float32.
+// Knows nothing about units or pages. AVX-512 only: other instruction sets round nothing in attention (attend_stored.h,
+// attend_copied.h).
 //
-//   score      two sums, of the pairs of channels with an even number and with an odd one, each in the order of channels; then both together
-//   a sum      pair of positions after pair, from an even position on; one of them that a query does not see counts as zero
+//   score          two sums, over even and over odd pairs of channels, each in order; then the two are added
+//   weighted sum   pairs of positions in order, from an even position on; a position that a query does not see counts as zero
 //
-// So a query has the same bits alone, where keys are turned 16 at a time as they are read, and among many that share a copy. Denormals are
-// zero meanwhile (Flushed), by whoever calls this.
+// So a query's result is bit-identical alone, where keys are transposed 16 at a time as they are read, and among many
+// that share a copy. Callers flush denormals to zero meanwhile (Flushed).
 #pragma once
 
 #include "attend_copied.h"
@@ -15,40 +16,41 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kMostHalves = 512;  // channels of the widest head
+constexpr int64_t kMostHalves = 512;  // channels of the widest head that is supported
 
-// Of rows of queries, keys and values in copies and of sums.
+// Padded width of queries, of copied keys and values, and of sums.
 constexpr int64_t padded_halves(int64_t C) { return tiles(C, kStepColumns) * kStepColumns; }
 
-// Queries hold their halves where their floats would begin; so do weights in a row of scores.
+// Rounds a query in place: its bfloat16 numbers begin where its floats did. So do weights in a row of scores.
 void round_query(float* row, int64_t width);
 
-// Rows of one head in pages: row j is `offset` bytes behind rows[j].
+// Rows of one head in pages: row j begins at rows[j] + offset bytes.
 struct Halves {
   bytes* const* rows;
   int64_t offset, C;
 };
 
-// scores[m * kSpan ..] of `count` queries, whose `q` follow one another, with the W keys from the first row on. `ask`: what is fetched meanwhile.
+// scores[m * kSpan ..] of `count` queries, whose `q` are contiguous, with the W keys from the first row on. `ask`: the
+// address to prefetch from.
 void score_halves(const Halves& keys, const Query* queries, int64_t count, float scale, float* scores, bytes* ask);
 
-// begin_partial() of attend.h, with weights that are rounded.
+// begin_partial() of attend.h, with rounded weights.
 void begin_halves(const Query& query, float* scores, int64_t width, float cap);
 
 // The sums of `count` queries += weights @ values over positions that all of them see.
 void weigh_halves(const Halves& values, Range seen, const Query* queries, int64_t count, const float* weights, bytes* ask);
 
-// From scores of queries that see different positions to their partials.
+// Computes the partials of queries that see different positions from their scores.
 void finish_halves(const Halves& values, const Query* queries, int64_t count, float cap, float* scores);
 
-// y = sums / total, of C channels. Sums lie in an order of their own.
+// y = sums / total, over C channels, which the sums have in another order.
 void put_halves(const float* sums, float total, int64_t C, float* y);
 
-// Positions [first, last) of the span's first head, turned and paired: keys [position / W][pair of channels][W], values
-// [pair of positions][channel].
+// Copies positions [first, last) of the span's first head, transposed and paired: keys [position / W][pair of
+// channels][W], values [pair of positions][channel].
 void copy_halves(const Span& span, int64_t first, int64_t last, Copy& copy);
 
-// attend_copied() of such a copy.
+// attend_copied() for such a copy.
 void attend_halves(const Copy& copy, const Span& span, const Query* queries, int64_t count, float scale, float cap, float* scores);
 
 }  // namespace coterie::COTERIE_ISA

@@ -1,4 +1,5 @@
-// Compiled by itself once per instruction set, as all ops that attend run the same code, and it has many types.
+// A translation unit of its own, once per instruction set: all attention ops run this code, which is instantiated for
+// many types.
 #include "attend_pages.h"
 
 #include <atomic>
@@ -12,7 +13,7 @@ namespace {
 
 int64_t most_rows(const Attended& op) { return larger(kTileQueries, heads_per_kv(op)); }
 
-// Of the heads of a unit the biases of all that its tokens see, in the order of positions. W - 1 more are read and not used.
+// Per head of a unit, the biases of all positions that its tokens see, in order. W - 1 more are read but not used.
 int64_t bias_floats(const Attended& op) { return op.table_width * op.Z + tile_tokens(op) + W; }
 int64_t biased_heads(const Attended& op) {
   return op.bias == nullptr ? 0 : smaller(op.H, larger(heads_per_kv(op), kStoredRows));
@@ -39,7 +40,7 @@ void take_room(const Attended& op, Scratch& scratch, Room& room) {
   room.copy.values = scratch.floats(kSpan * value_width(op));
 }
 
-// Where the partials of split tiles are: counters of finished spans, then a partial per (token, head, span).
+// Shared memory of split tiles: counters of finished spans, then a partial per (token, head, span).
 std::atomic<int32_t>& finished_spans(const Attended& op, const Tile& tile, const Scratch& scratch) {
   return reinterpret_cast<std::atomic<int32_t>*>(scratch.shared())[tile.first / tile_tokens(op) * op.K + tile.kv_head];
 }
@@ -49,7 +50,7 @@ float* shared_partial(const Attended& op, const Scratch& scratch, int64_t token,
   return all + ((token * op.H + head) * spans_of_table(op) + span) * partial_floats(op);
 }
 
-// Point at positions [first, last) of a span, page by page.
+// Finds the addresses of positions [first, last) of a span, page by page.
 void find_span(const Attended& op, int64_t sequence, int64_t kv_head, int64_t base, int64_t first, int64_t last, Span& span) {
   const int64_t row_bytes = page_row_bytes(op.kv_dtype, op.C);
   for (int64_t j = first; j < last;) {
@@ -104,14 +105,14 @@ float bias_of(const Attended& op, int64_t head, int64_t behind) {
   return number(static_cast<int64_t>(op.buckets[smaller(larger(behind, -op.reach), op.reach) + op.reach]));
 }
 
-// biases[0] is that of the first position, seen by the last token; that of the token before stands one further on.
+// biases[0] is that of the first position as seen by the last token; those of each earlier token begin one further on.
 void load_biases(const Attended& op, const Tile& tile, const Run& run, const QueryRows& rows, float* biases) {
   const int64_t heads = tile.heads * rows.G, last = position_of(op, run.last - 1);
   for (int64_t head = 0; head < heads; ++head, biases += bias_floats(op))
     for (int64_t i = 0; i < run.high + rows.tokens - 1; ++i) biases[i] = bias_of(op, rows.first_head + head, i - last);
 }
 
-// One span of the tokens of one sequence, whose queries are in place.
+// One span for the tokens of one sequence, whose queries are loaded.
 class SpanOfRun {
  public:
   SpanOfRun(const Attended& op, const Tile& tile, const Run& run, int64_t number, const Room& room, const Scratch& scratch)
@@ -123,7 +124,7 @@ class SpanOfRun {
     find_span(op_, op_.sequence[run_.first], tile_.kv_head, base, low, high, span);
     stored_ = reads_stored(op_, rows_.tokens);
     if (!stored_) copy_keys_and_values(span, low, high, copy);
-    for (int64_t first = 0; first < rows_.tokens;) {  // tokens that follow one another and see something of the span
+    for (int64_t first = 0; first < rows_.tokens;) {  // consecutive tokens that see part of the span
       int64_t last = first;
       while (last < rows_.tokens && seen(last).first < seen(last).last) ++last;
       if (last > first) stored_ ? attend_heads(span, first, last, next) : attend_blocks(span, copy, first, last);
@@ -214,7 +215,8 @@ void put_out(const Attended& op, int64_t token, int64_t head, const float* state
   for (int64_t c = 0; c < C; ++c) y[c] = state[c] / total;
 }
 
-// The likely next unit of this thread, which takes one after the other of its share: the keys of its span, so that they can be asked for.
+// The keys of the unit that this thread is likely to take next, so that they can be prefetched: it takes the units of
+// its share in order.
 Pass next_of(const Attended& op, const Tile& tile, int64_t number, int64_t threads, Span& span) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens);
   const int64_t together = heads_together(op, tile.high - tile.low, threads), groups = tiles(op.K, together);
@@ -230,7 +232,7 @@ Pass next_of(const Attended& op, const Tile& tile, int64_t number, int64_t threa
   return {span, 0, later.heads, seen};
 }
 
-// Spans [first, last) of the tokens of one sequence.
+// Spans [first, last) for the tokens of one sequence.
 void attend_run(const Attended& op, const Tile& tile, const Run& run, int64_t first, int64_t last, Scratch& scratch, Room& room) {
   const QueryRows rows = rows_of(op, tile, run);
   const int64_t count = tile.heads * rows.tokens * rows.G;

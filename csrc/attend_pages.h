@@ -1,5 +1,6 @@
-// A unit of an attention over pages: its queries against the spans of their contexts, and what comes out of them.
-// Knows nothing about which ops attend. The arithmetic is attend.h's, whoever walks the spans, so the bits are the same.
+// Units of attention over pages: queries over the spans of their contexts, and the results.
+// Knows nothing about which ops attend. The arithmetic is attend.h's however spans are divided, so results are
+// bit-identical.
 #pragma once
 
 #include "attend_tiles.h"

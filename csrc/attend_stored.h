@@ -1,4 +1,4 @@
-// Few queries against a span: keys and values are read once, as they lie in pages, and widened in registers.
+// Few queries over a span: keys and values are read once, in place, and widened in registers.
 // Knows nothing about units or pages.
 #pragma once
 
@@ -6,7 +6,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// Sums of lanes of 4 * kFold vectors at once. First the stages that leave 4 lanes, for kFold vectors: [a a a a b b b b ..].
+// Horizontal sums of 4 * kFold vectors at once. First the stages that leave 4 lanes, for kFold vectors: [a a a a b b b
+// b ..].
 constexpr int kFold = W / 4;
 
 inline V fold_to_quads(const V* a) {
@@ -38,7 +39,8 @@ inline V fold_quads(V a, V b, V c, V d) {
 #endif
 }
 
-// Lanes of the scores of M queries with keys of G quads from `g` on: key n of quad i is g + i + 4 n. kPart: C is no multiple of W.
+// Scores, still in 4 lanes, of M queries with the keys of G quads from `g` on: key n of quad i is g + i + 4 n. kPart: C
+// is not a multiple of W.
 template <DType D, int M, int G, bool kPart, class Rows, class Ask>
 inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int g, V (*quads)[4], Ask& ask) {
   constexpr int kKeys = G * kFold;
@@ -56,7 +58,7 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
     for (int m = 0; m < M; ++m) x[m] = kept(load(q + m * width + c));
 #pragma GCC unroll 8
     for (int n = 0; n < kKeys; ++n) {
-      const V k = kept(load_key(n));  // one at a time: sums and queries fill the registers
+      const V k = kept(load_key(n));  // one at a time: accumulators and queries fill the registers
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(x[m], k, acc[m][n]);
     }
@@ -91,10 +93,10 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
     for (int i = 0; i < G; ++i) quads[m][g + i] = fold_to_quads(acc[m] + i * kFold);
 }
 
-// Scores of M queries (rows of `width`) with W keys, read as they lie.
+// Scores of M queries (rows of `width`) with W keys, read in place.
 template <DType D, int M, bool kPart, class Rows, class Ask>
 inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V scale, float* scores, Ask ask) {
-  constexpr int kQuads = W > 8 ? 1 : M == 1 || (W == 4 && kRegisters == 32) ? 4 : M < 4 ? 2 : 1;  // as many sums as registers allow
+  constexpr int kQuads = W > 8 ? 1 : M == 1 || (W == 4 && kRegisters == 32) ? 4 : M < 4 ? 2 : 1;  // as many accumulators as registers allow
   V quads[M][4];
 #pragma GCC unroll 4
   for (int g = 0; g < 4; g += kQuads) score_quads<D, M, kQuads, kPart>(q, C, width, keys, g, quads, ask);
@@ -103,7 +105,8 @@ inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V sc
     store(scores + m * kSpan, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
 }
 
-// Positions of a span that are used one after the other, kAtOnce of a head, then of the next head; of their keys or values.
+// One pass over the keys or the values of a span: kAtOnce positions of a head, then as many of the next head, and so
+// on.
 struct Pass {
   bytes* const* keys = nullptr;
   int64_t offset = 0, to_head = 0, heads = 0, first = 0, last = 0;
@@ -113,7 +116,8 @@ struct Pass {
       : keys(span.keys), offset(offset), to_head(span.to_head), heads(heads), first(seen.first), last(seen.last) {}
 };
 
-// What is asked for while a step (kAtOnce positions of a head) of some passes is in use: the step that many further on.
+// Prefetch addresses: while one step (kAtOnce positions of a head) of the passes is in use, that of the step `steps`
+// further on.
 class Ahead {
  public:
   Ahead(const Pass& keys, const Pass& values, const Pass& next, int64_t steps) : passes_{keys, values, next} {
@@ -121,7 +125,7 @@ class Ahead {
     for (; steps > 0; --steps) move();
   }
 
-  // Of a step; after the last one, of that again, which costs little.
+  // The address for a step; after the last one the same again, which costs little.
   bytes* next() {
     bytes* at = at_;
     move();
@@ -146,15 +150,15 @@ class Ahead {
   bytes* at_ = nullptr;
 };
 
-// The queries of several kv heads, `per_head` each and each seeing something of the span, whose `q` follow one another, against the
-// span's keys and values; `scores` has a row for each. All heads of a few positions are read together, as they lie in memory.
+// The queries of several kv heads over a span's keys and values: `per_head` each, with contiguous `q`, each seeing part
+// of the span; `scores` has a row for each. All heads of a few positions are read together, in the order of memory.
 class Stored {
  public:
   Stored(const Span& span, const Query* queries, int64_t heads, int64_t per_head, float scale, float cap, float* scores)
       : span_(span), queries_(queries), heads_(heads), per_head_(per_head), scale_(scale), cap_(cap), scores_(scores),
         seen_(seen_by(queries, per_head)) {}
 
-  // `next`: the keys that come after this span's values, which are asked for while these are in use.
+  // `next`: the keys after this span's values, prefetched while the values are in use.
   template <DType D>
   void attend(const Pass& next) {
     Ahead ahead = ahead_of(next);
@@ -172,7 +176,7 @@ class Stored {
     each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
   }
 
-  // By attend_halves.h, of queries that are rounded.
+  // For rounded queries, by attend_halves.h.
   void attend_rounded(const Pass& next) {
     Ahead ahead = ahead_of(next);
     each_step([&](int64_t head, int64_t first, int64_t) {
@@ -210,7 +214,7 @@ class Stored {
   Scattered values_of(int64_t head) const { return {span_.keys, span_.to_value + head * span_.to_head}; }
   Halves halves_of(int64_t head) const { return {span_.keys, values_of(head).offset, span_.value_channels}; }
 
-  // Calls `body` with each kGroup queries of a head: their number as a constant, and the row of the first.
+  // Calls `body` for each kGroup queries of a head: their number as a template argument, and the row of the first.
   template <class Body>
   void each_group(int64_t head, Body body) const {
     for (int64_t m = 0; m < per_head_; m += kGroup)

@@ -1,10 +1,11 @@
-// Branches of a layer: which tokens take which branch, and tiles of those tokens.
+// Branches of a mixture-of-experts layer: which tokens take which branch, and tiles of those tokens.
 // Knows nothing about what is computed with a branch's weights.
 //
 //   weights   token 0   .  w  .  w      pairs   branch 1 | branch 2 | branch 3      a pair is a token and the place of the branch among
 //             token 1   .  .  w  w              0 at 0   | 1 at 0   | 0 at 1, 1 at 1      those that it takes
 //
-// So a branch's weights are read once for all tokens that take it. A token's dot products are those of tile.h, whoever else takes the branch.
+// So a branch's weights are read once for all tokens that take it. A token's dot products are those of tile.h,
+// whichever other tokens take the branch.
 #pragma once
 
 #include "op.h"
@@ -15,7 +16,7 @@ struct Pair {
   i32 token, place;
 };
 
-// Pairs [first[e], first[e + 1]) are those of branch e, by token.
+// Pairs [first[e], first[e + 1]) are those of branch e, in the order of tokens.
 struct Pairs {
   const i32* first;
   const Pair* all;
@@ -34,7 +35,7 @@ void each_taken(const Op& op, int64_t token, Body body) {
     if (weights[e] != 0.0f) body(e, place++);
 }
 
-// A thread finds them once for all its units.
+// Computed once per thread and instruction, in its first unit.
 template <class Op>
 Pairs take_pairs(const Op& op, Scratch& scratch) {
   auto* first = reinterpret_cast<i32*>(scratch.floats(op.E + 2));
@@ -48,7 +49,7 @@ Pairs take_pairs(const Op& op, Scratch& scratch) {
   return {first, all};
 }
 
-// Tokens that take branch e, without a thread's memory.
+// The number of tokens that take branch e, computed without scratch.
 template <class Op>
 int64_t count_taken(const Op& op, int64_t e) {
   int64_t count = 0;
@@ -56,14 +57,15 @@ int64_t count_taken(const Op& op, int64_t e) {
   return count;
 }
 
-// The most bytes that a branch's tile needs, `bytes` being those of one that so many of the T tokens take.
+// Upper bound of the bytes that a branch's tile needs; `bytes(n)`: those of a branch that n of the T tokens take.
 template <class Bytes>
 int64_t most_bytes(int64_t T, Bytes bytes) {
   const int64_t few = bytes(smaller(T, kFewTokens)), many = bytes(smaller(T, kManyTokens));
   return few > many ? few : many;
 }
 
-// `tokens` rows of a tile, row t being at(t), as dot_tile reads them for a branch that n tokens take; `there`: they are in place already.
+// Gathers `tokens` rows, row t from at(t), as dot_tile reads them for a branch that n tokens take; `there`: they are in
+// place already.
 template <class At>
 Input gather(Scratch& scratch, At at, int64_t tokens, int64_t n, int64_t K, int64_t dtype, bool there) {
   const Forms forms = forms_of(n, dtype);
@@ -82,13 +84,13 @@ Input gather(Scratch& scratch, At at, int64_t tokens, int64_t n, int64_t K, int6
   return {tile, stride};
 }
 
-// Rows of `down` that a unit multiplies with: more of them where many tokens are gathered for each branch.
+// A unit's rows of `down`: more where many tokens are gathered for each branch.
 constexpr int64_t down_rows(int64_t T) { return T <= kFewTokens ? kTileRows : 4 * kTileRows; }
 
 template <class Op>
 Block down_block(const Op& op, int64_t unit) {
   const int64_t parts = parts_of(1, op.dtype);
-  if (op.T == 1) return block_in_parts(unit, 1, op.D, parts, rows_of_part(parts));  // each copies tokens for all branches: no smaller ones
+  if (op.T == 1) return block_in_parts(unit, 1, op.D, parts, rows_of_part(parts));  // not smaller: each unit copies tokens for all branches
   const int64_t row = unit * down_rows(op.T);
   return {0, op.T, row, smaller(down_rows(op.T), op.D - row)};
 }
@@ -107,7 +109,7 @@ int64_t down_scratch_bytes(const Op& op) {
          });
 }
 
-// Adds a tile of what branch e gives, times the tokens' weights, to y.
+// Adds the results of branch e for a tile of tokens, times the tokens' weights, to y.
 template <class Op>
 void add_branch(const Op& op, int64_t e, const Pair* pairs, int64_t tokens, int64_t n, const Block& rows, Scratch& scratch) {
   const int64_t width = down_rows(op.T), part_at = rows.parts == 1 ? 0 : rows_of_part(rows.parts);
@@ -127,7 +129,8 @@ void add_branch(const Op& op, int64_t e, const Pair* pairs, int64_t tokens, int6
   }
 }
 
-// y = the sum over a token's branches, in their order. `end` is called with each row of y that is complete, where it is and its length.
+// y = the sum over a token's branches, in their order. Calls `end` with the place and length of each run of y that is
+// complete.
 template <class Op, class End>
 void down_unit(const Op& op, int64_t unit, Scratch& scratch, End end) {
   const Pairs pairs = take_pairs(op, scratch);

@@ -1,8 +1,8 @@
-// Logits over the temperature, z, from the highest down, as far as somebody asks: what drawing needs of a vocabulary is mostly its first few.
-// Nothing is written but their indices. Knows nothing about settings or random numbers.
+// Sorts z = logits / temperature in descending order, lazily: drawing mostly needs the first few of a vocabulary.
+// Writes nothing but their indices. Knows nothing about settings or random numbers.
 //
 //   highest ----- 2 ----- 4 ----- 8 ----- 16 ------------ -inf       bands below the highest, found by one scan each
-//   indices  | band 0   | band 1  | ...                              put in order when somebody asks for one of them
+//   indices  | band 0   | band 1  | ...                              ordered (by a heap) once one of them is asked for
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace coterie {
 
-// What every machine has.
+// Vectors that every machine has.
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Mask __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
@@ -39,7 +39,7 @@ inline Doubles exp_below(Doubles x) {
   return Doubles((Wholes(p) + (Wholes(shifted) << 52)) & ~far);
 }
 
-// A row of logits, and z of each; of all but NaNs.
+// A row of logits without NaNs, and their z.
 struct Scaled {
   const float* logits;
   int64_t V;
@@ -49,11 +49,11 @@ struct Scaled {
   double weight(int64_t i) const { return std::exp(static_cast<double>(z(i)) - highest); }
 };
 
-// The sum of exp(z - highest), in one order.
+// The sum of exp(z - highest), always in the same order.
 inline double weigh(const Scaled& row) {
   const int64_t V = row.V;
   const double highest = row.highest;
-  constexpr int kChains = 4;  // sums side by side
+  constexpr int kChains = 4;  // independent accumulators
   Doubles sums[kChains] = {};
   int64_t i = 0;
   for (; i + 2 * kChains <= V; i += 2 * kChains)
@@ -68,7 +68,7 @@ inline double weigh(const Scaled& row) {
   return total;
 }
 
-// z descending, then index ascending; reversed for a heap, whose top is its greatest.
+// z descending, then index ascending. After is its reverse, for a heap whose top is the best.
 struct Before {
   const Scaled& row;
   bool operator()(int32_t a, int32_t b) const {
@@ -82,16 +82,16 @@ struct After {
   bool operator()(int32_t a, int32_t b) const { return Before{row}(b, a); }
 };
 
-// Hands out the `keep` best indices in order. `indices`: room for one more than there are.
+// Hands out the `keep` best indices in order. `indices` needs room for V + 1.
 class Order {
  public:
   Order(const Scaled& row, int32_t* indices, int64_t keep) : row_(row), indices_(indices), keep_(keep) {}
 
-  // Finds those that are kept, as one band: sums exp(z - highest) over them. For a keep below V.
+  // Finds the `keep` best as one band, and returns the sum of exp(z - highest) over them. For a `keep` below V.
   double weigh_kept() {
     const int64_t V = row_.V;
     float floor = -INFINITY, least = -INFINITY;
-    bool full = false;  // so many have been seen, and the floor is the z of the last of them
+    bool full = false;  // `keep` candidates are selected, and floor is the least z among them
     int64_t end = 0, i = 0;
     const auto take = [&](int64_t j) {
       indices_[end] = static_cast<int32_t>(j);
@@ -114,19 +114,19 @@ class Order {
   }
 
   int32_t next() {
-    if (handed_ == ends_[band_]) {  // of the bands so far; some may have nothing
+    if (handed_ == ends_[band_]) {  // the current band is used up; the next ones may be empty
       do {
         if (band_ == bands_) find_band();
         ++band_;
       } while (ends_[band_] == handed_ && band_ < kBands);
       std::make_heap(indices_ + handed_, indices_ + ends_[band_], After{row_});
     }
-    // Popping moves the best to the end of what is left of the band.
+    // Popping moves the best to the end of the remaining part of the band.
     std::pop_heap(indices_ + ends_[band_ - 1], indices_ + ends_[band_ - 1] + (ends_[band_] - handed_), After{row_});
     return at(handed_++);
   }
 
-  // The one that was handed out as number n, from 0 on.
+  // The index that was handed out as number n, from 0 on.
   int32_t at(int64_t n) const {
     int band = 1;
     while (ends_[band] <= n) ++band;
@@ -136,7 +136,7 @@ class Order {
  private:
   static constexpr int kBands = 5;
 
-  // Appends what lies between the last floor and the next one.
+  // Appends the indices between the last floor and the next one.
   void find_band() {
     constexpr float kDepths[kBands] = {2, 4, 8, 16, INFINITY};
     const float floor = row_.highest - kDepths[bands_];
@@ -159,7 +159,7 @@ class Order {
     return end + ((last || z >= floor) && (bands_ == 0 || z < ceiling_) ? 1 : 0);
   }
 
-  // What is not below a floor as z is not below this as a logit: divisions round by less.
+  // A lower bound of the logits whose z is at least `floor`: its margin is larger than the rounding of a division.
   float least_of(float floor) const {
     const double scaled = static_cast<double>(floor) * row_.temperature;
     return static_cast<float>(std::isfinite(scaled) ? scaled - std::abs(scaled) * 0x1p-21 - 1e-37 : -INFINITY);
@@ -176,8 +176,8 @@ class Order {
   int32_t* indices_;
   const int64_t keep_;
   float ceiling_ = 0;
-  int bands_ = 0, band_ = 0;        // found; the one that is handed out
-  int64_t ends_[kBands + 1] = {0};  // of the bands that are found, the first one's behind a 0
+  int bands_ = 0, band_ = 0;        // bands found, and the one being handed out
+  int64_t ends_[kBands + 1] = {0};  // after a leading 0, the end of each band
   int64_t handed_ = 0;
 };
 

@@ -1,9 +1,10 @@
-// The recurrence of a gated delta net, one value head of one sequence at a time, token by token: a token's bits do not depend on how many
-// come with it. Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
+// The recurrence of a gated delta net, one value head of one sequence at a time, token by token, so that a token's bits
+// do not depend on the batch. Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation
+// 10.
 // Knows nothing about what becomes of the results.
 //
 //   a head's matrix   [columns in chunks of kColumns][key channels][columns of the chunk]
-//   a tile of tokens  takes one chunk after the other, which stays in the first-level cache meanwhile
+//   a tile of tokens  processes the chunks one by one, each of which stays in the L1 cache meanwhile
 #pragma once
 
 #include <cmath>
@@ -13,12 +14,12 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kColumns = 32;                                        // of a chunk, at most
-constexpr int kVectors = kColumns / W;                                  // of a chunk's row
-constexpr int kRowsBeside = kVectors < 8 ? 8 / kVectors : 1;            // rows that are summed by themselves, to keep the units busy
-constexpr int64_t kDeltaTokens = 16;                                    // of a tile
+constexpr int64_t kColumns = 32;                                        // columns of a chunk, at most
+constexpr int kVectors = kColumns / W;                                  // vectors of a chunk's row
+constexpr int kRowsBeside = kVectors < 8 ? 8 / kVectors : 1;            // rows with accumulators of their own, to keep the units busy
+constexpr int64_t kDeltaTokens = 16;                                    // tokens per tile
 
-// What a token brings to a head: q and k behind the normalisation, and its two gates.
+// A token's inputs to a head: normalised q and k, v, and its two gates.
 struct DeltaToken {
   float decay, beta;
   const float *q, *k, *v;
@@ -72,7 +73,7 @@ inline void delta_step(const DeltaToken& token, const float* v, int64_t K, float
   for (int i = 0; i < kVectors; ++i) store(y + i * W, out[i]);
 }
 
-// A chunk of fewer columns is widened with zeros for the time of a tile.
+// A chunk of fewer columns is zero-padded while a tile is processed.
 struct Chunk {
   float* at;
   int64_t K, width;
@@ -101,7 +102,7 @@ constexpr int64_t delta_flops(const Op& op) {
   return 7 * op.T * op.H * op.K * op.C;
 }
 
-// All tokens of one sequence for one value head; `put` is given each token's number and its C results.
+// All tokens of one sequence for one value head; `put` receives each token's index and its C results.
 template <class Op, class Put>
 inline void delta_head(const Op& op, int64_t sequence, int64_t head, Scratch& scratch, Put put) {
   const int64_t K = op.K, C = op.C, wide = wide_columns(C), N = 2 * op.key_heads * K + op.H * C;

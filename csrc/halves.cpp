@@ -255,7 +255,7 @@ template <bool kNative>
 
 constexpr int64_t kStreamedTokens = 4;  // above it neighbouring rows are faster than streams
 
-// Uses AVX512-BF16 if `native`, whatever this CPU has: tests compare both ways.
+// With AVX512-BF16 if `native`, else with two FMAs: tests call both.
 void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
   const Flushed flushed;
   const auto* x = reinterpret_cast<const uint16_t*>(rounded);

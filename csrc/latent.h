@@ -1,16 +1,16 @@
-// Products of one head with its rows of a weight [H, N + V, R], of which keys and values of latent attention are made: from queries to
-// latent rows, and back to values.
+// Latent attention: products of one head with its rows of the weight [H, N + V, R] that expands latent rows to keys and
+// values. They map queries into the latent space, and what is gathered there back to values.
 // Knows nothing about pages or positions.
 //
-// A token's sums have accumulators of their own, and add the same terms in the same order however many tokens are worked on at once: it has
-// the same bits alone, in a batch and in a chunk.
+// Each token has its own accumulators and adds the same terms in the same order, however many tokens are processed at
+// once: its result is bit-identical alone, in a batch and in a chunk.
 #pragma once
 
 #include "op.h"
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kLatentTokens = 64;  // of a unit, which reads one head's rows
+constexpr int64_t kLatentTokens = 64;  // tokens of a unit, which reads one head's rows
 constexpr int64_t kTokensAtOnce = 4;
 
 inline int64_t latent_units(int64_t T, int64_t H) { return tiles(T, kLatentTokens) * H; }
@@ -25,7 +25,7 @@ inline LatentUnit latent_unit(int64_t unit, int64_t T, int64_t H) {
   return {unit % H, first, smaller(T, first + kLatentTokens)};
 }
 
-// Rows of numbers, so far apart, that go in, and as many that come out.
+// Input rows and output rows, with the distances between them.
 struct Ends {
   const float* x;
   int64_t x_step;
@@ -34,7 +34,7 @@ struct Ends {
   Ends from(int64_t token) const { return {x + token * x_step, x_step, y + token * y_step, y_step}; }
 };
 
-// y[c ..] = the sum over N rows of x[n] * row n [c ..], S vectors of columns at once; of the last one `count` columns where kPart.
+// y[c ..] = the sum over N rows of x[n] * row n [c ..], S vectors of columns at once; kPart: only `count` columns.
 template <DType D, int M, int S, bool kPart>
 inline void add_rows(const Ends& ends, bytes* rows, int64_t N, int64_t row_size, int64_t c, int64_t count) {
   V acc[M][S] = {};
@@ -62,7 +62,7 @@ inline void add_rows(const Ends& ends, bytes* rows, int64_t N, int64_t row_size,
 
 template <DType D, int M>
 inline void absorb(const Ends& ends, bytes* rows, int64_t N, int64_t R) {
-  constexpr int kWide = M == 1 ? 8 : 2;  // as many sums as registers allow
+  constexpr int kWide = M == 1 ? 8 : 2;  // as many accumulators as registers allow
   const int64_t row_size = R * size_of(static_cast<int64_t>(D));
   int64_t c = 0;
   for (; c + kWide * W <= R; c += kWide * W) add_rows<D, M, kWide, false>(ends, rows, N, row_size, c, 0);
@@ -98,14 +98,15 @@ inline void dot_rows(const Ends& ends, bytes* rows, int64_t R, int64_t row_size,
 
 template <DType D, int M>
 inline void unfold(const Ends& ends, bytes* rows, int64_t count, int64_t R) {
-  constexpr int kRows = kRegisters == 32 || M == 1 ? 4 : 2;  // as many sums as registers allow
+  constexpr int kRows = kRegisters == 32 || M == 1 ? 4 : 2;  // as many accumulators as registers allow
   const int64_t row_size = R * size_of(static_cast<int64_t>(D));
   int64_t n = 0;
   for (; n + kRows <= count; n += kRows) dot_rows<D, M, kRows>(ends, rows + n * row_size, R, row_size, n);
   for (; n < count; ++n) dot_rows<D, M, 1>(ends, rows + n * row_size, R, row_size, n);
 }
 
-// Calls `body` with kTokensAtOnce tokens at a time, then with one at a time: their number as a constant, and the first.
+// Calls `body` with kTokensAtOnce tokens at a time, then with one at a time: their number as a template argument, and
+// the index of the first.
 template <class Body>
 inline void each_tokens_at_once(int64_t tokens, Body body) {
   int64_t t = 0;

@@ -1,4 +1,4 @@
-// Rows of activations by themselves: RMS norm, layer norm, and the rotation of a head.
+// Single rows of activations: RMS norm, layer norm, and the rotation of a head.
 // Knows nothing about ops, tiles or products.
 #pragma once
 
@@ -71,7 +71,7 @@ inline void layer_norm_row(const float* x, bytes* weight, int64_t dtype, bytes* 
   });
 }
 
-// The norm that begins a fused region, on one row of C elements, as the region's operands say; x itself without one. y is not x.
+// The norm that begins a fused region, on one row of C elements; copies x if the region has none. y must not be x.
 template <class Op>
 inline void norm_first(const Op& op, const float* x, int64_t C, float* y) {
   if (op.norm == nullptr) {
@@ -83,7 +83,7 @@ inline void norm_first(const Op& op, const float* x, int64_t C, float* y) {
   }
 }
 
-// Channels 2 i and 2 i + 1 of one head are a pair.
+// Rotates a head whose pairs are channels 2 i and 2 i + 1.
 inline void rope_neighbours(const float* x, const float* cosines, const float* sines, int64_t half, float* y) {
   for (int64_t i = 0; i < half; ++i) {
     const float a = x[2 * i], b = x[2 * i + 1];
@@ -92,7 +92,8 @@ inline void rope_neighbours(const float* x, const float* cosines, const float* s
   }
 }
 
-// Rotate the first 2 * half channels of one head, pairs being neighbours or halves; y may be x.
+// Rotates the first 2 * half channels of one head; pairs are neighbours if interleaved, else channels i and half + i. y
+// may be x.
 inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, int64_t interleaved, float* y) {
   if (interleaved) return rope_neighbours(x, cosines, sines, half, y);
   int64_t i = 0;

@@ -1,19 +1,22 @@
-// The recurrence of a selective state space (Mamba-2), one head of one sequence at a time, token by token: a token's bits do not depend on
-// how many come with it. A head's matrix lies as that of a gated delta net (gated_delta.h). Source: Dao, Gu 2024, Transformers are SSMs
-// (arXiv 2405.21060), section 7, whose A is one number for each head. Knows nothing about what becomes of the results.
+// The recurrence of a selective state space (Mamba-2), one head of one sequence at a time, token by token, so that a
+// token's bits do not depend on the batch. A head's matrix is laid out as in gated_delta.h. Source: Dao, Gu 2024,
+// Transformers are SSMs (arXiv 2405.21060), section 7, where A is one number per head. Knows nothing about what becomes
+// of the results.
 #pragma once
 
 #include "gated_delta.h"
 
 namespace coterie::COTERIE_ISA {
 
-// What a token brings to a head: how much of the matrix stays, and the K numbers that write it and read it.
+// A token's inputs to a head: the decay of the matrix, and the K numbers that write it and read it (B and C in the
+// paper).
 struct ScanToken {
   float decay;
   const float *write, *read;
 };
 
-// One token and one chunk of kColumns: S = decay * S + write x, y += read S. `x` is the input times the token's step; `y` has what is added.
+// One token and one chunk of kColumns: S = decay * S + write x, y += read S. `x` is the input times the token's step
+// size.
 inline void scan_step(const ScanToken& token, const float* x, int64_t K, float* S, float* y) {
   V sums[kRowsBeside][kVectors] = {}, in[kVectors];
   const V decay = splat(token.decay);
@@ -51,7 +54,7 @@ constexpr int64_t scan_flops(const Op& op) {
   return 5 * op.T * op.H * op.K * op.C;
 }
 
-// All tokens of one sequence for one head; `put` is given each token's number and its C results.
+// All tokens of one sequence for one head; `put` receives each token's index and its C results.
 template <class Op, class Put>
 inline void scan_head(const Op& op, int64_t sequence, int64_t head, Scratch& scratch, Put put) {
   const int64_t K = op.K, C = op.C, wide = wide_columns(C), inner = op.H * C, N = inner + 2 * op.groups * K;

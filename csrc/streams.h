@@ -1,31 +1,33 @@
-// Few tokens against many rows of a weight: the rows are read as a few long streams, the tokens as one.
+// Few tokens by many rows of a weight: the rows are read as a few long streams, the interleaved tokens as one.
 // Knows nothing about what a row holds.
 //
 //   rows     | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
-//   tokens   | W columns of token 0 | of 1 | of 2 | of 3 | the next W of 0 | of 1 ..       four side by side, then the next four
+//   tokens   | W columns of token 0 | of 1 | of 2 | of 3 | the next W of 0 | of 1 ..       four interleaved, then the next four
 //
-// Each stream is an equal part of the rows from end to end, of a unit's or, better, of the whole weight (tile.h, Block). Hardware
-// prefetchers follow a few long streams; of neighbouring rows side by side they lose track, and of four tokens too where those do not stay in
-// the first-level cache. No result depends on it.
+// Each stream is an equal, contiguous part of the rows of a unit or, better, of the whole weight (tile.h, Block).
+// Hardware prefetchers follow a few long streams; they lose track of neighbouring rows that are read together, and of
+// four separate tokens that do not fit the L1 cache. No result depends on it.
 #pragma once
 
 #include "vec.h"
 
 namespace coterie::COTERIE_ISA {
 
-// Compilers hold a function that only fetches for one without effect, and leave calls of it out: it has to be inlined, as what calls it.
+// Has to be inlined, and so do its callers: compilers take a function that only prefetches for one without effects, and
+// drop calls of it.
 [[gnu::always_inline]] inline void fetch_ahead([[maybe_unused]] bytes* at) {
 #if defined(__GNUC__)
   __builtin_prefetch(at, 0, 2);
 #endif
 }
 
-constexpr int64_t kBeside = 4;  // tokens side by side; of the last ones fewer. One alone is a row as it is
+constexpr int64_t kBeside = 4;  // interleaved tokens; the last ones may be fewer. A single token is a plain row
 
 constexpr int64_t whole_vectors(int64_t K) { return (K + W - 1) / W * W; }
 constexpr int64_t beside_floats(int64_t tokens, int64_t K) { return tokens * whole_vectors(K); }
 
-// Puts a token's row in its place among `tokens` that lie side by side, W numbers at a time as `made` of them.
+// Writes a token's row to its place among `tokens` interleaved ones, W numbers at a time, each vector passed through
+// `made`.
 template <class Made>
 inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out, Made made) {
   const int64_t first = token / kBeside * kBeside, together = tokens - first < kBeside ? tokens - first : kBeside;
@@ -43,7 +45,7 @@ inline void put_beside(const float* row, int64_t K, int64_t token, int64_t token
 template <int M, int N>
 inline void add_products(const float* x, const V (&w)[N], V (&acc)[M * N]) {
 #if defined(__GNUC__) && defined(__AVX2__) && !defined(__AVX512F__)
-  if constexpr (M == 4 && N == 3) {  // all 16 registers: left to themselves, compilers keep some of the sums in memory
+  if constexpr (M == 4 && N == 3) {  // takes all 16 registers: compilers would spill some accumulators
 #define COTERIE_TOKEN(at, a, b, c)                                                                                       \
   "vmovups " #at "(%[x]), %[t]\n\tvfmadd231ps %[p], %[t], %[" #a "]\n\tvfmadd231ps %[q], %[t], %[" #b "]\n\t"            \
   "vfmadd231ps %[r], %[t], %[" #c "]\n\t"
@@ -79,13 +81,13 @@ inline void put_sums(const V (&acc)[M * N], float* out, int64_t out_stride, int6
     for (int n = 0; n < N; ++n) out[m * out_stride + n * out_step] = sums[m * N + n];
 }
 
-// Rows at N addresses, the next of N streams.
+// Rows at N addresses: the current ones of N streams.
 template <int N>
 struct Rows {
   bytes* at[N];
 };
 
-// `first`, and N - 1 rows `apart` bytes from one to the next.
+// N rows from `first` on, `apart` bytes from one to the next.
 template <int N>
 inline Rows<N> rows_apart(bytes* first, int64_t apart) {
   Rows<N> rows;
@@ -93,22 +95,23 @@ inline Rows<N> rows_apart(bytes* first, int64_t apart) {
   return rows;
 }
 
-// So many streams do few tokens meet at once: what registers allow.
+// How many streams few tokens are multiplied by at once: as many as registers allow.
 constexpr int64_t streams_of(int64_t tokens) { return kRegisters == 32 || tokens <= 2 ? 4 : 3; }
 
-// Calls `body` with their number.
+// Calls `body` with their number as a template argument.
 template <class Body>
 inline void with_streams(int64_t tokens, Body body) {
   if (streams_of(tokens) == 4) return body.template operator()<4>();
   body.template operator()<3>();
 }
 
-// All tokens of a tile, as Form has them, against N rows, which stay in the caches meanwhile. Form::dots<M, N> is M tokens by N rows at once.
-// Rows `ahead` bytes behind these are fetched while these are used again, or, with `at_once`, also when they are used once.
+// All tokens of a tile, in the format of Form, by N rows, which stay in the caches meanwhile. Form::dots<M, N>
+// multiplies M tokens by N rows. What lies `ahead` bytes after the rows is prefetched while they are used again or,
+// with `at_once`, even if they are used once.
 template <class Form, int N>
 inline void dots_group(const typename Form::Number* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
                        int64_t ahead, bool at_once) {
-  constexpr int kTokens = kRegisters == 32 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
+  constexpr int kTokens = kRegisters == 32 || N < 4 ? kBeside : 2;  // as registers allow: with 4 rows 2 tokens
   int64_t t = 0;
   const auto some = [&]<int M>() {
     const bool fetch = t == 0 ? at_once && tokens <= kTokens : t < 2 * kTokens;
@@ -121,7 +124,8 @@ inline void dots_group(const typename Form::Number* x, int64_t tokens, const Row
   if (tokens - t == 1) some.template operator()<1>();
 }
 
-// `each` rows of every stream, whose first rows are given; the streams go on behind them, and hardware follows them by itself.
+// `each` rows of every stream, from the given ones on; the streams continue after these, so that hardware follows them
+// by itself.
 // out[t * out_stride + stream * out_step + row].
 template <class Form, int Streams>
 inline void dots_along(const typename Form::Number* x, int64_t tokens, Rows<Streams> rows, int64_t each, int64_t K, float* out,
@@ -133,8 +137,8 @@ inline void dots_along(const typename Form::Number* x, int64_t tokens, Rows<Stre
   }
 }
 
-// N rows that follow one another, as streams of a part of them each; out[t * out_stride + n]. What comes after the end of a stream is
-// fetched early: hardware knows nothing of it.
+// N contiguous rows, divided into equal streams; out[t * out_stride + n]. What follows the last row is prefetched at
+// the end of the streams: hardware cannot foresee it.
 template <class Form, int Streams>
 inline void dots_streamed(const typename Form::Number* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
   const int64_t row = Form::row_bytes(K), each = N / Streams;
