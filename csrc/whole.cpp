@@ -1,5 +1,5 @@
-// Dot products in whole numbers (whole.h). Compiled by itself once per instruction set: kernels call it for a tile at a time, and it has
-// many types. Knows nothing about ops or how work is shared out.
+// Integer dot products (whole.h). A translation unit of its own, once per instruction set: kernels call it for a tile
+// at a time, and it is instantiated for many types. Knows nothing about ops or how work is shared out.
 #include "whole.h"
 
 #include "streams.h"
@@ -9,7 +9,8 @@
 #include "whole_rest.h"
 
 #if defined(__AVX512F__)
-// What an AVX-512 without its dot products of whole numbers runs: records are as large there, panels and sums no larger than here.
+// Used on AVX-512 CPUs without integer dot products (VNNI): records are as large there, panels and sums no larger than
+// here.
 namespace coterie::avx2 {
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
@@ -39,7 +40,7 @@ inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) 
   for (int m = 0; m < M; ++m) std::memcpy(out + m * out_stride, sums + m * N, N * sizeof(float));
 }
 
-// M tokens with the first N rows; out[m * out_stride + n]. With `fetches`, weights behind these are fetched meanwhile.
+// M tokens by the first N rows; out[m * out_stride + n]. With `fetches`, prefetches the weights after these.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
@@ -75,7 +76,7 @@ template <DType D, bool kVnni, int M, int N>
 
 #if defined(__AVX512F__)
 
-// Of a record that whole pairs of groups of int4 begin; false where there is none such.
+// Adds a row's last record if it is whole pairs of groups of int4; otherwise false.
 template <DType D, int M, int P>
 COTERIE_WIDE bool add_wide_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Wide (&acc)[M][P]) {
   if constexpr (!Record<D>::kQ8) {
@@ -89,7 +90,7 @@ COTERIE_WIDE bool add_wide_rest(const Records& x, const Records& w, bytes* scale
   return false;
 }
 
-// As whole_dots, of the first P pairs of rows. What is left behind whole records is added row by row.
+// As whole_dots, for the first P pairs of rows. What is left after whole records is added row by row.
 template <DType D, int M, int P>
 [[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
@@ -124,7 +125,7 @@ template <DType D, int M, int P>
   put_lanes(sums, out, out_stride);
 }
 
-// As whole_dots, by vectors of 512 bits along rows of q6.
+// As whole_dots, with 512-bit vectors along rows of q6.
 template <DType D, int M, int N>
 [[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots_q6(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
@@ -149,7 +150,8 @@ template <DType D, int M, int N>
   put_lanes(acc, out, out_stride);
 }
 
-// At most kWideTokens tokens with as many of N rows as are pairs, of q6 with all: how many; `rows` are then those behind them.
+// At most kWideTokens tokens by those of N rows that are whole pairs (q6: by all). Returns how many; `rows` then begins
+// after them.
 template <DType D, int M>
 inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   int64_t n = 0;
@@ -166,7 +168,8 @@ inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* o
 
 #endif
 
-// At most 4 tokens with N rows, as many at once as sums fit in registers. With `fetches`, weights behind these are fetched meanwhile.
+// At most 4 tokens by N rows, as many at a time as accumulators fit in registers. With `fetches`, prefetches the
+// weights after these.
 template <DType D, bool kVnni, int M>
 inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   constexpr int kRows = M == 1 && !Record<D>::kQ6 ? 4 : 2;
@@ -178,11 +181,11 @@ inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out,
   for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, kVnni, M, 1>(x, rows, out + n, out_stride, fetches);
 }
 
-constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // at once
+constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // tokens at once
 
 #if defined(__AVX512F__)
 
-// kWideTokens tokens with N rows: the last one of an odd number by itself.
+// kWideTokens tokens by N rows; the last of an odd number by itself.
 template <DType D>
 inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   const int64_t n = wide_rows<D, kWideTokens>(x, rows, N, out, out_stride, fetches);
@@ -192,7 +195,7 @@ inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out
 
 #endif
 
-// All tokens with N rows, kWholeTokens at once, or kWideTokens where the CPU is made for it.
+// All tokens by N rows, kWholeTokens at a time, or kWideTokens with AVX-512.
 template <DType D, bool kVnni>
 inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
   int64_t t = 0;
@@ -212,7 +215,7 @@ inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int6
   }
 }
 
-// The records of one token; by NEON with kBytes for products of bytes.
+// Writes the records of one token; kBytes: in NEON's format for byte dot products.
 template <DType D, bool kBytes = false>
 inline void put_token(const float* x, int64_t K, uint8_t* record) {
   using R = Record<D>;
@@ -230,7 +233,7 @@ inline void put_token(const float* x, int64_t K, uint8_t* record) {
 }
 
 #if defined(COTERIE_NEON)
-// These of one token and a tile of them, with products of bytes that add or without them: tests ask for both.
+// The records of one token, for byte dot products or without them: tests call both.
 void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record) {
   with_packed(dtype, [&]<DType D>() { dot ? put_token<D, true>(x, K, record) : put_token<D>(x, K, record); });
 }
@@ -246,7 +249,7 @@ void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[mayb
 #if defined(__AVX512F__)
     if (many) {
       const int64_t place = token % kPanelTokens, first = token - place;
-      uint8_t* made = records + whole_parts(tokens, kPanelTokens) * kPanelTokens * size_bytes;  // behind the tile, until they are eight
+      uint8_t* made = records + whole_parts(tokens, kPanelTokens) * kPanelTokens * size_bytes;  // after the tile, until there are eight
       put_token<D>(x, K, made + place * size_bytes);
       if (place + 1 == kPanelTokens || token + 1 == tokens) put_side_by_side<D>(made, size_bytes, place + 1, records + first * size_bytes);
       return;
@@ -261,7 +264,8 @@ void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[mayb
 
 constexpr int64_t kRowsTogether = 4, kFewWholeTokens = 16;
 
-// Of few tokens all meet some rows while these are in the first-level cache; of many some meet all rows.
+// Few tokens: all of them are multiplied by some rows while these are in the L1 cache. Many: some at a time by all
+// rows.
 template <DType D>
 inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t tokens, PackedRows rows, int64_t N, float* out, int64_t out_stride) {
   const int64_t together = tokens > kWholeTokens && tokens <= kFewWholeTokens ? kRowsTogether : N;
@@ -277,7 +281,7 @@ inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t toke
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 
-// A panel that is large or, where nobody kept room for one, holds one record.
+// Uses the large panel or, where no scratch was reserved for it, one that holds one record.
 template <DType D>
 [[gnu::noinline]] inline void eight_tile(bool vnni, const Records& x, int64_t tokens, const PackedRows& rows, int64_t N, float* out,
                                          int64_t out_stride, float* held, float* held_sums) {
@@ -294,7 +298,7 @@ void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dt
     const PackedRows rows = packed_rows<D>(w, K);
     if constexpr (D == DType::q8) {  // up to kFewWholeTokens are faster row by row
       if (panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {panel, sums, kHeld<D>});
-    } else if constexpr (D != DType::q8_int8) {  // with signs on both sides a panel of bytes would take as many instructions as rows do
+    } else if constexpr (D != DType::q8_int8) {  // both operands are signed: a panel of bytes would take as many instructions as rows do
       if (tokens > kWholeTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, panel, sums);
     }
     rows_tile<D>(vnni, x, tokens, rows, N, out, out_stride);

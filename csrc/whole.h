@@ -1,12 +1,13 @@
-// Dot products of activations rounded to whole numbers (whole_record.h) with packed rows, in whole numbers.
+// Integer dot products of quantised activations (whole_record.h) with packed rows.
 // Knows nothing about ops or how work is shared out.
 //
-//   sum over groups of (sum of q * weight's whole number) * (scale * weight's scale)
-//   q4z: sum over groups of (sum of q * weight's whole number - zero * sum of q) * (scale * weight's scale)
-//   q6: as the first, in blocks of 256, whose whole numbers have their scales of 16 in them
+//   sum over groups of (sum of q * weight's integer) * (scale * weight's scale)
+//   q4z: sum over groups of (sum of q * weight's integer - zero point * sum of q) * (scale * weight's scale)
+//   q6: as the first, in blocks of 256, whose integers include their scales of 16 weights
 //
-// Eight lanes, whatever the instruction set: of int8 and q6 each has an eighth of every group, of others every eighth group. What a lane takes from a
-// group is whole, so exact, and groups are added in order. No blocking of tokens or rows changes the bits.
+// There are eight lanes on every instruction set: for q8 and q6 each has an eighth of every group, for other types
+// every eighth group. A lane's part of a group is a sum of integers, so exact, and groups are added in order: no
+// blocking of tokens or rows changes the bits.
 #pragma once
 
 #include "panel.h"
@@ -14,10 +15,12 @@
 
 namespace coterie::COTERIE_ISA {
 
-// A panel of packed rows, where many tokens meet one (whole_panel.h): so many rows, so many records of a token at once, and so many tokens.
+// A panel of packed rows, for many tokens (whole_panel.h): its rows, the records of a token that it covers, and tokens
+// at a time.
 constexpr int64_t kPanelRows = 32, kPanelEights = 6, kPanelTokens = 8;
 
-// What such a panel needs, and the sums of so many tokens; by AVX2 that of whole_panel_avx2.h, for which AVX-512's has room too.
+// Floats of such a panel, and of the sums of `tokens` tokens. With AVX2 those of whole_panel_avx2.h, which AVX-512's
+// have room for too.
 #if defined(__AVX512F__)
 constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }
@@ -26,17 +29,17 @@ constexpr int64_t kWholePanelFloats = W == 8 ? 3 * kEight * (16 + 2) * 16 : 0;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return W == 8 ? tokens * kEight * 16 : 0; }
 #endif
 
-// Bytes for the records of a tile's tokens; of many for those too that are being made before they are side by side.
+// Bytes of the records of a tile's tokens; of many tokens also of those that are about to be interleaved.
 constexpr int64_t tile_records_bytes(int64_t dtype, int64_t tokens, int64_t K, bool many) {
   return (many ? (whole_parts(tokens, kPanelTokens) + 1) * kPanelTokens : tokens) * records_bytes(dtype, K);
 }
 
-// The records of token `token` of `tokens` in a tile, which come in their order: one token's after the other's, or, of `many` tokens where the
-// CPU is made for it, side by side (whole_beside.h).
+// Writes the records of token `token` of `tokens` in a tile; called in the order of tokens. One token's follow the
+// other's or, of `many` tokens with VNNI, they are interleaved (whole_beside.h).
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 
-// out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, as put_records left them. `work` is there where
-// there are many tokens.
+// out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, as put_records wrote
+// them. `work` has memory for many tokens only.
 void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
 
 }  // namespace coterie::COTERIE_ISA

@@ -1,17 +1,18 @@
-// Records of eight tokens side by side, for whole_panel.h: what a step of a panel meets of them lies in half a line, at places known when it is
-// compiled. Eight places that a program computes are more than it has registers for.
+// Records of eight tokens, interleaved, for whole_panel.h: what a step of a panel needs of them is in half a cache
+// line, at offsets known at compile time. Eight separate addresses would take more registers than there are.
 // Knows nothing about weights.
 //
 //   | word 0 of tokens 0 .. 7 | word 1 | ..      words of 32 bits
 //
-// Numbers that share a byte's weights (whole_record.h) are taken apart: of a group of 32 four words of b, four of c, four of a.
+// Numbers whose weights share a byte (whole_record.h) are split: a group of 32 has four words of b, four of c, four of
+// a.
 #pragma once
 
 #include "whole.h"
 
 namespace coterie::COTERIE_ISA {
 
-// A record's bytes, of one token of eight, and where sums and scales of its groups of 32 are.
+// Bytes per token of an interleaved record, and the offsets of the sums and scales of its groups of 32.
 template <bool kQ8, bool kInt8, bool kShared>
 struct Beside {
   static constexpr int64_t kGroupBytes = kGroupQ4 * (kInt8 ? 2 : kShared ? 3 : 4) / 2;
@@ -24,7 +25,7 @@ using BesideOf = Beside<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared>;
 
 #if defined(__AVX512F__)
 
-// Word d (32 bits) of each of 16 rows, row r in lane r of out[d].
+// Transposes 16 rows of four 32-bit words: word d of row r goes to lane r of out[d].
 inline void turn(const __m128i (&rows)[16], __m512i (&out)[4]) {
   __m512i in[4];
 #pragma GCC unroll 4
@@ -38,7 +39,7 @@ inline void turn(const __m128i (&rows)[16], __m512i (&out)[4]) {
   out[2] = _mm512_unpacklo_epi64(c, d), out[3] = _mm512_unpackhi_epi64(c, d);
 }
 
-// Four words of each of 16 rows: of the first eight to `low`, of the others to `high`.
+// Writes four words of each of 16 rows: those of the first eight rows to `low`, of the others to `high`.
 inline void put_eights(const __m128i (&rows)[16], uint8_t* low, uint8_t* high) {
   __m512i words[4];
   turn(rows, words);
@@ -51,7 +52,7 @@ inline void put_eights(const __m128i (&rows)[16], uint8_t* low, uint8_t* high) {
 
 inline __m128i four_words(const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); }
 
-// So many bytes of eight records, a multiple of 32.
+// Interleaves `size_bytes` bytes, a multiple of 32, of eight records.
 inline void put_words(const uint8_t* const (&of)[kPanelTokens], int64_t at, int64_t size_bytes, uint8_t* out) {
   for (const int64_t end = at + size_bytes; at < end; at += 32, out += 256) {
     __m128i rows[16];
@@ -61,7 +62,7 @@ inline void put_words(const uint8_t* const (&of)[kPanelTokens], int64_t at, int6
   }
 }
 
-// Two groups of numbers that share weights' bytes, at `at` of eight records.
+// Splits and interleaves two groups of numbers whose weights share bytes, at offset `at` of eight records.
 inline void put_shared(const uint8_t* const (&of)[kPanelTokens], int64_t at, uint8_t* out) {
   constexpr int64_t kGroup = kPanelTokens * Beside<false, false, true>::kGroupBytes;
   __m128i a[16], b[16], c[16];
@@ -86,7 +87,8 @@ inline void put_shared(const uint8_t* const (&of)[kPanelTokens], int64_t at, uin
   put_eights(a, out + 256, out + kGroup + 256);
 }
 
-// Up to eight tokens' records, so many bytes of each, one after the other, side by side. Those that are not there are as the last.
+// Interleaves the records of up to eight tokens, which follow one another, `size_bytes` each. Missing tokens repeat the
+// last one.
 template <DType D>
 inline void put_side_by_side(const uint8_t* records, int64_t size_bytes, int64_t tokens, uint8_t* out) {
   using R = Record<D>;

@@ -1,10 +1,12 @@
-// Packed rows unpacked into panels, for whole_panel.h: 32 rows side by side in lanes. For AVX-512 with its products of whole numbers (VNNI).
-// Knows nothing about what meets them.
+// Unpacks packed rows into panels for whole_panel.h, with 32 rows in lanes. For AVX-512 with integer dot products
+// (VNNI).
+// Knows nothing about what they are multiplied by.
 //
-//   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |
-//   step     2 vectors, rows 0..15 and 16..31: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
-//   q4, q4z  with 16 bits: 4 steps of lower halves of bytes, 4 of upper ones, 4 of whole bytes, as they meet b, c and a (whole_record.h)
-//   q8, q6   steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits, behind these, for each lane -128 times the sum of its weights: 2 vectors
+//   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zero points: 2 vectors |
+//   step     2 vectors, rows 0..15 and 16..31: in each lane two weights (16 bits) or four (8 bits) in the order of a token's record
+//   q4, q4z  with 16 bits: 4 steps of lower halves of bytes, 4 of upper ones, 4 of whole bytes, for b, c and a (whole_record.h)
+//   q8, q6   steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits these are followed by -128 times the sum of each lane's
+//            weights: 2 vectors per lane
 #pragma once
 
 #include "whole.h"
@@ -17,7 +19,8 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kVectorBytes = 64;
 
-// Of a group in a panel. Weights of groups of 32 have no sign where they meet 8 bits or share bytes, so these have zeros.
+// The layout of a group in a panel. In groups of 32, weights are unsigned if activations have 8 bits or weights share
+// bytes, so these have zero points.
 template <bool kQ8, bool kInt8, bool kShared, bool kQ6>
 struct PanelGroup {
   static constexpr bool kZeros = !kQ8 && (kInt8 || kShared);
@@ -35,7 +38,7 @@ static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelOf<DType::q8>::kByt
 static_assert(kPanelEights * kEightWeights / kBlockQ6 * PanelOf<DType::q6>::kBytes <= kWholePanelFloats * 4);
 
 
-// The words of a group of q2 that are there, with a byte of them in every 16 bits.
+// Spreads the two words of a group of q2 to four, a byte in every 16 bits.
 inline void spread_q2(__m512i (&words)[4]) {
   const auto bytes_from = [](int first) {  // of every word
     const __m128i place = _mm_add_epi8(_mm_setr_epi8(0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128),
@@ -47,18 +50,20 @@ inline void spread_q2(__m512i (&words)[4]) {
   words[2] = _mm512_shuffle_epi8(second, low), words[3] = _mm512_shuffle_epi8(second, high);
 }
 
-// The lines of so many steps come to the first-level cache, to be written: stores that wait for theirs took a sixth of a prompt's products.
+// Prefetches the cache lines of kSteps steps for writing: stores that waited for them took a sixth of the time of a
+// prompt's products.
 template <int64_t kSteps>
 inline void own_steps(const uint8_t* steps) {
 #pragma GCC unroll 16
   for (int64_t step = 0; step < kSteps; ++step) __builtin_prefetch(steps + step * 2 * kVectorBytes, 1);
 }
 
-// Steps that a word of each row becomes.
+// Steps per word of each row.
 template <DType D>
 inline constexpr int kWordSteps = static_cast<int>(PanelOf<D>::kSteps / 4);
 
-// A word of each row as the parts of a record meet it: with signs for 16 bits, without them where these are a zero's.
+// Unpacks a word of each row into the parts that a record has: signed for 16 bits, unsigned where a zero point is
+// subtracted.
 template <DType D>
 inline void parts_of_word(__m512i word, __m512i (&parts)[kWordSteps<D>]) {
   using R = Record<D>;
@@ -88,7 +93,7 @@ inline void parts_of_word(__m512i word, __m512i (&parts)[kWordSteps<D>]) {
   }
 }
 
-// Up to eight numbers of bfloat16 of each of 16 rows, `apart` bytes apart, to where groups that follow one another keep them.
+// Writes up to eight bfloat16 numbers of each of 16 rows, widened, to consecutive groups, `apart` bytes apart.
 inline void turn_numbers(bytes* const (&rows)[16], int64_t at, int64_t groups, uint8_t* out, int64_t apart) {
   __m128i numbers[16];
 #pragma GCC unroll 16
@@ -102,7 +107,7 @@ inline void turn_numbers(bytes* const (&rows)[16], int64_t at, int64_t groups, u
   }
 }
 
-// Up to eight groups of 16 rows from group `first` on, to one half of each step of a panel.
+// Fills one half of each step of a panel with up to eight groups of 16 rows, from group `first` on.
 template <DType D>
 [[gnu::noinline]] inline void fill_eight(bytes* const (&rows)[16], int64_t K, int64_t first, int64_t groups, uint8_t* out) {
   using R = Record<D>;
@@ -133,7 +138,8 @@ template <DType D>
   if constexpr (R::kZeros) turn_numbers(rows, scales + to_zeros(K), groups, out + P::kZerosAt, P::kBytes);
 }
 
-// Four weights of int8 of each row, words that follow one another, to the steps of the lanes that meet them. 16 bits: two of them at a time.
+// Writes four consecutive words of int8 weights of each row to the steps of their lanes: four weights per step or, for
+// 16 bits, two.
 template <DType D>
 inline void put_words_q8(const __m512i (&words)[4], int64_t first, uint8_t* out) {
   constexpr int64_t kLaneSteps = PanelOf<D>::kSteps / kLanes;
@@ -151,7 +157,7 @@ inline void put_words_q8(const __m512i (&words)[4], int64_t first, uint8_t* out)
   }
 }
 
-// Group `group` of int8 of 16 rows, to one half of each step of a panel; `blocks` of it are there.
+// Fills one half of each step of a panel with group `group` of 16 rows of q8, of which `blocks` blocks exist.
 template <DType D>
 [[gnu::noinline, gnu::target("avx512vnni")]] inline void fill_q8(bytes* const (&rows)[16], int64_t K, int64_t group, int64_t blocks, uint8_t* out) {
   using P = PanelOf<D>;
@@ -180,18 +186,19 @@ template <DType D>
   }
 }
 
-// Where a panel's half has step `step` of lane `lane` of a block of q6; unit u of four has the steps from step_q6(u) on, every second.
+// The offset of step `step` of lane `lane` of a block of q6 in half a panel; unit u of four has every second step from
+// step_q6(u) on.
 constexpr int64_t at_q6(int64_t lane, int64_t step) { return (lane * PanelOf<DType::q6>::kSteps / kLanes + step) * 2 * kVectorBytes; }
 constexpr int64_t step_q6(int64_t unit) { return place_q6(4 * unit) / 16; }
 
-// Group g of four of 16 rows' scales of 8 bits, times 64, twice in 32 bits.
+// The 8-bit scales of group g of four, of 16 rows, times 64, each twice in 32 bits.
 inline __m512i scales_of_rows(__m512i four, int g) {
   const __m512i own = _mm512_and_si512(_mm512_slli_epi32(four, static_cast<unsigned>(24 - 8 * g)), _mm512_set1_epi32(static_cast<int>(0xFF000000)));
   const __m512i upper = _mm512_srai_epi32(own, 2);
   return _mm512_or_si512(upper, _mm512_srli_epi32(upper, 16));
 }
 
-// A unit of 16 rows, to one half of its steps: `low` and `high` are where it is from a row's beginning.
+// Fills one half of the steps of a unit of 16 rows; `low` and `high`: the offsets in a row of its lower and upper bits.
 inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __m512i of_groups, int64_t unit, uint8_t* out) {
   __m512i parts[2][4], upper[4], scales[4];
   const auto turned = [&](int64_t at, __m512i(&words)[4]) {
@@ -207,7 +214,7 @@ inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __
   const __m128i first = _mm_setr_epi8(-128, 0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13);
   const __m512i pairs[2] = {_mm512_broadcast_i32x4(first), _mm512_broadcast_i32x4(_mm_add_epi8(first, _mm_set1_epi16(0x200)))};
 #pragma GCC unroll 8
-  for (int of = 0; of < 8; ++of) {  // words d of bytes below 16 and of the others
+  for (int of = 0; of < 8; ++of) {  // word d of the first 16 bytes (b = 0) or of the others
     const int b = of / 4, d = of % 4;
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
@@ -224,7 +231,7 @@ inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __
   }
 }
 
-// A block of q6 of 16 rows, to one half of each step of a panel.
+// Fills one half of each step of a panel with a block of 16 rows of q6.
 template <DType D>
 [[gnu::noinline]] inline void fill_q6(bytes* const (&rows)[16], int64_t K, int64_t block, uint8_t* out) {
   constexpr int64_t kUnits = kBlockQ6 / kUnitQ6;
@@ -238,7 +245,7 @@ template <DType D>
   }
   turn(in, of_groups);
   for (int64_t unit = 0; unit < 2 * halves_q6(K, block); ++unit) {
-    uint8_t* next = out + (unit + 1 < kUnits ? 0 : PanelOf<D>::kBytes);  // own_steps(), where steps are apart
+    uint8_t* next = out + (unit + 1 < kUnits ? 0 : PanelOf<D>::kBytes);  // as own_steps(), for steps that are not contiguous
     for (int64_t i = 0; i < 4 * kLanes; ++i) __builtin_prefetch(next + at_q6(i % kLanes, step_q6((unit + 1) % kUnits) + i / kLanes * 2), 1);
     if (unit < units) {
       fill_unit_q6(rows, at + 32 * unit, at + 32 * units + 16 * unit, of_groups[unit], unit, out);
@@ -249,7 +256,7 @@ template <DType D>
   _mm512_storeu_ps(out + PanelOf<D>::kScalesAt, scales);
 }
 
-// Groups [first, first + groups) of up to kPanelRows rows; a missing row is computed and dropped.
+// Fills a panel with groups [first, first + groups) of up to kPanelRows rows; a missing row is computed and discarded.
 template <DType D>
 inline void fill_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel) {
   for (int64_t half = 0; half < 2; ++half) {

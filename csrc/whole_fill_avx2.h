@@ -1,8 +1,8 @@
-// Packed rows unpacked into panels, for whole_panel_avx2.h: 16 rows side by side in lanes. As whole_fill.h, for vectors of 256 bits.
-// Knows nothing about what meets them.
+// Unpacks packed rows into panels for whole_panel_avx2.h, with 16 rows in lanes. As whole_fill.h, for 256-bit vectors.
+// Knows nothing about what they are multiplied by.
 //
-//   panel    of 16 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |     of int8 and q6 lane after lane of a record
-//   step     2 vectors, rows 0..7 and 8..15: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
+//   panel    of 16 rows, group after group:  | steps | scales: 2 vectors | zero points: 2 vectors |     q8 and q6: lane after lane
+//   step     2 vectors, rows 0..7 and 8..15: in each lane two weights (16 bits) or four (8 bits) in the order of a token's record
 #pragma once
 
 #include "whole.h"
@@ -12,19 +12,19 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 
-constexpr int64_t kEightRows = 16, kPanelEights256 = 3;  // rows of a panel, and so many records of a token at once
+constexpr int64_t kEightRows = 16, kPanelEights256 = 3;  // rows of a panel, and the records of a token that it covers
 
-// What a panel of so many records needs, and the sums of so many tokens.
+// Floats of a panel of `eights` records, and of the sums of `tokens` tokens.
 constexpr int64_t eight_panel_floats(int64_t eights) { return eights * kEight * (16 + 2) * kEightRows; }
 constexpr int64_t eight_sums_floats(int64_t tokens) { return tokens * kEight * kEightRows; }
 
 static_assert(eight_panel_floats(kPanelEights256) <= kWholePanelFloats && eight_sums_floats(1) <= whole_sums_floats(1));
 
-constexpr int8_t kFloatsPlus = 12;  // plus that, no whole number of mx4 is negative
+constexpr int8_t kFloatsPlus = 12;  // added to the integers of mx4, so that none is negative
 constexpr int64_t kHalfBytes = 32, kStepBytes = 2 * kHalfBytes;  // a vector is half a step
 
-// Of a group in a panel, or of a lane of a record of int8 or q6. Weights that meet 8 bits have no sign, so all of these have zeros; of those that
-// meet 16 bits, q4z has.
+// The layout of a group in a panel, or of a lane of a record of q8 or q6. Weights are unsigned if activations have 8
+// bits, so all of these have zero points; with 16 bits only q4z has.
 template <bool kInt8, bool kZeros, bool kQ8>
 struct EightGroup {
   static constexpr int64_t kSteps = kInt8 || kQ8 ? 8 : 16;
@@ -37,16 +37,16 @@ inline constexpr bool kPanelZeros = Record<D>::kInt8 || Record<D>::kZeros;
 template <DType D>
 using EightOf = EightGroup<Record<D>::kInt8, kPanelZeros<D>, Record<D>::kQ8>;
 
-// So many records a panel holds. One of int8 takes a little more than half the room of another.
+// How many records a panel holds. One of q8 takes little more than half the room of another.
 template <DType D>
 inline constexpr int64_t kHeld = Record<D>::kQ8 ? 5 : kPanelEights256;
 static_assert(kHeld<DType::q8> * kEight * EightOf<DType::q8>::kBytes <= kWholePanelFloats * 4);
 
-// What a block of a panel has in the place of eight groups of 32: lanes of a group of int8, or of a block of q6.
+// True where a block of a panel has eight lanes, of a q8 group or a q6 block, in place of eight groups of 32.
 template <DType D>
 inline constexpr bool kInLanes = Record<D>::kQ8 || Record<D>::kQ6;
 
-// Word d (32 bits) of each of 8 rows, row r in lane r of out[d].
+// Transposes 8 rows of four 32-bit words: word d of row r goes to lane r of out[d].
 inline void turn_eight(const __m128i (&rows)[8], __m256i (&out)[4]) {
   __m256i in[4];
 #pragma GCC unroll 4
@@ -57,7 +57,7 @@ inline void turn_eight(const __m128i (&rows)[8], __m256i (&out)[4]) {
   out[2] = _mm256_unpacklo_epi64(c, d), out[3] = _mm256_unpackhi_epi64(c, d);
 }
 
-// The words of a group of q2 that are there, with a byte of them in every 16 bits.
+// Spreads the two words of a group of q2 to four, a byte in every 16 bits.
 inline void spread_eight_q2(__m256i (&words)[4]) {
   const __m128i place = _mm_setr_epi8(0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128);
   const __m256i low = _mm256_broadcastsi128_si256(place), high = _mm256_add_epi8(low, _mm256_set1_epi16(2)), first = words[0], second = words[1];
@@ -65,7 +65,8 @@ inline void spread_eight_q2(__m256i (&words)[4]) {
   words[2] = _mm256_shuffle_epi8(second, low), words[3] = _mm256_shuffle_epi8(second, high);
 }
 
-// A word of each row as the parts of a record meet it: with signs for 16 bits (q4z: without), plus what is a zero for 8.
+// Unpacks a word of each row into the parts that a record has: signed for 16 bits (q4z: unsigned), for 8 bits with an
+// offset that the zero point takes away.
 template <DType D>
 inline void parts_in_lanes(__m256i words, __m256i (&parts)[kParts<D>]) {
   using R = Record<D>;
@@ -79,7 +80,7 @@ inline void parts_in_lanes(__m256i words, __m256i (&parts)[kParts<D>]) {
   }
 }
 
-// Up to eight numbers of bfloat16 of each of 8 rows, to where groups that follow one another keep them.
+// Writes up to eight bfloat16 numbers of each of 8 rows, widened, to consecutive groups.
 template <DType D>
 inline void put_numbers(bytes* const (&rows)[8], int64_t at, int64_t groups, uint8_t* out) {
   __m128i numbers[8];
@@ -95,7 +96,7 @@ inline void put_numbers(bytes* const (&rows)[8], int64_t at, int64_t groups, uin
   }
 }
 
-// Up to eight groups of 8 rows from group `first` on, to one half of each step.
+// Fills one half of each step with up to eight groups of 8 rows, from group `first` on.
 template <DType D>
 [[gnu::noinline]] inline void fill_eight_rows(bytes* const (&rows)[8], int64_t K, int64_t first, int64_t groups, uint8_t* out, NextBlock& next) {
   using R = Record<D>;
@@ -127,7 +128,7 @@ template <DType D>
   if constexpr (R::kZeros) put_numbers<D>(rows, scales + to_zeros(K), groups, out + P::kZerosAt);
 }
 
-// A block of q6 of 8 rows, to one half of each step: in the place of eight groups of 32, its eight lanes.
+// Fills one half of each step with a block of 8 rows of q6: its eight lanes in place of eight groups of 32.
 template <DType D>
 [[gnu::noinline]] inline void fill_eight_q6(bytes* const (&rows)[8], int64_t K, int64_t block, uint8_t* out, NextBlock& next) {
   using P = EightOf<D>;
@@ -152,13 +153,14 @@ template <DType D>
   for (int64_t lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * P::kBytes + P::kScalesAt, scales, sizeof scales);
 }
 
-// A group of int8 of 8 rows, to one half of each step: in the place of eight groups of 32, its eight lanes. 64 weights that are not there are left out.
+// Fills one half of each step with a group of 8 rows of q8: its eight lanes in place of eight groups of 32. A missing
+// half of 64 weights is left out.
 template <DType D>
 [[gnu::noinline]] inline void fill_eight_q8(bytes* const (&rows)[8], int64_t K, int64_t group, uint8_t* out, NextBlock& next) {
   using P = EightOf<D>;
   const int64_t blocks = smaller(kGroupQ8 / kBlockWeights, whole_parts(K - group * kGroupQ8, kBlockWeights));
   const int64_t halves = whole_parts(blocks, 2);
-  // Two neighbours of four bytes, each in the upper half of 16 bits.
+  // Two neighbouring bytes of every four, each to the upper half of 16 bits.
   const __m256i first = _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13));
   const __m256i second = _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 2, -128, 3, -128, 6, -128, 7, -128, 10, -128, 11, -128, 14, -128, 15));
   for (int64_t step = 0; step < 4 * halves; ++step) {
@@ -183,7 +185,7 @@ template <DType D>
   for (int64_t lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * P::kBytes + P::kScalesAt, scales, sizeof scales);
 }
 
-// Groups [first, first + groups) of up to kEightRows rows; a missing row is computed and dropped.
+// Fills a panel with groups [first, first + groups) of up to kEightRows rows; a missing row is computed and discarded.
 template <DType D>
 inline void fill_eight_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel, NextBlock& next) {
   for (int64_t half = 0; half < 2; ++half) {

@@ -1,10 +1,10 @@
-// What four rows of int4 and its like end with, behind their whole records, for a token alone: their pairs of groups are added together, with rows in
-// lanes, and so are the lanes of their sums. For vectors of 256 bits.
+// The ends of four rows of int4 or a similar type, after their whole records, for a single token: their pairs of groups
+// are added with rows in lanes, and so are the lanes of their sums. For 256-bit vectors.
 // Knows nothing about how many rows there are.
 //
 //   lanes[i]   | lane i of rows 0, 1, 2, 3 | lane 4 + i of rows 0, 1, 2, 3 |     pair p of a record has lanes p and 4 + p (lane_of)
 //
-// A lane adds what it adds row by row, and lanes are added as sum_lanes() does, so a row has the same bits.
+// A lane adds the same terms as row by row, and lanes are added as sum_lanes() does, so results are bit-identical.
 #pragma once
 
 #include "whole_lanes.h"
@@ -13,7 +13,8 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX2__)
 
-// A word of each of four rows, two numbers of bfloat16: the first of all in the lower four lanes.
+// A word (two bfloat16 numbers) of each of four rows: the first numbers in the lower four lanes, the second ones in the
+// upper.
 inline Lanes four_numbers(bytes* at, int64_t apart) {
   const auto word = [&](int64_t n) {
     int32_t both;
@@ -23,7 +24,7 @@ inline Lanes four_numbers(bytes* at, int64_t apart) {
   return in_lanes(_mm_setr_epi32(word(0), word(1), word(2), word(3)));
 }
 
-// lanes[p] += what pair p of groups adds to four rows.
+// lanes[p] += pair p of groups of four rows.
 template <DType D, bool kVnni, int p>
 [[gnu::always_inline]] inline void add_pair_of_four(bytes* x, const Records& w, bytes* scales, [[maybe_unused]] int64_t to_zeros, Lanes (&lanes)[4]) {
   using R = Record<D>;
@@ -44,7 +45,7 @@ template <DType D, bool kVnni, int p>
   lanes[p] = _mm256_fmadd_ps(sum, four_numbers(scales + 4 * p, w.apart) * of_token(R::kScalesAt), lanes[p]);
 }
 
-// Dot products of four rows that end with so many pairs of groups, `acc` being what their whole records add.
+// Dot products of four rows that end with kPairs pairs of groups; `acc`: the sums of their whole records.
 template <DType D, bool kVnni, int kPairs>
 [[gnu::always_inline]] inline void put_four(bytes* x, const Records& w, bytes* scales, int64_t to_zeros, const Lanes (&acc)[1][4], float* out) {
   const auto twos = [](Lanes a, Lanes b, auto join) { return _mm256_castps_pd(join(a, b)); };
@@ -64,7 +65,8 @@ template <DType D, bool kVnni, int kPairs>
 
 #endif
 
-// Dot products of four rows with a token alone, where whole pairs of groups are left behind whole records; false where anything else is asked.
+// Dot products of four rows with a single token, if whole pairs of groups are left after whole records; otherwise
+// false.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline bool put_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
                                                   [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,

@@ -1,5 +1,5 @@
-// What a record of a token's whole numbers (whole_record.h) adds to a packed row, in eight lanes: a group of int8, of others eight groups, each
-// in the lane that is its own. For AVX2 and for none; NEON's is whole_neon.h.
+// Multiplies a record of a token's integers (whole_record.h) by a packed row, in eight lanes: a group of q8, or eight
+// groups of other types, each in its own lane. For AVX2 and for plain code; NEON has whole_neon.h.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
@@ -14,20 +14,20 @@ namespace coterie::COTERIE_ISA {
 using Lanes = __m256;
 
 inline Lanes load_lanes(bytes* at) { return _mm256_loadu_ps(reinterpret_cast<const float*>(at)); }
-// Sums of two neighbours, and of the neighbours in such sums: twice, four vectors of four lanes' halves become one of their sums.
+// Two steps of a horizontal sum: together they turn four vectors into one, of their sums over each 128 bits.
 inline __m256i twos_added(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)); }
 inline __m256i fours_added(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)); }
 inline Lanes add_product(__m256i whole, Lanes scale, Lanes acc) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, acc); }
 inline float sum_lanes(Lanes v) { return sum_eight(v); }
 inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4_eight(v[0], v[1], v[2], v[3], out); }
 
-// A bfloat16 as the upper half of 32 bits: the two bytes before a scale belong to the row too.
+// Broadcasts a bfloat16 that is read as the upper half of 32 bits: the two bytes before a scale belong to the row too.
 inline Lanes scale_lanes(bytes* scale) {
   const Lanes both = _mm256_broadcast_ss(reinterpret_cast<const float*>(scale - 2));
   return _mm256_and_ps(both, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
 }
 
-// Up to eight numbers of 16 bits; zeros for those that are not there.
+// Up to eight 16-bit numbers; missing ones are zero.
 inline __m128i some_numbers(bytes* at, int64_t count) {
   const auto part = [](bytes* from, int64_t n) {
     uint64_t four = 0;
@@ -41,20 +41,21 @@ inline __m128i some_numbers(bytes* at, int64_t count) {
   return _mm_set_epi64x(static_cast<int64_t>(count > 4 ? part(at + 8, count - 4) : 0), static_cast<int64_t>(part(at, count)));
 }
 
-// Two for each of so many pairs of groups.
+// Two numbers for each of kPairs pairs of groups.
 template <int kPairs>
 inline __m128i pair_numbers(bytes* at) {
   if constexpr (kPairs == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   return some_numbers(at, 2 * kPairs);
 }
 
-// Eight numbers of bfloat16, each in its group's lane: a 32-bit word holds an even group's and, in its upper half, an odd one's.
+// Eight bfloat16 numbers, widened into their groups' lanes: a 32-bit word holds an even group's and, in its upper half,
+// an odd one's.
 inline Lanes in_lanes(__m128i numbers) {
   const __m256i left = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
   return _mm256_castsi256_ps(_mm256_and_si256(_mm256_sllv_epi32(_mm256_broadcastsi128_si256(numbers), left), upper));
 }
 
-// A group of up to 4 blocks of int8 and 8 bits: the magnitudes of the weights times q with their signs.
+// A group of up to 4 blocks of q8, 8-bit activations: the weights' magnitudes times q with the weights' signs.
 template <DType D, bool kVnni, int M, int N>
 inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N])
   requires(Record<D>::kInt8)
@@ -76,11 +77,11 @@ inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m
     }
 }
 
-// whole[m][n] += 16 numbers of token m, at step `i` of 16 bits, times those of row n.
+// whole[m][n] += the products of token m's 16 numbers (16 bits) from number i on with those of row n.
 template <bool kVnni, int M, int N>
 inline void add_products_16(const Records& x, int64_t i, const __m256i (&wide)[N], __m256i (&whole)[M][N]) {
 #if defined(__GNUC__)
-  if constexpr (M == 4 && N == 2 && !kVnni) {  // left to themselves, compilers keep a sum in memory, and wait for it
+  if constexpr (M == 4 && N == 2 && !kVnni) {  // compilers would spill an accumulator, and wait for it
     const auto at = [&](int64_t m) -> const __m256i_u& { return *reinterpret_cast<const __m256i_u*>(x.of(m) + 2 * i); };
     __m256i token, product;
 #define COTERIE_TOKEN(at, a, b)                                                                                                \
@@ -109,7 +110,7 @@ inline void add_products_16(const Records& x, int64_t i, const __m256i (&wide)[N
   }
 }
 
-// The same for 16 bits: every 16 weights are widened once for all tokens.
+// The same for 16-bit activations: 16 weights at a time are widened once for all tokens.
 template <DType D, bool kVnni, int M, int N>
 inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N]) {
 #pragma GCC unroll 2
@@ -134,8 +135,8 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
   }
 }
 
-// A token's products with a row over two groups of int4 or its like, whose parts are given: the first group's in lanes 0 to 3. Those of mx4 have
-// signs.
+// A token's products with two groups of a row of int4 or a similar type, given the unpacked parts: the first group's in
+// lanes 0 to 3. Parts of mx4 are signed.
 template <DType D, bool kVnni>
 inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[kParts<D>]) {
   constexpr bool kInt8 = Record<D>::kInt8;
@@ -151,7 +152,7 @@ inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[kParts<D>]) {
   return kInt8 && !kVnni ? pairs_added(whole) : whole;
 }
 
-// The weights of two groups that follow one another, as a record's parts meet them.
+// Unpacks the weights of two consecutive groups into the parts that a record has.
 template <DType D>
 [[gnu::always_inline]] inline void parts_of(bytes* w, __m256i (&parts)[kParts<D>]) {
   if constexpr (Record<D>::kQ2) {
@@ -161,7 +162,7 @@ template <DType D>
   }
 }
 
-// acc[m][n] += what eight groups add of which the sums are there, scales and zeros being in their lanes.
+// acc[m][n] += eight groups, given their sums, and scales and zero points in their lanes.
 template <DType D, int M, int N>
 inline void add_lanes(const Records& x, const __m256i (&whole)[M], Lanes of_weight, [[maybe_unused]] Lanes zeros, int n, Lanes (&acc)[M][N]) {
 #pragma GCC unroll 4
@@ -172,7 +173,8 @@ inline void add_lanes(const Records& x, const __m256i (&whole)[M], Lanes of_weig
   }
 }
 
-// Row n of N over so many pairs of groups, four of them being a whole record: its weights, scales, and of q4z zeros so far behind these.
+// Row n of N over kPairs pairs of groups, four being a whole record; `to_zeros`: bytes from q4z's scales to its zero
+// points.
 template <DType D, bool kVnni, int kPairs, int M, int N>
 [[gnu::always_inline]] inline void add_pairs(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                              Lanes (&acc)[M][N]) {
@@ -204,7 +206,7 @@ inline void add_eight(const Records& x, bytes* w, bytes* scales, int64_t to_zero
   add_pairs<D, kVnni, 4>(x, w, scales, to_zeros, n, acc);
 }
 
-// The same over an odd number of groups, a rare one.
+// The same over an odd number of groups, which is rare.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void add_odd(const Records& x, bytes* w, int64_t groups, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                       Lanes (&acc)[M][N]) {
@@ -228,7 +230,7 @@ template <DType D, bool kVnni, int M, int N>
   add_lanes<D>(x, whole[0], in_lanes(some_numbers(scales, groups)), zeros, n, acc);
 }
 
-// The same over fewer than eight groups. Nothing behind them is read.
+// The same over fewer than eight groups. Never reads past them.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   switch (groups) {
@@ -254,7 +256,7 @@ inline void sum4_lanes(const Lanes (&v)[4], float* out) {
   for (int i = 0; i < 4; ++i) out[i] = sum_lanes(v[i]);
 }
 
-// Whole number `index` of a record.
+// Integer `index` of a record.
 template <DType D>
 inline int32_t whole_at(bytes* record, int64_t index) {
   if constexpr (Record<D>::kInt8) return static_cast<int8_t>(record[index]);
@@ -272,7 +274,7 @@ inline float lane_number(bytes* record, int64_t at, int64_t lane) {
 template <DType D, bool kVnni, int M, int N>
 inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   using R = Record<D>;
-  constexpr int64_t kStep = R::kInt8 ? 32 : 16;  // weights that meet the lanes at once
+  constexpr int64_t kStep = R::kInt8 ? 32 : 16;  // weights spread over the lanes at once
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) {
       int32_t whole[kLanes] = {};
@@ -284,7 +286,7 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
     }
 }
 
-// Row n of N over up to eight groups: its weights, scales, and of q4z zeros so far behind these.
+// Row n of N over up to eight groups; `to_zeros`: bytes from q4z's scales to its zero points.
 template <DType D, bool kVnni, int M, int N>
 inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   using R = Record<D>;

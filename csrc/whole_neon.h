@@ -1,8 +1,9 @@
-// What a record of a token's whole numbers (whole_record_neon.h) adds to a packed row, as whole_lanes.h, by NEON: in vectors of 128 bits, with the products
-// of four bytes that add (FEAT_DotProd) where the CPU has them, and without.
+// Multiplies a record of a token's integers (whole_record_neon.h) by a packed row as whole_lanes.h does, with NEON: in
+// 128-bit vectors, with byte dot products (FEAT_DotProd) where the CPU has them, else without.
 // Knows nothing about how many rows or records there are.
 //
-// Lanes are those of the plain loops and products are rounded before they are added, as there: so are the bits.
+// Lanes are those of the plain loops, and products are rounded before they are added, as there: results are
+// bit-identical.
 #pragma once
 
 #include <type_traits>
@@ -19,7 +20,7 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(COTERIE_NEON)
 
-// Whether this CPU has products of bytes that add.
+// Whether this CPU has byte dot products.
 inline bool has_narrow_products() {
 #if defined(__linux__)
   static const bool has = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -40,7 +41,8 @@ inline float32x4_t both_halves(const Lanes& v) { return vaddq_f32(v.low, v.high)
 inline float sum_lanes(const Lanes& v) { return sum(both_halves(v)); }
 inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4(both_halves(v[0]), both_halves(v[1]), both_halves(v[2]), both_halves(v[3]), out); }
 
-// sums += four products of bytes each. By assembler where code is compiled for CPUs without them, which never come here.
+// sums += four byte products per lane. Inline assembly where this file is compiled for CPUs without them, which never
+// get here.
 [[gnu::always_inline]] inline void add_bytes(int8x16_t a, int8x16_t b, int32x4_t& sums) {
 #if defined(__ARM_FEATURE_DOTPROD)
   sums = vdotq_s32(sums, a, b);
@@ -49,9 +51,9 @@ inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4(both_halves(v[0])
 #endif
 }
 
-// sums += products of 16 bytes, of which four that follow one another are in a lane.
+// sums += products of 16 bytes, four consecutive ones per lane.
 [[gnu::always_inline]] inline void add_fours(int8x16_t a, int8x16_t b, int32x4_t& sums) {
-  sums = vpadalq_s16(sums, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));  // two of them fit into 16 bits
+  sums = vpadalq_s16(sums, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));  // two products fit into 16 bits
 }
 
 // sums += products of 8 numbers of 16 bits.
@@ -59,7 +61,7 @@ inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4(both_halves(v[0])
   sums = vmlal_high_s16(vmlal_s16(sums, vget_low_s16(a), vget_low_s16(b)), a, b);
 }
 
-// sums += products of 16 numbers, the even ones beside the odd ones: two that follow one another are in a lane of eight.
+// sums += products of 16 numbers, given as even and odd ones: two consecutive ones per lane of eight.
 [[gnu::always_inline]] inline void add_even_odd(int16x8_t even, int16x8_t odd, int16x8_t of_even, int16x8_t of_odd, int32x4_t (&sums)[2]) {
   sums[0] = vmlal_s16(vmlal_s16(sums[0], vget_low_s16(even), vget_low_s16(of_even)), vget_low_s16(odd), vget_low_s16(of_odd));
   sums[1] = vmlal_high_s16(vmlal_high_s16(sums[1], even, of_even), odd, of_odd);
@@ -71,15 +73,16 @@ inline int32x4_t joined(int32x4_t a, int32x4_t b) { return vmlaq_s32(a, b, vdupq
 // lanes += whole * scale.
 [[gnu::always_inline]] inline void add_scaled(float32x4_t whole, float32x4_t scale, float32x4_t& lanes) { lanes = vaddq_f32(lanes, vmulq_f32(whole, scale)); }
 
-// Both halves of eight lanes, as sums that `scale` and those of the record at `x` are for.
+// Adds both halves of eight lanes of integer sums, times the scales of the weights and of the record at `x`.
 template <DType D>
 [[gnu::always_inline]] inline void add_halves(int32x4_t low, int32x4_t high, float32x4_t of_weight, bytes* x, Lanes& lanes) {
-  const float32x4_t both = vmulq_f32(of_weight, load_four(x + Record<D>::kScalesAt));  // eight times the same
+  const float32x4_t both = vmulq_f32(of_weight, load_four(x + Record<D>::kScalesAt));  // the same scale eight times
   add_scaled(vcvtq_f32_s32(low), both, lanes.low);
   add_scaled(vcvtq_f32_s32(high), both, lanes.high);
 }
 
-// 32 weights with a token's numbers, which are no bytes: its lanes' upper bytes' products, and those of lower ones, so far taken away.
+// 32 weights by a token's 16-bit numbers, whose bytes are apart: products of the upper ones, and of what is in place of
+// the lower ones.
 [[gnu::always_inline]] inline void add_split(const int8x16_t (&weights)[2], bytes* q, int32x4_t (&lower)[2], int32x4_t (&upper)[2]) {
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -88,16 +91,17 @@ template <DType D>
   }
 }
 
-// A group of up to 4 blocks of int8 with numbers of 16 bits, by products of bytes. A lower byte's place has 127 - lower: 127 times the weights are taken
-// from that once for all tokens, and what is left is the lower bytes' sum, negative.
+// A group of up to 4 blocks of q8 by 16-bit numbers, with byte dot products. In place of a lower byte u (unsigned) a
+// record has 127 - u: 127 times the weights is subtracted once for all tokens, which leaves the lower bytes' sum,
+// negated.
 template <DType D, int M, int N>
 [[gnu::always_inline]] inline void add_group_split(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
-  constexpr int kRows = M > 2 ? 1 : N;  // at once, as many sums as registers allow
+  constexpr int kRows = M > 2 ? 1 : N;  // at once: as many accumulators as registers allow
 #pragma GCC unroll 2
   for (int first = 0; first < N; first += kRows) {
     int32x4_t lower[M][kRows][2] = {}, upper[M][kRows][2] = {}, all[kRows][2] = {};
 #pragma GCC unroll 1
-    for (int64_t i = 0; i < blocks * kBlockWeights; i += 32)  // of more, compilers load all first, and keep sums in memory
+    for (int64_t i = 0; i < blocks * kBlockWeights; i += 32)  // unrolled, compilers hoist all loads, and spill accumulators
 #pragma GCC unroll 4
       for (int n = 0; n < kRows; ++n) {
         const int16x8_t low = load_eight(w.of(first + n) + i), high = load_eight(w.of(first + n) + i + 16);
@@ -122,7 +126,7 @@ template <DType D, int M, int N>
   }
 }
 
-// A group of up to 4 blocks of int8.
+// A group of up to 4 blocks of q8.
 template <DType D, bool kBytes, int M, int N>
 [[gnu::always_inline]] inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   using R = Record<D>;
@@ -156,7 +160,7 @@ template <DType D, bool kBytes, int M, int N>
   }
 }
 
-// A group of int4 or its like as a record's parts meet it: bytes, or 16 bits, of which there are four parts.
+// Unpacks a group of int4 or a similar type into the parts that a record has: two of bytes, or (below) four of 16 bits.
 template <DType D>
 [[gnu::always_inline]] inline void parts_of(bytes* w, int8x16_t (&parts)[2]) {
   using R = Record<D>;
@@ -164,7 +168,7 @@ template <DType D>
   uint8x16_t low, high;
   if constexpr (R::kQ2) {
     const uint16x8_t wide = vmovl_u8(vld1_u8(w));
-    const uint8x16_t both = vreinterpretq_u8_u16(vsliq_n_u16(wide, wide, 4));  // the upper half of a byte becomes a byte's lower one
+    const uint8x16_t both = vreinterpretq_u8_u16(vsliq_n_u16(wide, wide, 4));  // the upper half of a byte goes to the lower half of the next
     low = vandq_u8(vshlq_n_u8(both, 1), two), high = vandq_u8(vshrq_n_u8(both, 1), two);
   } else {
     const uint8x16_t both = vld1q_u8(w);
@@ -199,7 +203,8 @@ template <DType D>
   }
 }
 
-// M tokens' products with a row over one group: `x` at the group's place in their records. Four numbers each, whose sum is the group's.
+// M tokens' products with one group of a row; `x`: the group's place in their records. Gives four numbers each, whose
+// sum is the group's.
 template <DType D, bool kBytes, int M>
 [[gnu::always_inline]] inline void whole_of_group(const Records& x, bytes* w, int32x4_t (&whole)[M]) {
   using R = Record<D>;
@@ -233,7 +238,7 @@ template <DType D, bool kBytes, int M>
   }
 }
 
-// Numbers of bfloat16 of groups with an even number, or an odd one: two for each of so many pairs, zeros for others.
+// bfloat16 numbers of groups, in each word an even group's and an odd one's: of kPairs pairs, else zeros.
 template <int kPairs>
 inline uint32x4_t pair_numbers(bytes* at) {
   uint32_t numbers[4] = {};
@@ -245,7 +250,8 @@ inline float32x4_t one_of_each(uint32x4_t pairs, bool odd) {
   return vreinterpretq_f32_u32(odd ? vandq_u32(pairs, vdupq_n_u32(0xFFFF0000)) : vshlq_n_u32(pairs, 16));
 }
 
-// Row n of N over so many pairs of groups, four of them being a whole record: its weights, scales, and of q4z zeros so far behind these.
+// Row n of N over kPairs pairs of groups, four being a whole record; `to_zeros`: bytes from q4z's scales to its zero
+// points.
 template <DType D, bool kBytes, int kPairs, int M, int N>
 [[gnu::always_inline]] inline void add_pairs(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                              Lanes (&acc)[M][N]) {
@@ -282,7 +288,7 @@ template <DType D, bool kBytes, int M, int N>
   add_pairs<D, kBytes, 4>(x, w, scales, to_zeros, n, acc);
 }
 
-// The same over fewer than eight groups, an odd number of them: whole pairs are worked on by themselves. Nothing behind them is read.
+// The same over an odd number of groups below eight; whole pairs are added by themselves. Never reads past them.
 template <DType D, bool kBytes, int M, int N>
 [[gnu::noinline]] inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                       Lanes (&acc)[M][N]) {

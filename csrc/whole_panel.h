@@ -1,9 +1,10 @@
-// Dot products of many tokens with packed rows, for AVX-512 with its products of whole numbers (VNNI): a block of rows is unpacked once, into
-// a panel with rows in lanes (whole_fill.h), and then used for all tokens of a tile. Knows nothing about ops or how work is shared out.
+// Dot products of many tokens with packed rows, for AVX-512 with integer dot products (VNNI): a block of rows is
+// unpacked once, into a panel with rows in lanes (whole_fill.h), and then used for all tokens of a tile. Knows nothing
+// about ops or how work is shared out.
 //
 //   sums    of 8 tokens: [lane of whole.h][token][row], floats
 //
-// What is whole, so exact, and what is added to a lane of whole.h, in which order, is the same: a token has the same bits.
+// Integer sums are exact, and each lane of whole.h adds the same terms in the same order: results are bit-identical.
 #pragma once
 
 #include "whole_fill.h"
@@ -12,9 +13,9 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX512F__)
 
-static_assert(kPanelTokens == 8);  // with the two vectors of a step, as many whole sums as registers allow
+static_assert(kPanelTokens == 8);  // with the two vectors of a step, as many integer accumulators as registers allow
 
-// A word of token m of eight, `place` being where the first of these has it.
+// A word of token m of eight; `place`: the first token's.
 template <class Word>
 COTERIE_WIDE Word word_of(const uint8_t* place, int m) {
   Word word;
@@ -22,16 +23,16 @@ COTERIE_WIDE Word word_of(const uint8_t* place, int m) {
   return word;
 }
 
-// A block of a panel, and what M tokens' sums become: with `last`, dot products of so many rows.
+// A block of a panel. After the `last` one, the sums of M tokens become dot products of `rows` rows.
 struct WholeBlock {
   const uint8_t* panel;
   int64_t groups;
   bool first, last;
   int64_t rows, out_stride;
-  int64_t last_halves;  // that a row's last block of q6 has
+  int64_t last_halves;  // halves of a row's last block of q6
 };
 
-// Sums of M tokens become dot products, lanes added as sum_lanes() does.
+// Turns the sums of M tokens into dot products, adding lanes as sum_lanes() does.
 template <int M>
 inline void put_panel(const float* sums, int64_t rows, float* out, int64_t out_stride) {
   for (int m = 0; m < M; ++m)
@@ -44,7 +45,7 @@ inline void put_panel(const float* sums, int64_t rows, float* out, int64_t out_s
     }
 }
 
-// M tokens with so many steps of a panel, words of tokens at `word` of each.
+// M tokens by kSteps steps of a panel; at(step): where the tokens' words are.
 template <bool kInt8, int64_t kSteps, int M, class At>
 COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2]) {
 #pragma GCC unroll 16
@@ -62,7 +63,7 @@ COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2])
   }
 }
 
-// M tokens with group g of eight of a panel: what their records at `x` add to the sums of its lane.
+// M tokens, whose records are at `x`, by group g of eight of a panel: adds to the sums of its lane.
 template <bool kInt8, bool kShared, int M>
 COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* panel, float* sums) {
   using P = PanelGroup<false, kInt8, kShared, false>;
@@ -96,8 +97,8 @@ COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* pa
   }
 }
 
-// M tokens with a group of int8 or a block of q6, lane by lane, so many halves of a block. Weights have signs, so 8 bits of a token are met
-// plus 128.
+// M tokens by a group of q8 or a block of q6 of `halves` halves, lane by lane. Weights are signed, so 8-bit activations
+// are made unsigned by adding 128.
 template <bool kInt8, bool kQ6, int M>
 COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_unused]] int64_t halves, float* sums) {
   using P = PanelGroup<!kQ6, kInt8, false, kQ6>;
@@ -164,7 +165,8 @@ template <bool kQ8, bool kInt8, bool kShared, bool kQ6, int M>
   if (b.last) put_panel<M>(sums, b.rows, out, b.out_stride);
 }
 
-// A tile of `tokens` x N dot products with N rows, as whole_tokens() makes it, of records side by side, `size_bytes` of each token.
+// `tokens` x N dot products with N rows, as whole_tokens() computes them, from interleaved records of `size_bytes` per
+// token.
 template <DType D>
 inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
   using R = Record<D>;
@@ -186,7 +188,7 @@ inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, Pack
           if (M == kPanelTokens || t % kPanelTokens == 0) fetched.one_call();
           const int64_t place = t % kPanelTokens;
           bytes* x = records + (t - place) * size_bytes + g / kRecordGroups * kPanelTokens * BesideOf<D>::kBytes + 4 * place;
-          float* sums = work.sums + (block.first && block.last ? 0 : whole_sums_floats(t));  // in the first-level cache, where none wait
+          float* sums = work.sums + (block.first && block.last ? 0 : whole_sums_floats(t));  // one place, in the L1 cache, if no sums are kept
           panel_dots<R::kQ8, R::kInt8, R::kShared, R::kQ6, M>(x, block, sums, out + t * out_stride + row);
         }
       };

@@ -1,9 +1,10 @@
-// Dot products of many tokens with packed rows, for vectors of 256 bits: 16 rows are unpacked, into a panel with rows in lanes
-// (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h. Knows nothing about ops or how work is shared out.
+// Dot products of many tokens with packed rows, for 256-bit vectors: 16 rows are unpacked into a panel with rows in
+// lanes (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h. Knows nothing about ops or how
+// work is shared out.
 //
 //   sums    of up to 6 tokens: [lane of whole.h][token][row], floats
 //
-// What is whole, so exact, and what is added to a lane of whole.h, in which order, is the same: a token has the same bits.
+// Integer sums are exact, and each lane of whole.h adds the same terms in the same order: results are bit-identical.
 #pragma once
 
 #include "whole_fill_avx2.h"
@@ -12,19 +13,20 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 
-constexpr int64_t kEightAheadBytes = 16384;  // at least so far ahead are weights fetched: rows are begun together, and fetched one after the other
-constexpr int64_t kEightTokens = 6;  // with the two vectors of a step, as many whole sums as registers allow
+constexpr int64_t kEightAheadBytes = 16384;  // how far ahead weights are prefetched, at least: rows are started together, and prefetched one by one
+constexpr int64_t kEightTokens = 6;  // with the two vectors of a step, as many integer accumulators as registers allow
 
-// A block of a panel, and what M tokens' sums become: with `last`, dot products of so many rows.
+// A block of a panel. After the `last` one, the sums of M tokens become dot products of `rows` rows.
 struct EightBlock {
   const uint8_t* panel;
   int64_t groups;
   bool first, last;
   int64_t rows, out_stride;
-  int64_t last_halves;  // that a row's last group of int8 or block of q6 has
+  int64_t last_halves;  // halves of a row's last group of q8 or block of q6
 };
 
-// What M tokens and 16 rows multiply, of some steps. Of 8 bits without AVX-VNNI, sums of 16 bits until they are `pairs_added`.
+// Integer sums of M tokens by 16 rows over some steps. With 8 bits but no AVX-VNNI, they have 16 bits until
+// pairs_added().
 template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
 [[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&whole)[M][2]) {
 #pragma GCC unroll 8
@@ -45,8 +47,8 @@ template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t k
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = pairs_added(whole[i / 2][i % 2]);
 }
 
-// M tokens with one group of a panel, of int8 and q6 (kInLane) a lane of it: what their records, x at the group's q and `numbers` at its sum, add to
-// the sums of its lane. Eight products of mx4 (kFloats) would not fit into 16 bits, but four do.
+// M tokens by one group of a panel, or one lane of q8 and q6 (kInLane): adds to the sums of its lane. `x`: the group's
+// q in the records; `numbers`: its sum. Eight products of mx4 (kFloats) would overflow 16 bits; four do not.
 template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni, int M>
 [[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, [[maybe_unused]] int64_t halves,
                                                    [[maybe_unused]] const float* times, float* sums) {
@@ -80,7 +82,7 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni,
   }
 }
 
-// Sums of M tokens become dot products, lanes added as sum_lanes() does.
+// Turns the sums of M tokens into dot products, adding lanes as sum_lanes() does.
 template <int M>
 inline void put_eight(const float* sums, int64_t rows, float* out, int64_t out_stride) {
   for (int m = 0; m < M; ++m)
@@ -93,7 +95,7 @@ inline void put_eight(const float* sums, int64_t rows, float* out, int64_t out_s
     }
 }
 
-// The scales of M tokens times those of 16 rows, which all lanes of int8 and q6 share.
+// The scales of M tokens times those of 16 rows, which all lanes of q8 and q6 share.
 template <class P, int M>
 inline void put_scales(const Records& scales, const uint8_t* panel, float* times) {
 #pragma GCC unroll 8
@@ -125,7 +127,8 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni,
   if (b.last) put_eight<M>(sums, b.rows, out, b.out_stride);
 }
 
-// All tokens with a block of a panel, in even parts. Where a block is a whole row, sums of all are in one place.
+// All tokens by a block of a panel, divided evenly. Where a block is a whole row, all use the same memory for their
+// sums.
 template <DType D, bool kVnni>
 inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, float* sums, float* out, NextBlock& next) {
   using R = Record<D>;
@@ -145,13 +148,13 @@ inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, flo
   }
 }
 
-// Room for a panel of so many records, and for the sums of all tokens.
+// Scratch: a panel of `eights` records, and the sums of all tokens.
 struct EightWork {
   float *panel, *sums;
   int64_t eights;
 };
 
-// A tile of `tokens` x N dot products with N rows, as whole_tokens() makes it; with kVnni by AVX-VNNI.
+// `tokens` x N dot products with N rows, as whole_tokens() computes them; kVnni: with AVX-VNNI.
 template <DType D, bool kVnni>
 inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const EightWork& work) {
   using R = Record<D>;
@@ -176,7 +179,7 @@ inline void eight_panel(bool vnni, const Records& x, int64_t tokens, const Packe
   eight_panel_by<D, false>(x, tokens, w, N, out, out_stride, work);
 }
 
-// whole_tile() where there is nothing wider than 256 bits, by AVX-VNNI or without it: tests ask for both.
+// whole_tile() for CPUs with nothing wider than 256 bits, with AVX-VNNI or without it: tests call both.
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                  float* panel, float* sums);
 

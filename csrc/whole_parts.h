@@ -1,4 +1,4 @@
-// Whole numbers of packed rows and what multiplies them, in vectors of 256 bits: for AVX2, with AVX-VNNI and without it.
+// Unpacks the integers of packed rows and multiplies them, in 256-bit vectors: for AVX2, with AVX-VNNI and without it.
 // Knows nothing about rows, records or the order of sums.
 #pragma once
 
@@ -12,20 +12,20 @@ inline const __m256i_u& bytes_at(bytes* at) { return *reinterpret_cast<const __m
 inline __m256i load_bytes(bytes* at) { return bytes_at(at); }
 inline __m256i pairs_added(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
-// A sum that is made before others: left to themselves, compilers add products of several steps first, and keep many in memory.
+// Forces an accumulator to be updated now: compilers would rather add products of several steps first, and spill many.
 [[gnu::always_inline]] inline __m256i kept(__m256i sum) {
   asm("" : "+x"(sum));
   return sum;
 }
 
-// Whether this CPU has products of whole numbers that add (AVX-VNNI): as AVX2, without it, two or three instructions do the same.
+// Whether this CPU has integer dot products (AVX-VNNI). AVX2 alone takes two or three instructions for the same.
 inline bool has_narrow_products() {
   static const bool has = __builtin_cpu_supports("avxvnni");
   return has;
 }
 
-// whole += numbers of weights times those of q: of 16 bits, or bytes without a sign by bytes with one. By assembler, since what a function may use
-// otherwise is fixed when it is compiled. Of bytes without AVX-VNNI, `whole` has sums of 16 bits, for pairs_added().
+// whole += weights * q: 16-bit integers, or unsigned by signed bytes. Inline assembly: intrinsics would need the file
+// compiled for AVX-VNNI. Without it, `whole` has 16-bit sums of byte products, for pairs_added().
 template <bool kInt8, bool kVnni>
 [[gnu::always_inline]] inline void add_part(__m256i weights, const __m256i_u& q, __m256i& whole) {
   if constexpr (kVnni && kInt8) {
@@ -39,17 +39,18 @@ template <bool kInt8, bool kVnni>
   }
 }
 
-// Into how many parts a record's pair of groups is divided: halves of bytes (8 bits) or quarters of 16 bits.
+// How many parts a record's pair of groups has: halves of bytes (8 bits) or quarters of 16 bits.
 template <DType D>
 inline constexpr int kParts = Record<D>::kInt8 ? 2 : 4;
 
-// The whole numbers of mx4 for codes in the low half of each byte.
+// The integers of mx4 for codes in the low half of each byte.
 inline __m256i twice_floats(__m256i codes) {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTwiceFloats));
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }
 
-// Bytes of codes of 4 bits, or of q2 a byte in every 16 bits, as a record's parts meet them: codes, of q2 doubled, of mx4 their whole numbers.
+// Unpacks bytes of 4-bit codes, or of q2 a byte in every 16 bits, into the parts that a record has: codes, q2's
+// doubled, mx4's as integers.
 template <DType D>
 [[gnu::always_inline]] inline void parts_of_codes(__m256i v, __m256i (&parts)[kParts<D>]) {
   using R = Record<D>;

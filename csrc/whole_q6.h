@@ -1,5 +1,7 @@
-// Blocks of q6: their weights as whole numbers of 16 bits, scales of 16 weights being in these, and what a record of a token's adds to rows by them.
-// Lane i of eight has numbers 2 i and 2 i + 1 of every group of 16, whatever the instruction set: a block's are whole, so exact in any order.
+// Blocks of q6: their weights as 16-bit integers, which include the scales of 16 weights, and their products with a
+// token's records.
+// Lane i of eight has numbers 2 i and 2 i + 1 of every group of 16 on every instruction set: a block's sums are
+// integers, so exact in any order.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
@@ -7,9 +9,9 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kGroupsQ6 = kBlockQ6 / 16;  // of a block
+constexpr int64_t kGroupsQ6 = kBlockQ6 / 16;  // groups of a block
 
-// Halves of a block of K weights that are there: a panel has both units of a half in the same steps.
+// How many halves a block of a row of K weights has: a panel has both units of a half in the same steps.
 constexpr int64_t halves_q6(int64_t K, int64_t block) { return K - block * kBlockQ6 > kBlockQ6 / 2 ? 2 : 1; }
 
 #if defined(__AVX2__)
@@ -19,7 +21,7 @@ inline __m256i upper_q6(__m128i high, __m256i left) {
   return _mm256_and_si256(_mm256_sllv_epi32(_mm256_broadcastsi128_si256(high), left), _mm256_set1_epi8(static_cast<char>(0xC0)));
 }
 
-// 64 weights in the upper 6 bits of bytes: those below 32, then the others.
+// 64 weights, unpacked into the upper 6 bits of bytes: those below 32, then the others.
 inline void codes_q6(bytes* low, bytes* high, __m256i (&codes)[2]) {
   const __m256i both = load_bytes(low);
   const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(high));
@@ -27,7 +29,8 @@ inline void codes_q6(bytes* low, bytes* high, __m256i (&codes)[2]) {
   codes[1] = _mm256_or_si256(lower_q6(_mm256_srli_epi16(both, 2)), upper_q6(four, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6)));
 }
 
-// Group g of 64 weights, times its scale: a byte is widened into the upper half of 16 bits, so 1024 times as large; and 64 times a scale.
+// Group g of 64 weights, times its scale. In the upper half of 16 bits a code counts 1024 times, and scales are
+// multiplied by 64: mulhi divides by 65536.
 inline __m256i group_q6(const __m256i (&codes)[2], int g, __m256i scale) {
   const __m256i none = _mm256_setzero_si256(), half = codes[g / 2];
   return _mm256_mulhi_epi16(g % 2 == 0 ? _mm256_unpacklo_epi8(none, half) : _mm256_unpackhi_epi8(none, half), scale);
@@ -48,7 +51,7 @@ inline __m256i group_q6(const __m256i (&codes)[2], int g, __m256i scale) {
   }
 }
 
-// A block as a record has its groups; zeros in the place of units that are not there.
+// Unpacks a block in the order of a record's groups; missing units are zero.
 inline void whole_block_q6(bytes* block, int64_t units, int16_t (&out)[kBlockQ6]) {
   int32_t scales[kGroupsQ6];
   scales_q6(block + 48 * units, units, scales);
@@ -61,10 +64,10 @@ inline void whole_block_q6(bytes* block, int64_t units, int16_t (&out)[kBlockQ6]
   }
 }
 
-// M tokens with N rows over a block of so many units.
+// M tokens by N rows over a block of `units` units.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
-  constexpr int kSums = M == 1 ? 2 : 1;  // of one token two that take turns, so that neither waits for its last product
+  constexpr int kSums = M == 1 ? 2 : 1;  // for a single token two that alternate, to hide their latency
   __m256i whole[kSums][M][N] = {};
   int32_t scales[N][kGroupsQ6];
 #pragma GCC unroll 2
@@ -95,7 +98,7 @@ template <DType D, bool kVnni, int M, int N>
 
 #elif defined(COTERIE_NEON)
 
-// A unit of 64 weights as [numbers from 32 on][numbers 0..7 and 16..23, or 8..15 and 24..31].
+// Unpacks a unit of 64 weights into [numbers from 32 on][numbers 0..7 and 16..23, or 8..15 and 24..31].
 [[gnu::always_inline]] inline void codes_q6(bytes* low, bytes* high, int8x16_t (&codes)[2][2]) {
   const uint8x16_t first = vld1q_u8(low), second = vld1q_u8(low + 16), four = vld1q_u8(high);
   const auto code = [](uint8x16_t top, uint8x16_t rest) { return vshrq_n_s8(vreinterpretq_s8_u8(vbslq_u8(vdupq_n_u8(0xC0), top, rest)), 2); };
@@ -103,7 +106,8 @@ template <DType D, bool kVnni, int M, int N>
   codes[1][0] = code(vshlq_n_u8(four, 4), vshrq_n_u8(first, 2)), codes[1][1] = code(vshlq_n_u8(four, 6), vshrq_n_u8(second, 2));
 }
 
-// M tokens with N rows over a block of so many units. With its scale a weight is no byte, so products of 16 bits add whatever the CPU has.
+// M tokens by N rows over a block of `units` units. Including its scale a weight exceeds a byte, so these are 16-bit
+// products on every CPU.
 template <DType D, bool, int M, int N>
 [[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
   int32x4_t whole[M][N][2] = {};
@@ -156,7 +160,7 @@ inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64
 
 #if defined(__AVX512F__)
 
-// 128 weights in the upper 6 bits of bytes, units side by side: of each those below 32, then the others.
+// 128 weights, unpacked into the upper 6 bits of bytes, units side by side: of each those below 32, then the others.
 COTERIE_WIDE void wide_codes_q6(bytes* low, bytes* high, __m512i (&codes)[2]) {
   const __m512i both = _mm512_loadu_si512(low), lower = _mm512_set1_epi8(0x3C), upper = _mm512_set1_epi8(static_cast<char>(0xC0));
   const __m512i four = _mm512_shuffle_i64x2(_mm512_castsi256_si512(load_bytes(high)), _mm512_castsi256_si512(load_bytes(high)), 0x50);
@@ -167,7 +171,7 @@ COTERIE_WIDE void wide_codes_q6(bytes* low, bytes* high, __m512i (&codes)[2]) {
                                        _mm512_sllv_epi32(four, _mm512_add_epi32(left, _mm512_set1_epi32(4))), upper, kOrAnd);
 }
 
-// M tokens with N rows over a block of so many pairs of units.
+// M tokens by N rows over a block of kPairs pairs of units.
 template <DType D, int kPairs, int M, int N>
 COTERIE_WIDE void add_wide_q6(const Records& x, const Records& w, bytes* scale, Lanes (&acc)[M][N]) {
   constexpr int kUnits = 2 * kPairs;

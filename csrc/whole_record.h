@@ -1,37 +1,40 @@
-// Records of activations rounded to whole numbers of 16 or 8 bits, in the groups of the packed weights that they meet. Knows nothing about
-// weights' values or dot products.
+// Records: activations quantised to 16- or 8-bit integers, in the groups of the packed weights that they are multiplied
+// by. Knows nothing about weights' values or dot products.
 //
-//   scale = largest magnitude of a group / most;  q = the nearest whole number of x * (most / largest), ties to even
+//   scale = largest magnitude of a group / most;  q = x * (most / largest), rounded to the nearest integer, ties to even
 //
 // `most` is 32767 or 127. A group that holds an infinity or a NaN has the scale NaN, which reaches the result.
 //
-// Of q4 and q4z with 16 bits `most` is 30464, and of 16 bits 12 are chosen: two weights share a byte, l + 16 h, and meet x and y. With
+// For q4 and q4z with 16 bits `most` is 30464, and 12 of the 16 bits can be chosen: two weights share a byte, l + 16 h,
+// and are multiplied by x and y. With
 //   x = a + 256 b, y = 16 a + 256 c      l x + h y = (l + 16 h) a + 256 (l b + h c)
-// that is three products of bytes, where 16 bits take four. So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a
-// multiple of 16; of two as near y takes the upper and x the lower one, so that in the mean nothing is added.
+// that is three products of bytes, where 16 bits take four. So y is rounded to a multiple of 16, and x to a number that
+// is y / 16 plus a multiple of 16; ties go up for y and down for x, so that there is no bias on average.
 //
 //   q8, 16 bits   | q of a group: 128 x int16 | scale x 8 floats |
 //   q8, 8 bits    | q of a group: 128 x int8 | scale x 8 floats |
-//   q4, 16 bits   | of eight groups, two at a time, a and b, each 8 x int16: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
+//   q4, 16 bits   | eight groups, in pairs a and b, 8 x int16 each: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
 //                 | sums of q: 8 floats | scales: 8 floats |      sums and scales of groups 0, 2, 4, 6, 1, 3, 5, 7
-//                 | by AVX2 of q4 and q4z, in the place of the four: even y / 16, even x - y / 16, then odd |
+//                 | with AVX2, for q4 and q4z, in place of the four: even y / 16, even x - y / 16, then odd |
 //   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31, four times | sums | scales |
 //   q4z, q2, mx4  | as q4
-//   q6            | q of a block of 256: int16, in 16 groups of 16 in the order below | nothing, 8 floats | scale x 8 floats |
+//   q6            | q of a block of 256: int16, in 16 groups of 16 in the order below | unused, 8 floats | scale x 8 floats |
 //
-// Of q6 `most` is 16383: its whole numbers go to 32 * 128 with the scales of 16 that they have taken, and 32 of them, which a lane of a block
-// has, times as many numbers of a record stay below 2^31. Of each 128 weights group g is beside group 4 + g.
+// For q6 `most` is 16383: its integers reach 32 * 128 with their scales included, and the 32 products that a lane has
+// of a block add up to less than 2^31. In each 128 weights, group g is followed by group 4 + g.
 //
-// Codes are stored plus something: of q4z a group's zero, of q4 8, of q2 (whose codes count twice) 3. That times the sum of q is taken away from
-// a group's sum; sums are whole, and below 2^24, so exact. What a row's last groups lack to eight is zero.
+// Codes are stored with an offset: q4z's is the group's zero point, q4's 8, q2's (whose codes count twice) 3. The
+// offset times the sum of q is subtracted from a group's sum; sums are integers below 2^24, so exact. A row's last
+// record is zero-padded to eight groups.
 #pragma once
 
 #include "packed.h"
 
 namespace coterie::COTERIE_ISA {
 
-// By AVX2 whole bytes of weights are met, as they take fewer instructions than their halves, and as y / 16 and x - y / 16 fit into 16 bits:
-//   l x + h y      (l + 16 h) y / 16 + l (x - y / 16)
+// AVX2 multiplies whole bytes of weights, which take fewer instructions than their halves, since y / 16 and x - y / 16
+// fit into 16 bits:
+//   l x + h y = (l + 16 h) y / 16 + l (x - y / 16)
 #if defined(__AVX2__) && !defined(__AVX512F__)
 constexpr bool kMeetsBytes = true;
 #else
@@ -42,10 +45,10 @@ constexpr int64_t kLanes = 8;
 constexpr int64_t kEight = 8;  // groups of 32 that a record holds: one for each lane
 constexpr int64_t kEightWeights = kEight * kGroupQ4;
 
-// Where group g of eight has its sum and scale, and which lane it has.
+// The lane of group g of eight, and the index of its sum and scale.
 constexpr int64_t lane_of(int64_t g) { return g % 2 * 4 + g / 2; }
 
-// Weights that a record meets, its bytes, and where its scales are.
+// The layout of a record: the weights that it is multiplied by, its bytes, and the offsets of its parts.
 template <DType D>
 struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
@@ -55,16 +58,16 @@ struct Record {
   static constexpr bool kShared = D == DType::q4 || D == DType::q4z;  // x and y as above
   static constexpr bool kBytesMet = kShared && kMeetsBytes;
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kEightWeights;
-  static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // of two groups' q
-  static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
+  static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // bytes of two groups' q
+  static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // q8 has no sums
   static constexpr int64_t kScalesAt = kSumsAt + (kQ8 ? 0 : 32);
   static constexpr int64_t kBytes = kScalesAt + 32;
-  static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);  // of a row
-  static constexpr float kPlus = kQ2 ? 3.0f : 8.0f;                   // what codes are stored plus, without zeros
+  static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);  // bytes of a group of weights
+  static constexpr float kPlus = kQ2 ? 3.0f : 8.0f;                   // the offset of codes, where there are no zero points
   static constexpr float kMost = kInt8 ? 127.0f : kShared ? 30464.0f : kQ6 ? 16383.0f : 32767.0f;
 };
 
-// Calls `body` with the packed type's constant.
+// Calls `body` with the packed type as a template argument.
 template <class Body>
 constexpr auto with_packed(int64_t dtype, Body body) {
   switch (static_cast<DType>(dtype)) {
@@ -84,7 +87,7 @@ constexpr auto with_packed(int64_t dtype, Body body) {
 
 static_assert(Record<DType::q6>::kWeights == kBlockQ6);
 
-// Where a record has group g of 16 of a block of q6.
+// The index in a record of group g of 16 of a block of q6.
 constexpr int64_t place_q6(int64_t g) { return g / 8 * 128 + g % 4 * 32 + g / 4 % 2 * 16; }
 
 // Bytes of the records of a token.
@@ -92,12 +95,12 @@ constexpr int64_t records_bytes(int64_t dtype, int64_t K) {
   return with_packed(dtype, [&]<DType D>() { return whole_parts(K, Record<D>::kWeights) * Record<D>::kBytes; });
 }
 
-// The largest magnitude, and NaN or 0 to be added to the scale.
+// The largest magnitude of a group; and 0, or NaN if a number is not finite, which is added to the scale.
 struct Extent {
   float largest, zero;
 
   float scale(float most) const { return largest / most + zero; }
-  // What q is a number times: 0 for a group of zeros, or nearly.
+  // The factor from x to q; 0 for a group of zeros, or nearly.
   float steps(float most) const {
     const float steps = most / largest;
     return steps <= 3.4028235e38f ? steps : 0.0f;
@@ -113,7 +116,7 @@ inline Extent extent_of(const float* x) {
   for (int64_t i = 0; i < G; i += 8) {
     const __m256 v = _mm256_loadu_ps(x + i);
     most = _mm256_max_ps(most, _mm256_and_ps(v, magnitude));
-    zero = _mm256_fmadd_ps(v, _mm256_setzero_ps(), zero);  // NaN where v is no number
+    zero = _mm256_fmadd_ps(v, _mm256_setzero_ps(), zero);  // NaN where v is not finite
   }
   const auto halves = [](__m256 v, auto join) {
     __m128 four = join(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -146,7 +149,8 @@ inline void round_group(const float* x, __m256 steps, uint8_t* q) {
 
 inline __m128i halves_added(__m256i v) { return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
 
-// One group of a record of q4 and its like: its half of each part. Four numbers whose sum is that of q.
+// Writes one group of a record of q4 or a similar type: its half of each part. Returns four numbers whose sum is that
+// of q.
 template <DType D>
 inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
   const auto put = [&](int64_t at, __m256i value) {
@@ -174,7 +178,7 @@ inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
   return halves_added(_mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)));
 }
 
-// The sum of four numbers of each of eight groups, in its lane.
+// Writes the sum of four numbers of each of eight groups to its lane.
 inline void put_sums(const __m128i (&fours)[kEight], uint8_t* sums) {
   const auto pair = [&](int g) { return _mm256_setr_m128i(fours[g], fours[g + 1]); };
   const __m256i whole = _mm256_hadd_epi32(_mm256_hadd_epi32(pair(0), pair(2)), _mm256_hadd_epi32(pair(4), pair(6)));
@@ -193,12 +197,12 @@ inline Extent extent_of(const float* x) {
   for (int64_t i = 0; i < G; ++i) {
     const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
     extent.largest = magnitude > extent.largest ? magnitude : extent.largest;
-    extent.zero += x[i] * 0.0f;  // NaN where x is no number
+    extent.zero += x[i] * 0.0f;  // NaN where x is not finite
   }
   return extent;
 }
 
-// Adding 1.5 * 2^23 leaves the nearest whole number in the low bits.
+// Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
 template <DType D>
 inline int16_t round_one(float x, float steps) {
   const auto q = static_cast<int16_t>(to_bits(x * steps + 12582912.0f));
@@ -247,7 +251,7 @@ inline float splat_steps(float steps) { return steps; }
 
 #endif
 
-// One record, from as many numbers as it has weights.
+// Writes one record, from as many numbers as it has weights.
 template <DType D>
 inline void put_record(const float* x, uint8_t* record) {
   using R = Record<D>;

@@ -1,12 +1,14 @@
-// Records (whole_record.h) as NEON meets them (whole_neon.h): the same numbers in other places, and by products of bytes in bytes.
+// Records (whole_record.h) in NEON's layout (whole_neon.h): the same numbers in another order, and split into bytes for
+// byte dot products.
 // Knows nothing about weights' values or dot products.
 //
 //   q8, 16 bits   | even ones of 16 numbers, odd ones | the next 16 ..           q6: as that in its groups of 16
 //   q8, bytes     | of 32 numbers: lower bytes of 0, 1, 16, 17, 2, 3, 18, 19 .. 7, 22, 23 | upper ones | lower ones of 8, 9, 24, 25 .. 31 | upper ones |
 //   q4, .., bytes | lower bytes of a 0..15, b 0..15 | upper ones | lower ones of a 16..31, b 16..31 | upper ones | four times | sums | scales |
 //
-// `bytes` is 16 bits as two bytes, each with a sign: of q4 and q4z 256 upper + lower, of others, which reach 32767, 256 upper + lower + 128, and of q8
-// the lower one's place has -1 - lower. All else, 8 bits among it, lies as in whole_record.h.
+// `bytes`: a 16-bit number as two signed bytes. For q4 and q4z it is 256 upper + lower; for others, which reach 32767,
+// 256 upper + lower + 128, and q8 has -1 - lower in place of lower. All else, 8 bits included, is laid out as in
+// whole_record.h.
 #pragma once
 
 #include "whole_record.h"
@@ -21,7 +23,7 @@ inline Extent neon_extent(const float* x) {
   for (int64_t i = 0; i < G; i += 4) {
     const float32x4_t v = vld1q_f32(x + i);
     most = vmaxnmq_f32(most, vabsq_f32(v));
-    zero = vfmaq_f32(zero, v, splat(0.0f));  // NaN where v is no number
+    zero = vfmaq_f32(zero, v, splat(0.0f));  // NaN where v is not finite
   }
   return {vmaxnmvq_f32(most), sum(zero)};
 }
@@ -32,7 +34,8 @@ inline int16x8_t round_eight(const float* x, float32x4_t steps) {
   return vqmovn_high_s32(vqmovn_s32(four(0)), four(4));
 }
 
-// 16 numbers as their lower bytes, and `apart` behind these the upper ones; or, where a number is a byte, as that.
+// Writes 16 numbers as their lower bytes and, `apart` bytes later, their upper ones; or, where a number is a byte, as
+// that.
 template <DType D>
 inline void put_bytes(int16x8_t first, int16x8_t second, int64_t apart, uint8_t* q) {
   using R = Record<D>;
@@ -41,7 +44,7 @@ inline void put_bytes(int16x8_t first, int16x8_t second, int64_t apart, uint8_t*
   if constexpr (R::kInt8) {
     vst1q_u8(q, lower);
   } else {
-    const int16x8_t carry = vdupq_n_s16(R::kShared ? 128 : 0);  // a lower byte of 128 and more is negative, so one more is in the upper byte
+    const int16x8_t carry = vdupq_n_s16(R::kShared ? 128 : 0);  // a lower byte of 128 or more counts as negative, so the upper byte has one more
     vst1q_u8(q, R::kShared ? lower : veorq_u8(lower, vdupq_n_u8(R::kQ8 ? 127 : 128)));
     vst1q_u8(q + apart, vuzp2q_u8(both(vaddq_s16(first, carry)), both(vaddq_s16(second, carry))));
   }
@@ -73,7 +76,8 @@ inline void neon_round_group(const float* x, float32x4_t steps, uint8_t* q) {
   }
 }
 
-// One group of a record of q4 and its like: its half of each part. Four numbers whose sum is that of q.
+// Writes one group of a record of q4 or a similar type: its half of each part. Returns four numbers whose sum is that
+// of q.
 template <DType D, bool kBytes>
 inline int32x4_t neon_round_half(const float* x, float32x4_t steps, uint8_t* pair) {
   int16x8_t v[4];
@@ -100,7 +104,7 @@ inline int32x4_t neon_round_half(const float* x, float32x4_t steps, uint8_t* pai
   return fours;
 }
 
-// The sum of four numbers of each of eight groups, in its lane.
+// Writes the sum of four numbers of each of eight groups to its lane.
 inline void neon_put_sums(const int32x4_t (&fours)[kEight], uint8_t* sums) {
   for (int g = 0; g < 2; ++g) {
     const int32x4_t whole = vpaddq_s32(vpaddq_s32(fours[g], fours[g + 2]), vpaddq_s32(fours[g + 4], fours[g + 6]));
@@ -108,7 +112,7 @@ inline void neon_put_sums(const int32x4_t (&fours)[kEight], uint8_t* sums) {
   }
 }
 
-// One record, from as many numbers as it has weights: with kBytes for products of bytes.
+// Writes one record, from as many numbers as it has weights; kBytes: for byte dot products.
 template <DType D, bool kBytes>
 inline void put_neon_record(const float* x, uint8_t* record) {
   using R = Record<D>;

@@ -1,4 +1,4 @@
-// What weights behind a row's whole records add. Knows nothing about what lies before them.
+// Adds the weights that follow a row's whole records. Knows nothing about those before them.
 #pragma once
 
 #include "whole_q6.h"
@@ -16,7 +16,8 @@ template <DType D, bool kVnni, int M, int N>
   }
 }
 
-// What `left` weights behind a row's whole records add. It works on a copy, so that callers may keep their sums in registers.
+// Adds the `left` weights that follow a row's whole records. Works on a copy, so that callers may keep their
+// accumulators in registers.
 template <DType D, bool kVnni, int M, int N>
 inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   Lanes sums[M][N];
@@ -27,7 +28,8 @@ inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t 
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
 }
 
-// What whole pairs of groups of int4 and its like, or half a block of q6, that a row ends with add; false where it ends otherwise.
+// Adds what a row ends with if that is whole pairs of groups of int4 or a similar type, or half a block of q6;
+// otherwise false.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline bool add_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
                                                   [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,

@@ -1,5 +1,6 @@
-// What a record of a token's whole numbers (whole_record.h) adds to pairs of packed rows: the eight lanes of two rows side by side, for AVX-512
-// with its dot products of bytes and of 16 bits (VNNI). Every lane sees the numbers and the order of whole_lanes.h, so the bits are the same.
+// Multiplies a record of a token's integers (whole_record.h) by pairs of packed rows, with the eight lanes of two rows
+// side by side: for AVX-512 with integer dot products (VNNI). Every lane adds the terms of whole_lanes.h in their
+// order, so results are bit-identical.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
@@ -9,13 +10,14 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX512F__)
 
-// Whether this CPU has them: an AVX-512 of 2017 does not.
+// Whether this CPU has integer dot products: an AVX-512 CPU of 2017 does not.
 inline bool has_whole_products() {
   static const bool has = __builtin_cpu_supports("avx512vnni");
   return has;
 }
 
-// Types that pairs of rows are worked on together of; the others are rare, and go row by row. Of q6 a row has both halves (whole_q6.h).
+// Types whose rows are processed in pairs; the others are rare, and go row by row. A row of q6 fills both halves of a
+// vector (whole_q6.h).
 template <DType D>
 inline constexpr bool kInPairs = !Record<D>::kQ2 && !Record<D>::kFloats;
 
@@ -29,7 +31,7 @@ COTERIE_WIDE __m512i twice(bytes* at) { return _mm512_broadcast_i64x4(load_bytes
 COTERIE_WIDE Wide twice_lanes(bytes* at) { return _mm512_broadcast_f32x8(load_lanes(at)); }
 COTERIE_WIDE Wide add_wide(__m512i whole, Wide scale, Wide acc) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, acc); }
 
-// M tokens with P pairs of rows over one group of int8.
+// M tokens by P pairs of rows over one group of q8.
 template <DType D, int M, int P>
 COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, Wide (&acc)[M][P]) {
   using R = Record<D>;
@@ -64,15 +66,16 @@ COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, 
   }
 }
 
-// Sums of two neighbours, and of the neighbours in such sums: twice, four vectors of four groups' parts become one of their sums.
+// Two steps of a horizontal sum: together they turn four vectors into one, of their sums over each 128 bits.
 COTERIE_WIDE __m512i twos_added(__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); }
 COTERIE_WIDE __m512i fours_added(__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); }
 
-// Numbers of bfloat16 of pairs of groups, of two rows, each in its group's lane.
+// bfloat16 numbers of kPairs pairs of groups of two rows, each in its group's lane.
 template <int kPairs>
 COTERIE_WIDE Wide both_in_lanes(bytes* a, bytes* b) { return both_lanes(in_lanes(pair_numbers<kPairs>(a)), in_lanes(pair_numbers<kPairs>(b))); }
 
-// M tokens with P pairs of rows over so many pairs of groups of int4, four being a whole record; of q4z `to_zeros` is from scales to zeros.
+// M tokens by P pairs of rows over kPairs pairs of groups of int4, four being a whole record; `to_zeros`: bytes from
+// q4z's scales to its zero points.
 template <DType D, int kPairs, int M, int P>
 COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales, [[maybe_unused]] int64_t to_zeros, Wide (&acc)[M][P]) {
   using R = Record<D>;

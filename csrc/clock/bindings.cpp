@@ -1,5 +1,5 @@
-// The modelled clock for Python: classes of the names and with the interface of devices/modelled/fluid.py and modelled/work.py,
-// and the tokens of devices/modelled/tokens.py.
+// The modelled clock for Python: the classes of devices/modelled/fluid.py and devices/modelled/work.py, with their
+// names and interfaces, and the tokens of devices/modelled/tokens.py.
 // The only file of the clock that knows Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -22,8 +22,9 @@ using Maybe = std::optional<double>;
 
 Maybe maybe(double value) { return known(value) ? Maybe(value) : std::nullopt; }
 
-// Lets the collector find cycles through a failure (an exception knows the frames that it went through, and they know events).
-// Only what nobody else owns is told of: another work may still have to fail with it.
+// Lets the garbage collector find cycles through a failure (an exception refers to the frames that it passed through,
+// and these to events). Visits the failure only if nothing else owns the work: otherwise another work may still have to
+// fail with it.
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   if (!nb::inst_ready(self)) return 0;
@@ -41,7 +42,8 @@ std::vector<std::pair<int, double>> named(const nb::mapping& items) {
   return found;
 }
 
-// Programs ask with the same tuple for every step: what it holds is read once. Keeps the tuples, so that no other gets their address.
+// Programs pass the same tuple at every step: its contents are converted once. Keeps the tuples alive, so that no other
+// gets their address.
 Parts::Places places_of(const nb::tuple& places) {
   constexpr size_t kMaxKept = 64;
   static auto& kept = *new std::vector<std::pair<nb::tuple, Parts::Places>>;  // never destroyed: it outlives the interpreter
@@ -58,7 +60,7 @@ std::shared_ptr<Work> issue(Clock& self, const std::string& lane, std::vector<st
   return self.issue(lane, std::move(after), std::move(phases), std::move(how), std::move(cuts));
 }
 
-// Works one after the other on one lane, each of one phase; each waits for the one before, the first for `after`.
+// A chain of works on one lane, of one phase each: each waits for the one before, the first for `after`.
 nb::list issue_chain(Clock& self, const std::string& lane, std::vector<std::shared_ptr<Work>> after,
                      const std::vector<PhasePtr>& phases) {
   nb::list works;
@@ -70,7 +72,7 @@ nb::list issue_chain(Clock& self, const std::string& lane, std::vector<std::shar
   return works;
 }
 
-// Tokens [steps, rows] of rows with these seeds, the first of each behind the token at its position.
+// Tokens [steps, rows] of rows with these seeds; a row's first token follows the one at its position.
 nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> draw(const std::vector<uint64_t>& seeds, const std::vector<uint64_t>& positions,
                                                   int64_t vocab_size, size_t steps) {
   if (seeds.size() != positions.size()) throw std::invalid_argument("as many seeds as positions are needed");

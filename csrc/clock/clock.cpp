@@ -7,7 +7,7 @@ namespace coterie::modelled {
 
 namespace {
 
-constexpr double kRounding = 1e-12;  // relative: what would end within this share of a step ends with it; the rest is rounding
+constexpr double kRounding = 1e-12;  // relative tolerance: whatever would end this close to the end of a step ends with it
 
 std::vector<double> by_resource(const std::vector<std::pair<int, double>>& capacity) {
   std::vector<double> found;
@@ -18,7 +18,7 @@ std::vector<double> by_resource(const std::vector<std::pair<int, double>>& capac
   return found;
 }
 
-// Lets a work's phase go on for less than it needs; `columns` has the places of its flows in `free` and `drawn`.
+// Advances a work's phase by less than it needs; `columns`: the index of each of its flows in `free` and `drawn`.
 void drain(Work& work, const std::vector<int>& columns, double seconds, const std::vector<double>& free,
            std::vector<double>& drawn) {
   const double waited = std::min(work.delay_s, seconds);
@@ -54,7 +54,7 @@ std::shared_ptr<Work> Clock::issue(const std::string& lane, std::vector<std::sha
   auto found = std::find_if(lanes_.begin(), lanes_.end(), [&](const Lane& known) { return known.name == lane; });
   if (found == lanes_.end()) found = lanes_.insert(lanes_.end(), Lane{lane, {}, 0, false});
   found->works.push_back(work);
-  // Everything else is settled, and what is behind others changes nothing.
+  // Everything else is settled, and a work that is queued behind others changes nothing.
   if (found->works.size() == 1) settle();
   return work;
 }
@@ -184,7 +184,7 @@ bool Clock::advance_beside(Work& work, const Parts& parts, const std::vector<Wor
 }
 
 double Clock::take_parts(Work& work, const Parts& parts, const std::vector<double>& free, double limit, const Shared& beside) {
-  // The work may leave its phase, and let go of it.
+  // Keeps the phase alive, which the work may leave and release.
   const PhasePtr held = work.phases[work.index];
   const Table& table = parts.table();
   const std::vector<int>& places = *parts.places;
@@ -259,7 +259,7 @@ void Clock::account(const Shared& shared, double step) {
 void Clock::settle() {
   bool ended = true;
   while (ended) {
-    // Only what ends lets other lanes go on.
+    // Only an end can unblock other lanes.
     ended = false;
     for (Lane& lane : lanes_)
       while (!lane.works.empty()) {

@@ -1,5 +1,6 @@
-// Modelled time as a fluid: lanes of work over shared resources, re-timed at each start and end. It does what
-// devices/modelled/fluid.py does, operation by operation, so that both give the same times to the bit; read that one first.
+// A fluid model of time: lanes of work over shared resources, whose rates are recomputed at each start and end. It does
+// what devices/modelled/fluid.py does, operation by operation, so that both give bit-identical times; read that one
+// first.
 // Knows nothing about programs, bytes, tiers, or Python.
 #pragma once
 
@@ -10,7 +11,7 @@
 
 namespace coterie::modelled {
 
-// What one resource gave: the amount drawn, and the seconds in which anything drew on it.
+// Use of one resource: the amount drawn, and the seconds in which anything drew on it.
 struct Usage {
   double drawn = 0, busy_s = 0;
 };
@@ -19,20 +20,21 @@ struct Lane {
   std::string name;
   std::deque<std::shared_ptr<Work>> works;
   double busy_s = 0;
-  bool has_ended = false;  // any work
+  bool has_ended = false;  // some work has ended
 };
 
 class Clock {
  public:
-  // Each resource's units per second, all above zero.
+  // Each resource's units per second, all positive.
   explicit Clock(const std::vector<std::pair<int, double>>& capacity);
 
   // Appends a work to a lane.
   std::shared_ptr<Work> issue(const std::string& lane, std::vector<std::shared_ptr<Work>> after, std::vector<PhasePtr> phases,
                               std::any failure, std::vector<int> cuts);
-  // Moves to the next moment of change, or to `until` if that comes first. False: nothing is active.
+  // Advances to the next change, or to `until` if that comes first. False if nothing is active.
   bool advance(double until);
-  // Advances until one of the works is finished or the time is `until`. False: nothing is active and there is no `until`.
+  // Advances until one of the works is finished or the time is `until`. False if nothing is active and `until` is
+  // infinite.
   bool wait(const std::vector<std::shared_ptr<Work>>& works, double until);
   void idle_until(double moment) { now = std::max(now, moment); }
   std::shared_ptr<Work> head(const std::string& lane) const;

@@ -7,7 +7,7 @@ namespace coterie::modelled {
 
 namespace {
 
-constexpr size_t kMaxShared = 256;  // sets of flows whose shares are kept; a bound on memory, not on use
+constexpr size_t kMaxShared = 256;  // cache entries: sets of flows; bounds memory, not use
 
 void add(Drawn& totals, int resource, double amount) {
   for (auto& [name, total] : totals)
@@ -45,7 +45,7 @@ std::vector<double> Shares::fair_rates(const std::vector<int>& uses) const {
     Drawn demand;
     for (const size_t i : open)
       for (const auto& [resource, share] : uses_at(uses[i])) add(demand, resource, share);
-    // All rates rise together until a resource is full; of equals the first by name.
+    // All rates rise together until a resource is full; of several, the first by name.
     int tight = demand.front().first;
     double rise = left[tight] / demand.front().second;
     for (const auto& [resource, total] : demand) {

@@ -1,5 +1,5 @@
-// How flows share resources: max-min fair rates, and what is left of each resource for one flow more.
-// The Python of it is devices/modelled/share.py. Knows nothing about work, lanes, the time, or Python.
+// How flows share resources: max-min fair rates, and the capacity left over for one more flow.
+// The Python reference is devices/modelled/share.py. Knows nothing about work, lanes, the time, or Python.
 #pragma once
 
 #include <map>
@@ -9,7 +9,8 @@
 
 namespace coterie::modelled {
 
-// How flows, given by what each uses, share: their rates, and how fast all together draw on each resource.
+// How a set of flows, given by what each uses, shares the resources: the flows' rates, and how fast they draw on each
+// resource in total.
 struct Shared {
   std::vector<int> uses;
   std::vector<double> rates;
@@ -19,15 +20,15 @@ struct Shared {
   bool draws_on(int resource) const;
 };
 
-// Fair rates under capacities per second, kept for the sets of flows seen last.
+// Fair rates for given capacities per second, with a cache of sets of flows.
 class Shares {
  public:
-  // `capacity` by resource; NaN where there is none of that name.
+  // `capacity`: by resource; NaN where none is known.
   explicit Shares(std::vector<double> capacity) : capacity_(std::move(capacity)) {}
 
-  // How these flows share. Throws std::out_of_range for a resource without a capacity. Good until the next call.
+  // How these flows share. Throws std::out_of_range for a resource without a capacity. Valid until the next call.
   Shared& of(const std::vector<int>& uses);
-  // What they leave of each of these resources to one flow more; null if that one's fair share would slow them.
+  // The capacity that they leave of each of these resources to one more flow; null if its fair share would slow them.
   const std::vector<double>* left(const std::vector<int>& resources, Shared& shared) const;
   double capacity(int resource) const;
 

@@ -1,4 +1,4 @@
-// Synthetic tokens: what a device without numbers answers. The Python of it is devices/modelled/tokens.py.
+// Synthetic tokens: what a device that computes no values returns. The Python reference is devices/modelled/tokens.py.
 // Knows nothing about time, programs, or Python.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace coterie::modelled {
 
-// The token that follows `position` in a row of this seed: a function of both alone.
+// The token that follows `position` in a row with this seed: a pure function.
 int32_t token_at(uint64_t seed, uint64_t position, double vocab_size);
 
 }  // namespace coterie::modelled

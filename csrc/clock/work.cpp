@@ -106,7 +106,7 @@ PhasePtr merged(const Parts& parts, size_t begin, size_t end, const PhasePtr& he
   }
   auto whole = std::make_shared<Phase>();
   std::vector<double> took_s;
-  std::vector<std::vector<double>> drawn;  // as in `whole->drawn`: kind
+  std::vector<std::vector<double>> drawn;  // [column of `whole->drawn`][kind]
   for (size_t kind = 0; kind < unique.size(); ++kind) {
     const Phase& part = *unique[kind];
     if (part.gate || part.parts || !known(part.alone_s))
@@ -123,7 +123,7 @@ PhasePtr merged(const Parts& parts, size_t begin, size_t end, const PhasePtr& he
         drawn[column][kind] += share * flow.amount;
       }
   }
-  // In the order of the parts, one after the other: sums are the same to the bit as those of the reference.
+  // Added part by part, in their order: sums are bit-identical to those of the reference.
   double alone_s = 0;
   for (const int place : *places) alone_s += took_s[place];
   for (size_t column = 0; column < drawn.size(); ++column)

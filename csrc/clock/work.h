@@ -1,4 +1,5 @@
-// Work on a modelled lane: flows, phases, merged phases, and where a work is. The Python of it is devices/modelled/work.py.
+// Work on a modelled lane: flows, phases, merged phases, and a work's progress. The Python reference is
+// devices/modelled/work.py.
 // Knows nothing about lanes, capacities, the time, or Python.
 #pragma once
 
@@ -17,12 +18,12 @@ namespace coterie::modelled {
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 inline bool known(double value) { return !std::isnan(value); }
 
-// A resource is a number here; names are kept once for the whole process, as long as it lives.
+// Resources are numbers here; their names are interned for the life of the process.
 int resource_of(const std::string& name);
 const std::string& name_of(int resource);
 
-// How much of each resource one unit of a flow takes, in the order given. Equal ones are one object, so they are told apart by
-// their number; kept as long as the process lives.
+// The units of each resource that one unit of a flow takes, in the order given. Interned for the life of the process:
+// equal ones have the same number.
 using Uses = std::vector<std::pair<int, double>>;
 int uses_of(const Uses& uses);
 const Uses& uses_at(int number);
@@ -46,8 +47,8 @@ struct Phase {
 };
 using PhasePtr = std::shared_ptr<const Phase>;
 
-// What parts draw, part by part. `columns` has the place in `resources` of each flow of each kind of part; `sums` of a resource
-// has what the first n parts draw of it, for n from 0.
+// What parts draw. `columns`: per kind of part, the index in `resources` of each flow's use; `sums`: per resource, the
+// prefix sums of what the parts draw, from 0.
 struct Table {
   std::vector<int> resources;
   std::vector<std::vector<int>> columns;
@@ -55,9 +56,9 @@ struct Table {
   std::vector<std::vector<double>> sums;     // column, part
 };
 
-constexpr size_t kMaxEnds = 16;  // of what is left that ends are kept for; a bound on memory, not on use
+constexpr size_t kMaxEnds = 16;  // cache entries of ends_s(): capacities left; bounds memory, not use
 
-// Plain phases without gates, one after the other: `places` says which of the `unique` ones each is.
+// A sequence of plain phases without gates: `places` are indices into `unique`.
 struct Parts {
   using Places = std::shared_ptr<const std::vector<int>>;
 
@@ -66,7 +67,7 @@ struct Parts {
   size_t size() const { return places->size(); }
   const Phase& at(size_t part) const { return *unique[(*places)[part]]; }
   const Table& table() const;
-  // When each part would end, one after the other, from 0, with so much of each resource left.
+  // When each part would end if all ran one after the other from 0, with this much left of each resource.
   const std::vector<double>& ends_s(const std::vector<double>& free) const;
 
   const std::vector<PhasePtr> unique;
@@ -77,7 +78,7 @@ struct Parts {
   mutable std::map<std::vector<double>, std::vector<double>> ends_;
 };
 
-// The parts from `begin` to `end` as one phase; `head`, where there is one, stands in the place of the first.
+// The parts from `begin` to `end` as one phase; `head`, unless null, replaces the first.
 // Throws std::invalid_argument unless each part is plain, has no gate and knows how long it takes alone.
 PhasePtr merged(const Parts& parts, size_t begin, size_t end, const PhasePtr& head);
 
@@ -86,8 +87,8 @@ struct Work : std::enable_shared_from_this<Work> {
   std::vector<std::shared_ptr<Work>> after;
   std::vector<PhasePtr> phases;
   std::vector<int> cuts;
-  std::any failure;  // how it ends (empty: well), whatever that is for those above
-  int pieces = -1;   // to how many it was cut short
+  std::any failure;  // empty: none; what it is, only the callers know
+  int pieces = -1;   // how many it was cut short to, or -1
   double start_s = kUnknown, end_s = kUnknown;
 
   bool entered = false, fresh = false;

@@ -1,5 +1,5 @@
-// attention: softmax(scale * q @ k.T, capped, causal, within the window) @ v over the pages of each token's sequence. A sink is one score
-// more, of no value: it joins the total of a query when all else is in it.
+// attention: softmax(scale * q @ k.T, capped, causal, within the window) @ v over the pages of each token's sequence.
+// An attention sink is one more score, without a value: it is added to a query's total last.
 #include "../attend_pages.h"
 
 namespace coterie::COTERIE_ISA {

@@ -1,6 +1,7 @@
-// branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes, in the order of branches.
-// branch_gate_up_gelu: with gelu for silu.
-// branch_gate_up_clipped: each has a bias and is clipped, and y = (up + 1) * gate * sigmoid(alpha * gate).
+// branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes, in the order of
+// branches.
+// branch_gate_up_gelu: gelu in place of silu.
+// branch_gate_up_clipped: with biases, both clipped, and y = (up + 1) * gate * sigmoid(alpha * gate).
 #include "../branches.h"
 #include "../gate_up.h"
 
@@ -8,7 +9,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-// A branch and the tokens that take it, as gate_up.h has operands.
+// A branch and the tokens that take it, with the operands that gate_up.h needs.
 struct Branch {
   bytes *gate, *up;
   int64_t gate_dtype, up_dtype, T, D, F;
@@ -35,7 +36,7 @@ void put_row(const BranchGateUpGelu& op, const float* gate, const float* up, int
   with_gelu(op.form, [&](auto gelu) { act_mul_row(gate, up, N, y, gelu); });
 }
 
-// What is no number stays so: min and max give the second where either is none.
+// NaNs propagate: min and max return their second operand if either is NaN.
 void put_row(const BranchGateUpClipped& op, const float* gate, const float* up, int64_t N, float* y) {
   const V alpha = splat(static_cast<float>(op.alpha)), limit = splat(static_cast<float>(op.limit));
   join_row(gate, up, N, y, [&](V gate, V up) {
@@ -46,7 +47,7 @@ void put_row(const BranchGateUpClipped& op, const float* gate, const float* up, 
 
 int64_t units_of(const Branch& branch) {
   const int64_t parts = gate_up_parts(branch);
-  return units_in_parts(branch.T, branch.F, parts, rows_of_part(parts));  // no smaller ones: there are those of several branches
+  return units_in_parts(branch.T, branch.F, parts, rows_of_part(parts));  // not smaller: there are units of several branches
 }
 
 template <class Op>
@@ -73,7 +74,7 @@ void run_unit(const Op& op, int64_t unit, Scratch& scratch) {
     if (unit < units) break;
     unit -= units;
   }
-  if (e == op.E) return;  // another thread writes weights meanwhile: never so in a program
+  if (e == op.E) return;  // only if another thread writes weights meanwhile, which no program does
   const Branch branch = branch_of(op, e, pairs.count(e));
   const int64_t parts = gate_up_parts(branch);
   const Block block = block_in_parts(unit, branch.T, op.F, parts, rows_of_part(parts));

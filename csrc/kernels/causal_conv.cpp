@@ -1,5 +1,6 @@
-// causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence), channel by channel, or
-// the sum itself; without a bias it is 0. The last inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+// causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence),
+// channel by channel, or without silu; the bias is optional. The last inputs of each sequence are kept, [taps -
+// 1][channels of a unit] in each unit; before position 0 all is 0.
 #include <algorithm>
 
 #include "../kept.h"
@@ -10,10 +11,10 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-constexpr int64_t kChannels = 256;  // of one sequence, per unit
-constexpr int64_t kTaps = 4;        // of all published models: their weights are widened by a loop of its own
+constexpr int64_t kChannels = 256;  // channels of one sequence per unit
+constexpr int64_t kTaps = 4;        // of all published models, for which widening has a loop of its own
 
-// out[tap][channel] of the channels from `first` on; in the file the taps of a channel follow each other.
+// out[tap][channel] of the channels from `first` on; in the file the taps of a channel are contiguous.
 template <DType D>
 void widen_taps(bytes* weight, int64_t first, int64_t width, int64_t taps, float* out) {
   constexpr int64_t size = D == DType::f32 ? 4 : 2;
@@ -27,8 +28,8 @@ void widen_taps(bytes* weight, int64_t first, int64_t width, int64_t taps, float
     for (int64_t tap = 0; tap < taps; ++tap, at += size) out[tap * kChannels + c] = widen<D>(at);
 }
 
-// Calls `body` with each piece of `width` floats from channel `first` on that lies in one unit: where the kept inputs of a tap are, the
-// piece's place among these channels, and how many they are.
+// Calls `body` with each piece of `width` floats from channel `first` on that lies within one unit: the address of a
+// tap's kept inputs, the piece's offset from `first`, and its length.
 template <class Body>
 void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t first, int64_t width, Body body) {
   const int64_t each = op.unit_bytes / 4 / (op.taps - 1);
@@ -39,7 +40,8 @@ void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t firs
   }
 }
 
-// y = silu(the sum of taps) of one token, or without silu; `rows` are the inputs before it, the oldest first; `bias` may be null.
+// y = silu(the sum of taps) of one token, or without silu; `rows`: the inputs before it, oldest first; `bias` may be
+// null.
 template <bool kPlain>
 void convolve(const float* const* rows, const float* x, const float* weights, const float* bias, int64_t taps, int64_t width, float* y) {
   const auto sums = [&](auto read, int64_t c) {

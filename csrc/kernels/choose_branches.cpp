@@ -1,6 +1,6 @@
-// choose_branches: y = scale * scores where they are among the top_k largest of a row, else 0; or, normalised, these divided by their sum.
-// Scores are a softmax of the logits, or their sigmoid; with a bias or groups, scores + bias are ranked, in the best groups. Of equal ones the
-// first. What a branch weighs may be multiplied by a number of its own.
+// choose_branches: y = scale * scores for the top_k of a row, else 0; with normalise, scores are divided by the sum of
+// those. Scores are a softmax of the logits, or their sigmoid. With a bias or groups, scores + bias are ranked, within
+// the best groups only; of equal ones the first wins. A branch's weight may be multiplied by a factor of its own.
 #include "../math.h"
 #include "../op.h"
 
@@ -10,9 +10,9 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-constexpr float kLeast = 1e-30f;  // of a branch that is taken, so that none of them is 0
+constexpr float kLeast = 1e-30f;  // least magnitude of a taken branch's weight: 0 means not taken
 
-// y = exp(x - the largest of x) over one row; the sum.
+// y = exp(x - max(x)) over one row; returns the sum.
 float exponentials(const float* x, int64_t E, float* y) {
   float largest = x[0];
   for (int64_t e = 1; e < E; ++e) largest = x[e] > largest ? x[e] : largest;
@@ -37,7 +37,7 @@ void sigmoids(const float* x, int64_t E, float* y) {
   if (e < E) store_part(y + e, sigmoid(load_part(x + e, E - e)), E - e);
 }
 
-// Marks the `count` largest of a row of which some may be marked as out; of as many numbers as are not, at least.
+// Marks the `count` largest unmarked numbers of a row, of which there must be as many.
 constexpr i32 kTaken = 1, kOut = 2;
 void mark_largest(const float* x, int64_t E, int64_t count, i32* marked) {
   for (int64_t k = 0; k < count; ++k) {
@@ -63,7 +63,7 @@ void leave_best_groups(const ChooseBranches& op, const float* x, i32* marked, fl
   for (int64_t e = 0; e < op.E; ++e) marked[e] = best[e / size] ? 0 : kOut;
 }
 
-// The scores of a row but for a factor, by which they are to be divided.
+// Writes the scores of a row up to a factor; returns the divisor that normalises them.
 float scores(const ChooseBranches& op, const float* x, float* y) {
   if (!op.sigmoid) return exponentials(x, op.E, y);
   sigmoids(x, op.E, y);

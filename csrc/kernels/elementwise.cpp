@@ -20,7 +20,7 @@ void map(const float* a, const float* b, float* y, int64_t total, int64_t unit, 
   if (i < last) store_part(y + i, body(load_part(a + i, last - i), load_part(b + i, last - i)), last - i);
 }
 
-// y = a * b for the tokens of one unit, N numbers each; b has rows so far apart.
+// y = a * b for the tokens of one unit, N numbers each; rows of b are `b_step` apart.
 void mul_rows(const float* a, const float* b, int64_t b_step, float* y, int64_t T, int64_t N, int64_t unit, Scratch& scratch) {
   const int64_t first = unit * kTileTokens, last = smaller(T, first + kTileTokens);
   for (int64_t t = first; t < last; ++t) {

@@ -1,4 +1,4 @@
-// embed: y = scale * table[tokens]. A scale of 1 changes no bit.
+// embed: y = scale * table[tokens]; multiplying by a scale of 1 is exact.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {

@@ -1,4 +1,4 @@
-// group_norm: y = x / rms(x of a group of channels) * weight, which has a number for each channel of all groups.
+// group_norm: y = x / rms(x over a group of channels) * weight; the weight has a number for each channel of all groups.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {

@@ -1,4 +1,4 @@
-// kv_append: store k and v at (page of position, layer), rounded to the pages' type.
+// kv_append: stores k and v at (page of position, layer), rounded to the pages' type.
 #include "../kv8_rows.h"
 #include "../op.h"
 

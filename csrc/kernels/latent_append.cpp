@@ -1,4 +1,5 @@
-// latent_append: a token's latent numbers, normed, and the key that all heads share, rotated, go to their page as one row.
+// latent_append: stores a token's latent numbers, normalised, and the key that all heads share, rotated, as one row in
+// its page.
 #include "../math.h"
 #include "../kv8_rows.h"
 #include "../op.h"

@@ -1,4 +1,4 @@
-// latent_attention: attention of all heads over one latent row a position, whose first channels are the values too.
+// latent_attention: attention of all heads over one latent row per position, whose first channels are also the value.
 #include "../attend_pages.h"
 
 namespace coterie::COTERIE_ISA {

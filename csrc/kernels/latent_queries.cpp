@@ -1,5 +1,5 @@
-// latent_queries: the first N channels of each head's query times the head's key rows of the weight, which gives a query for latent rows;
-// behind it the other channels, rotated.
+// latent_queries: the first N channels of each head's query times the head's key rows of the weight, which gives a
+// query in the latent space, followed by the other channels, rotated.
 #include "../latent.h"
 #include "../math.h"
 

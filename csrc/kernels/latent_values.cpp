@@ -1,4 +1,4 @@
-// latent_values: what a head has gathered of latent rows, times the head's value rows of the weight.
+// latent_values: what a head has attended to in the latent space, times the head's value rows of the weight.
 #include "../latent.h"
 
 namespace coterie::COTERIE_ISA {

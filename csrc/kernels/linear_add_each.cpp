@@ -1,4 +1,4 @@
-// linear_add_each: as linear_add, of rows in shares that have a weight each.
+// linear_add_each: as linear_add, for rows in shares with a weight each.
 #include "../linear.h"
 
 namespace coterie::COTERIE_ISA {

@@ -1,4 +1,4 @@
-// linear_each: as linear, of rows in shares that have a weight each.
+// linear_each: as linear, for rows in shares with a weight each.
 #include "../linear.h"
 
 namespace coterie::COTERIE_ISA {

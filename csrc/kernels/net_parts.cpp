@@ -1,12 +1,12 @@
-// net_parts: what the two projections of a gated delta net give, whose numbers lie by key heads, in the order in which the net's other ops
-// read them: q of all heads, k of all, v of all; z; a; b. It computes nothing.
+// net_parts: reorders the outputs of a gated delta net's two projections, which are grouped by key head, into what its
+// other ops read: q of all heads, k of all, v of all; z; a; b. It computes nothing.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
 
 namespace {
 
-// Copies `count` floats and returns what lies behind them.
+// Copies `count` floats and returns the address after them.
 const float* put(const float* from, int64_t count, float* to) {
   std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
   return from + count;

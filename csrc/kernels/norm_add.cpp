@@ -1,4 +1,4 @@
-// norm_add: y = residual + norm(x), or that times one number.
+// norm_add: y = residual + norm(x), optionally times a scalar.
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -10,7 +10,7 @@ int64_t flops(const NormAdd& op) { return 5 * op.T * op.D; }
 void run(const NormAdd& op, int64_t unit, Scratch& scratch) {
   const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
   float* normed = scratch.floats(op.D);
-  const float factor = op.factor == nullptr ? 1.0f : widen_number(op.factor, op.factor_dtype);  // 1 changes no bit
+  const float factor = op.factor == nullptr ? 1.0f : widen_number(op.factor, op.factor_dtype);  // multiplying by 1 is exact
   for (int64_t t = first; t < last; ++t) {
     const float* residual = op.residual + t * op.D;
     float* y = op.y + t * op.D;

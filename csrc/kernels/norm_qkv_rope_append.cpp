@@ -1,5 +1,6 @@
-// norm_qkv_rope_append: q, k, v = linear(norm(x)), or of x without a norm, heads of q and k normalised (optional) and their first `rotated` channels (all,
-// some or none) rotated; q is stored, k and v go to their pages. The normalised tokens and the heads stay in the tile.
+// norm_qkv_rope_append: q, k, v = linear(norm(x)), the norm being optional; heads of q and k are normalised (optional)
+// and their first `rotated` channels (all, some or none) rotated; q is stored, k and v go to their pages. The
+// normalised tokens and the heads stay in the tile.
 #include "../math.h"
 #include "../kv8_rows.h"
 #include "../op.h"
@@ -8,7 +9,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-constexpr int64_t kUnitChannels = 64;  // about so many rows of a weight per unit, in whole heads
+constexpr int64_t kUnitChannels = 64;  // rows of a weight per unit, about: in whole heads
 
 struct Projection {
   bytes* weight;

@@ -1,4 +1,5 @@
-// rope: rotate the pairs (halves or neighbours) of the first `rotated` channels of each head by position * inv_freq; the others pass.
+// rope: rotates the pairs (halves or neighbours) of the first `rotated` channels of each head by position * inv_freq;
+// copies the others.
 #include "../math.h"
 #include "../op.h"
 

@@ -1,6 +1,8 @@
-// sample: draw a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and top-p.
-// Before that, logits are changed where a row says so, and given back behind it. A row that holds a NaN has no order: it draws -1.
-// The random number is a function of (seed, position). Compiled once: it uses the standard library, and vectors that every machine has.
+// sample: draws a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and
+// top-p.
+// A row's Changes are applied to its logits first, and undone afterwards. A row with a NaN has no order: it draws -1.
+// The random number is a function of (seed, position). Compiled once: it uses the standard library, and vectors that
+// every machine has.
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -22,7 +24,7 @@ struct Settings {
 };
 static_assert(sizeof(Settings) == kSettingWords * 8);
 
-// Counter-based, so that no state is kept: splitmix64 of the position's place in the seed's stream.
+// Counter-based, so that no state is kept: splitmix64 at `position` in the seed's stream.
 double uniform(uint64_t seed, int64_t position) {
   uint64_t x = seed + 0x9E3779B97F4A7C15u * (static_cast<uint64_t>(position) + 1);
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -30,7 +32,7 @@ double uniform(uint64_t seed, int64_t position) {
   return static_cast<double>((x ^ (x >> 31)) >> 11) * 0x1p-53;
 }
 
-// The greatest logit, several at a time; nothing when one of them is a NaN.
+// The greatest logit, several at a time; nullopt if one is NaN.
 std::optional<float> highest_of(const float* logits, int64_t V) {
   constexpr int64_t kChains = 4, kStep = 4 * kChains;
   Floats best[kChains];
@@ -63,7 +65,7 @@ int32_t draw(const float* logits, float highest_logit, int64_t V, const Settings
   auto* indices = reinterpret_cast<int32_t*>(scratch.floats(V + 1));
   auto* kept = reinterpret_cast<double*>(scratch.floats(2 * V));
   const auto temperature = static_cast<float>(s.temperature);
-  const Scaled row{logits, V, temperature, highest_logit / temperature};  // rounding keeps the order
+  const Scaled row{logits, V, temperature, highest_logit / temperature};  // rounding preserves the order
   const int64_t keep = s.top_k > 0 ? std::min(s.top_k, V) : V;
   Order order(row, indices, keep);
 

@@ -1,5 +1,6 @@
-// selective_scan: the recurrence of scan.h for each head of each sequence, from what a convolution gives and a step for each head.
-// selective_scan_gate: that times silu(z), while a head's results are in the tile.
+// selective_scan: the recurrence of scan.h for each head of each sequence, from the output of a convolution and a step
+// size per head.
+// selective_scan_gate: times silu(z), while a head's results are in the tile.
 #include "../math.h"
 #include "../scan.h"
 

@@ -1,5 +1,5 @@
-// sigmoid: y = 1 / (1 + exp(-x)), and sigmoid_mul: y = a * sigmoid(x). x is read in rows of C numbers, `x_step` apart and from `x_first`
-// on: some heads of a projection that has others between them.
+// sigmoid: y = 1 / (1 + exp(-x)), and sigmoid_mul: y = a * sigmoid(x). x is read in rows of C numbers, `x_step` apart
+// from `x_first` on: some heads of a projection that has others between them.
 #include "../math.h"
 #include "../op.h"
 
@@ -7,7 +7,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-constexpr int64_t kNumbers = 8192;  // per unit, about
+constexpr int64_t kNumbers = 8192;  // numbers per unit, about
 
 template <class Op>
 int64_t rows_per_unit(const Op& op) {
