@@ -87,7 +87,7 @@ struct Work : std::enable_shared_from_this<Work> {
   std::vector<std::shared_ptr<Work>> after;
   std::vector<PhasePtr> phases;
   std::vector<int> cuts;
-  std::any failure;  // empty: none; what it is, only the callers know
+  std::any failure;  // empty: none; otherwise opaque here
   int pieces = -1;   // how many it was cut short to, or -1
   double start_s = kUnknown, end_s = kUnknown;
 

@@ -1,4 +1,4 @@
-// Ops of layers with branches, on odd shapes, against plain loops: branches that all, some and no tokens take.
+// Ops of layers with branches, on odd shapes, compared with plain loops: branches that all, some and no tokens take.
 #include <algorithm>
 
 #include "plain.h"
@@ -11,7 +11,7 @@ struct Shape {
   int64_t T, E, taken, D, F;
 };
 
-// The rows of x that are taken times a matrix, for one token.
+// A matrix times one token's row of x.
 Doubles times(const Doubles& x, const Tensor& w, int64_t N, int64_t K) { return linear(x, w, Tensor{}, 1, N, K); }
 
 std::vector<bytes*> table(const std::vector<Tensor>& first, const std::vector<Tensor>& second = {}) {
@@ -21,7 +21,7 @@ std::vector<bytes*> table(const std::vector<Tensor>& first, const std::vector<Te
   return at;
 }
 
-// What the logits of one token's branches are worth: a softmax, or each by itself.
+// The scores of one token's branches: softmax or sigmoid of the logits.
 Doubles scores_of(const float* logits, int64_t E, bool sigmoid) {
   Doubles scores;
   double total = 0;
@@ -88,7 +88,7 @@ void test_block(const Shape& s, DType dtype) {
   });
 }
 
-// Gates that are clipped, with biases of all branches in one table each; and biases of what comes out of the branches.
+// Clipped gates, with the biases of all branches in one table each; and biases added to the branches' outputs.
 void test_clipped(const Shape& s, DType dtype) {
   const auto [T, E, taken, D, F] = s;
   const double alpha = 1.702, limit = 0.5;

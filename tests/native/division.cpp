@@ -1,4 +1,5 @@
-// How evenly a step's work is divided: of each region the longest share of N threads over the mean one, by the units that kernels say they have.
+// How evenly a step's work is divided: for each region the longest share of N threads over the mean, by the kernels'
+// own unit counts.
 #include <cmath>
 #include <cstdlib>
 
@@ -20,7 +21,7 @@ constexpr Shape kShapes[] = {
 };
 constexpr int64_t kThreads[] = {8, 16, 32, 64};
 
-// All units of a region take as long; whoever has none left takes others'.
+// Assumes that all units of a region take the same time, and that idle threads steal units.
 double longest_over_mean(int64_t units, int64_t threads) { return static_cast<double>((units + threads - 1) / threads * threads) / static_cast<double>(units); }
 
 struct Region {
@@ -28,7 +29,7 @@ struct Region {
   int64_t units, rows, columns;  // of its weights
 };
 
-// One decode step of one layer, but for attention. Units are counted by sizes alone.
+// One decode step of one layer, without attention. Units are counted from sizes alone.
 std::vector<Region> layer_of(const Isa& isa, const Shape& s, int64_t T, DType dtype) {
   const auto type = static_cast<int64_t>(dtype);
   NormQkvRopeAppend qkv{};
@@ -47,7 +48,7 @@ std::vector<Region> layer_of(const Isa& isa, const Shape& s, int64_t T, DType dt
           {"down", units(add(s.F)), s.D, s.F}};
 }
 
-// A layer's time by its longest shares, over that of even ones.
+// A layer's time with the longest shares, over that with even ones.
 double layer_over_mean(const std::vector<Region>& layer, int64_t threads) {
   double longest = 0, mean = 0;
   for (const Region& region : layer) {
@@ -58,7 +59,7 @@ double layer_over_mean(const std::vector<Region>& layer, int64_t threads) {
 }
 
 void test_layers() {
-  constexpr double kMost[] = {1.08, 1.15, 1.65, 2.6};  // of 8, 16, 32 and 64 threads
+  constexpr double kMost[] = {1.08, 1.15, 1.65, 2.6};  // with 8, 16, 32 and 64 threads
   const bool shown = std::getenv("COTERIE_DIVISION") != nullptr;
   for (const Isa& isa : compiled_isas()) {
     if (!isa.supported()) continue;
@@ -79,7 +80,7 @@ void test_layers() {
   }
 }
 
-// Units of a token's attention that have work, and how many kv heads each is for.
+// How many units of a token's attention have work, and how many kv heads each handles.
 struct Attending {
   int64_t units, heads;
 };
@@ -109,7 +110,7 @@ Attending attending(const Isa& isa, const Shape& s, int64_t context, int64_t thr
   return {live, (s.K * ((context + 255) / 256) + live - 1) / live};
 }
 
-// Contexts in whole spans of 256: with few threads heads are read together, with many each by itself.
+// Contexts of whole spans of 256: with few threads heads are read together, with many threads each by itself.
 void test_contexts() {
   const bool shown = std::getenv("COTERIE_DIVISION") != nullptr;
   for (const Isa& isa : compiled_isas()) {

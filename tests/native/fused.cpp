@@ -1,4 +1,4 @@
-// Every fused region, on odd shapes, against plain loops.
+// Every fused region, on odd shapes, compared with plain loops.
 #include "plain.h"
 
 namespace testing {
@@ -88,7 +88,7 @@ void test_gelu_gate(const Shape& s, DType dtype, int64_t form) {
   });
 }
 
-// A plain feed-forward block behind a layer norm, an RMS norm and none; gate and up behind a layer norm.
+// A plain feed-forward block after a layer norm, an RMS norm and none; gate and up after a layer norm.
 void test_layer_norms(const Shape& s, DType dtype, int64_t form) {
   const auto [T, D, H, K, C, F] = s;
   const std::vector<float> x = random_floats(T * D);
@@ -137,7 +137,7 @@ void test_norm_add(const Shape& s, DType dtype) {
   });
 }
 
-// Heads normed each by itself, or all of a token together; 2 * half of their channels turned.
+// Heads normalised each by itself, or all of a token together; 2 * half of their channels rotated.
 void test_norm_rope_append(const Shape& s, DType dtype, bool together, int64_t half, bool interleaved) {
   const auto [T, D, H, K, C, F] = s;
   const int64_t q_width = together ? H * C : C, k_width = together ? K * C : C;

@@ -1,4 +1,4 @@
-// Ops of gated delta nets and of gated attention, on odd shapes, against plain loops: two steps of two sequences.
+// Ops of gated delta nets and of gated attention, on odd shapes, compared with plain loops: two steps of two sequences.
 #include "kept.h"
 
 namespace testing {

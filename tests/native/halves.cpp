@@ -1,4 +1,4 @@
-// Products of bfloat16 (csrc/halves.h) on odd shapes, against plain loops, and with the instructions of either CPU.
+// Products of bfloat16 (csrc/halves.h) on odd shapes, compared with plain loops, with AVX512-BF16 and without.
 #include <array>
 
 #include "plain.h"
@@ -9,12 +9,12 @@
 #endif
 
 #if defined(__x86_64__)
-// With the products that are asked for and not those of this CPU.
+// Functions whose argument `native` chooses between AVX512-BF16 and two FMAs, whatever the dispatch would choose.
 namespace coterie::avx512 {
 void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool many, float* out);
 void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums);
 
-// As csrc/attend.h and csrc/attend_copied.h have them.
+// Copies of the structs in csrc/attend.h and csrc/attend_copied.h.
 struct Span {
   bytes* keys[256];
   int64_t to_head, to_value, dtype, C, width, value_channels, value_width;
@@ -51,7 +51,7 @@ Row linear_row(const float* x, bytes* w, const Tensor& bias, float* y, int64_t T
   return row_of(Opcode::linear, Linear{x, w, kBoth, bias.at(), bias.type(), y, T, N, K, 1.0});
 }
 
-// A token has the same bits among any number of others, and activations were rounded.
+// A token's result is bit-identical among any number of others, and activations are rounded.
 void test_linear(int64_t T, int64_t N, int64_t K) {
   const Tensor w = weight(N, K, DType::bf16), bias = tensor(random_floats(N), DType::f32);
   const std::vector<float> x = random_floats(T * K);
@@ -64,7 +64,7 @@ void test_linear(int64_t T, int64_t N, int64_t K) {
   });
 }
 
-// Gate and up are read together, or apart where one is of another type.
+// Gate and up are read together, or separately if their types differ.
 void test_fused(int64_t T, int64_t D, int64_t F, bool both) {
   const std::vector<float> x = random_floats(T * D);
   const Tensor scale = norm_weight(D, DType::bf16), gate = weight(F, D, DType::bf16), up = weight(F, D, DType::bf16), none;
@@ -82,7 +82,7 @@ void test_fused(int64_t T, int64_t D, int64_t F, bool both) {
   everywhere("halves fused", rows, {output(product), output(fused)}, [&] { return fused == product; });
 }
 
-// Weights that end where memory that may be read ends.
+// Weights that end where readable memory ends.
 void test_end_of_memory([[maybe_unused]] int64_t T, [[maybe_unused]] int64_t N, [[maybe_unused]] int64_t K) {
 #if defined(__linux__)
   const int64_t page = sysconf(_SC_PAGESIZE), size = 2 * N * K, pages = (size + page - 1) / page;
@@ -109,7 +109,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 float flushed(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value; }
 
-// As halves.h says it: of every 32 columns a lane has two, of which it adds the odd one first; lanes are added by halves.
+// The sum that halves.h defines: of every 32 columns a lane has two, of which it adds the odd one first; lanes are
+// added by halves.
 float dot_of_lanes(const float* x, const float* w, int64_t K) {
   float lanes[16] = {};
   for (int64_t k = 0; k < K; k += 32)
@@ -121,7 +122,7 @@ float dot_of_lanes(const float* x, const float* w, int64_t K) {
   return lanes[0];
 }
 
-// Numbers of any sign and bits, with so many exponents from the least on.
+// Numbers of any sign and mantissa, with `exponents` different exponents from the least on.
 std::vector<float> any(int64_t count, int least_exponent, int exponents) {
   std::vector<float> values;
   for (int64_t i = 0; i < count; ++i) {
@@ -131,7 +132,8 @@ std::vector<float> any(int64_t count, int least_exponent, int exponents) {
   return values;
 }
 
-// Either kind of products gives the bits of the plain loops, few tokens or many, in buffers of exactly their size. `exponents`: of all numbers.
+// With and without AVX512-BF16, results are bit-identical to the plain loops, for few tokens and many, in buffers of
+// exactly the size needed.
 void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int exponents) {
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return;
   const std::vector<float> x = any(T * K, least_exponent, exponents), met = rounded(x);
@@ -152,7 +154,7 @@ void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int expo
     }
 }
 
-// Either kind of products gives attention the same bits, whatever the exponents of queries, keys and values.
+// With and without AVX512-BF16, attention is bit-identical, whatever the exponents of queries, keys and values.
 void test_attention(int64_t C, int64_t first, int64_t last, int least_exponent, int exponents) {
   if (!__builtin_cpu_supports("avx512bf16")) return;
   constexpr int64_t kQueries = 7, kSpan = 256;
@@ -176,7 +178,7 @@ void test_attention(int64_t C, int64_t first, int64_t last, int least_exponent, 
     avx512::Query queries[kQueries];
     for (int64_t i = 0; i < kQueries; ++i) queries[i] = {&q[i * width], first, last - (last - first > kQueries ? i : 0), &sums[i * partial], nullptr, nullptr};
     const unsigned before = __builtin_ia32_stmxcsr();
-    __builtin_ia32_ldmxcsr(before | 0x8040);  // as a unit of attention has it
+    __builtin_ia32_ldmxcsr(before | 0x8040);  // flush denormals, as a unit of attention does
     avx512::attend_halves(native, copy, span, queries, kQueries, 0.125f, 0.0f, scores.data());
     __builtin_ia32_ldmxcsr(before);
   }
@@ -196,7 +198,8 @@ void test_halves() {
   for (const int64_t T : {1, 4, 18})
     for (const int64_t K : {1, 33, 1200}) test_end_of_memory(T, 39, K);
 #if defined(__x86_64__)
-  // Near 1, of all sizes, of which some are infinite or no numbers, near the least normal number, and near the largest.
+  // Exponents near 1; all, with infinities and NaNs; near the least normal number for products; the least ones; and
+  // near the largest.
   for (const auto& [least, count] : {std::pair<int, int>{118, 14}, {0, 256}, {58, 10}, {0, 4}, {185, 8}})
     for (const auto& [T, N, K] : shapes)
       if (K < 1200) test_products(T, N, K, least, count);

@@ -1,11 +1,12 @@
-// Where tests keep the states of two sequences: gated delta nets and selective state spaces have them alike.
+// States of two sequences for tests of gated delta nets and selective state spaces, which keep them in the same way.
 #pragma once
 
 #include "plain.h"
 
 namespace testing {
 
-// Key heads of a net or groups of a state space, heads, K and C of a head's matrix, taps.
+// key_heads: key heads of a delta net, or groups of a state space. K, C: size of a head's matrix. taps: of the
+// convolution.
 struct Shape {
   int64_t key_heads, H, K, C, taps;
   int64_t channels() const { return 2 * key_heads * K + H * C; }
@@ -16,7 +17,7 @@ struct Shape {
   }
 };
 
-// State of two sequences, in blocks of two units and a few bytes more, of which the sequences have every other one.
+// The state of two sequences, in blocks of two units and a few spare bytes; the sequences' blocks alternate.
 struct Kept {
   int64_t width, block_bytes;
   std::vector<i32> tables;
@@ -36,12 +37,12 @@ struct Kept {
   }
 };
 
-// What a sequence keeps, in double precision.
+// A sequence's state, in double precision.
 struct Plain {
   Doubles past, matrices;
 };
 
-// A token's channels behind the convolution, `bias` being none or one of each, and the activation.
+// A token's channels after the convolution and the activation; `bias`: one per channel, or null.
 inline Doubles convolved(const Shape& s, const Tensor& taps, const Tensor* bias, const float* x, bool begins, Plain& kept) {
   const int64_t N = s.channels(), past = s.taps - 1;
   if (begins) kept.past.assign(static_cast<size_t>(past * N), 0.0);

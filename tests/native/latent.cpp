@@ -1,11 +1,12 @@
-// Ops of latent attention, on odd shapes, against plain loops: prompts whose rows are stored in the same step, and tokens behind contexts.
+// Ops of latent attention, on odd shapes, compared with plain loops: prompts whose rows are stored in the same step,
+// and tokens that follow a context.
 #include "plain.h"
 
 namespace testing {
 
 namespace {
 
-// Heads, rows of a head for keys and for values, latent numbers, rotated ones.
+// H heads, N rows of a head for keys, V for values, R latent numbers, P rotated ones.
 struct Shape {
   int64_t H, N, V, R, P;
   int64_t numbers() const { return R + P; }
@@ -13,7 +14,7 @@ struct Shape {
 
 constexpr int64_t kLayer = 1;
 
-// Pages of two layers of rows: what are keys and values of one layer elsewhere.
+// Pages of two layers of rows: they take the place of the keys and the values of one layer.
 Pages pages_of(int64_t B, int64_t context, int64_t Z, const Shape& s) { return Pages(B, context, Z, 1, s.numbers(), 1); }
 
 float* row_at(Pages& pages, int64_t sequence, int64_t position) { return pages.at(sequence, position, kLayer, 0, 0); }

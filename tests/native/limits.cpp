@@ -1,4 +1,4 @@
-// Limits: no byte is left out, whatever the size and the number of streams.
+// Limits: the read loops read every byte, whatever the size and the number of streams.
 #include "../../csrc/isa.h"
 #include "testing.h"
 

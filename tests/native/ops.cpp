@@ -1,4 +1,4 @@
-// Every op that is no fusion, on odd shapes, against plain loops.
+// Every op that is not a fusion, on odd shapes, compared with plain loops.
 #include "plain.h"
 
 namespace testing {
@@ -108,7 +108,7 @@ void test_shares(const std::vector<i32>& lengths, int64_t N, int64_t K, DType dt
   });
 }
 
-// The last tokens of each context. With a window below 0 all of them, which see so many on both sides.
+// The last tokens of each context. With a window below 0 all of them, with a window to both sides.
 void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, const std::vector<int64_t>& contexts, int64_t last) {
   const int64_t B = static_cast<int64_t>(contexts.size()), layer = 1;
   std::vector<i32> positions, sequence;
@@ -194,7 +194,7 @@ void test_sample() {
     std::memcpy(s, &temperature, 8), s[1] = top_k, std::memcpy(s + 2, &top_p, 8), std::memcpy(s + 3, &min_p, 8), s[4] = r;
     positions.push_back(static_cast<i32>(r * 3)), picked.push_back(static_cast<i32>(r));
   }
-  std::vector<int64_t> block(kChangesWords + 3);  // of two tokens: one that came twice and is made certain, one that came before
+  std::vector<int64_t> block(kChangesWords + 3);  // for two tokens: one occurred twice and is made certain, one occurred before
   auto* changes = reinterpret_cast<Changes*>(block.data());
   *changes = {1.5, 0.25, 0.5, 2, 2};
   ids_of(changes)[0] = 77, times_of(changes)[0] = 1, bias_of(changes)[0] = 1000;
@@ -209,7 +209,7 @@ void test_sample() {
     for (int64_t r = 0; r < R; ++r) {
       if (r == 4 || r == 8) continue;
       const float* row = &logits[r * V];
-      int64_t higher = 0;  // than the token drawn
+      int64_t higher = 0;  // logits above the drawn token's
       for (int64_t i = 0; i < V; ++i) higher += tokens[r] >= 0 && tokens[r] < V && row[i] > row[tokens[r]];
       right = right && tokens[r] >= 0 && tokens[r] < V && higher < (r % 3 == 0 ? 1 : r % 4 == 3 ? 5 : V);
     }
@@ -239,7 +239,7 @@ void test_ops() {
   }
   for (const int64_t window : {-1, -9, -400}) {
     test_attention(6, 2, 20, 4, window, {1, 3, 41, 12}, 41);
-    test_attention(2, 1, 33, 16, window, {300, 1, 270}, 300);  // windows that end in another span than their token's
+    test_attention(2, 1, 33, 16, window, {300, 1, 270}, 300);  // windows that end in another span than the token's own
   }
   for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}})
     for (const int64_t half : {C / 2, C * 3 / 8})

@@ -1,4 +1,4 @@
-// Packed weights, and activations rounded for them, on odd shapes, against plain loops.
+// Packed weights, and activations rounded for them, on odd shapes, compared with plain loops.
 #include <array>
 #include <limits>
 
@@ -24,7 +24,7 @@ void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 
-// As above, by products of bytes that add (csrc/whole_neon.h) or without them.
+// Functions whose argument `dot` chooses between byte dot products and none (csrc/whole_neon.h).
 namespace coterie::neon {
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record);
@@ -36,15 +36,18 @@ namespace testing {
 
 namespace {
 
-// Twice the floats of mx4 by their codes, written out from the specification: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and these negative.
+// Twice the value of each code of mx4, written out from the specification: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same
+// negative.
 constexpr float kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6, -8, -12};
 
 int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : dtype == DType::q6 ? kBlockQ6 : kGroupQ4; }
 
-// As what comes by chance: codes of every type are then the highest or the lowest, or those of mx4 its largest number.
+// In place of a random number: makes the codes of every type the highest or the lowest, or those of mx4 its largest
+// number.
 constexpr uint64_t kHighest = 255 * 64 - 1, kLowest = 0, kLargest = 7;
 
-// Weight k of a row of q6 of so many, with a scale for each 16 that is of 8 bits: its code is written to its place, by the words of packed.h.
+// Writes the code of weight k of a row of q6, and the 8-bit scale of its 16 weights, to their places, as packed.h
+// describes them.
 float put_six(uint8_t* row, int64_t k, int64_t columns, int code, int scale) {
   const int64_t first = k / 256 * 256, units = (std::min<int64_t>(256, columns - first) + 63) / 64, in_unit = k % 64, unit = k % 256 / 64;
   uint8_t* block = row + first / 64 * 52;
@@ -58,7 +61,8 @@ float put_six(uint8_t* row, int64_t k, int64_t columns, int code, int scale) {
   return static_cast<float>(code * scale);
 }
 
-// Rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for. Codes are random, or all as `chance` has them.
+// Packed rows at an odd address, in a buffer of exactly the size needed; `values`: the weights. Codes are random, or as
+// `chance` has them.
 Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<uint64_t()>& chance = [] { return rng()(); }) {
   Tensor made{std::vector<float>(rows * columns), dtype, nullptr};
   const int64_t size = row_bytes(made.type(), columns), group = group_of(dtype), groups = (columns + group - 1) / group;
@@ -85,7 +89,7 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<ui
       if (k < columns) made.values[n * columns + k] = dtype == DType::mx4 ? kTwice[q + 8] : static_cast<float>(zeros ? q + 8 : q);
     }
     for (int64_t g = 0; g < groups; ++g) {
-      // Whole numbers of q6, scales of 16 in them, are 32 times as large as those of q8.
+      // Integers of q6, which include the scales of 16, are 32 times as large as those of q8.
       const uint16_t scale = plain::narrow_bf16(random_floats(1, 0.0f, dtype == DType::q6 ? 0.02f / 32 : 0.02f)[0]);
       std::memcpy(scales + 2 * g, &scale, 2);
       const uint16_t zero = plain::narrow_bf16(zeros ? random_floats(1, 7.0f, 3.0f)[0] : 0.0f);
@@ -99,7 +103,7 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<ui
   return made;
 }
 
-// As an operand: whatever it meets, the bytes are the same.
+// The operand's type: the bytes are the same whatever the activations.
 integer type_of(const Tensor& w, bool int8) {
   if (!int8 || w.dtype == DType::q6) return w.type();
   if (w.dtype == DType::q2) return static_cast<integer>(DType::q2_int8);
@@ -107,8 +111,9 @@ integer type_of(const Tensor& w, bool int8) {
   return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : four);
 }
 
-// Activations as packed rows meet them: of q6 15 bits, whatever is asked. Where two weights share a byte and meet 16 bits, the second of two is a multiple of 16, and the first a
-// sixteenth of it and a multiple of 16.
+// Activations as they are rounded for packed rows: to 15 bits for q6, whatever is asked. Where two weights share a byte
+// and activations have 16 bits, the second of two is a multiple of 16, and the first a sixteenth of it plus a multiple
+// of 16.
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
   const bool shared = !int8 && (dtype == DType::q4 || dtype == DType::q4z);
   const float most = dtype == DType::q6 ? 16383.0f : int8 ? 127.0f : shared ? 30464.0f : 32767.0f;
@@ -148,7 +153,7 @@ void test_linear(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
   });
 }
 
-// The bits of a token do not depend on the tokens beside it.
+// A token's bits do not depend on the other tokens.
 void test_parts(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
   const Tensor w = packed(N, K, dtype);
   const std::vector<float> x = random_floats(T * K);
@@ -172,7 +177,7 @@ void test_embed(int64_t T, int64_t D, DType dtype) {
   });
 }
 
-// Fused regions have the bits of their parts.
+// Fused regions are bit-identical to their parts.
 void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType other, bool int8) {
   const std::vector<float> x = random_floats(T * D);
   const Tensor scale = norm_weight(D, DType::bf16), gate = packed(F, D, dtype), up = packed(F, D, other);
@@ -199,7 +204,7 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 
 #if defined(__x86_64__)
 
-// Vectors of 256 bits give the bits that they give a token alone, by row or by panel, with AVX-VNNI and without.
+// With 256-bit vectors many tokens have the bits that each has alone, by row or by panel, with AVX-VNNI and without.
 void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return;
   const integer type = type_of(w, int8);
@@ -207,7 +212,7 @@ void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
   std::vector<uint8_t> records(T * apart);
   for (int64_t t = 0; t < T; ++t) avx2::put_records(x.data() + t * K, K, type, t, T, false, records.data());
   std::vector<float> wanted(T * stride), out(T * stride);
-  std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as whole_fill_avx2.h has them
+  std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as in whole_fill_avx2.h
   for (int64_t t = 0; t < T; ++t)
     avx2::narrow_tile(false, records.data() + t * apart, 1, w.at(), type, N, K, wanted.data() + t * stride, stride, nullptr, nullptr);
   for (const bool vnni : {false, true})
@@ -219,8 +224,8 @@ void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
     }
 }
 
-// AVX-512 gives many tokens the bits that it gives a token alone, in buffers of exactly their size: a team's scratch is larger, so that no
-// sanitizer sees what is written beyond them there.
+// With AVX-512 many tokens have the bits that each has alone. Buffers are of exactly the size needed: a team's scratch
+// is larger, so sanitizers would not notice writes beyond it.
 void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return;
   const integer type = type_of(w, int8);
@@ -232,7 +237,7 @@ void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
     avx512::whole_tile(record.data(), 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
   }
   std::vector<uint8_t> records(plain::tile_records_bytes(type, T, K, true));
-  std::vector<float> panel(6 * 8 * (16 + 1) * 32), sums(T * 8 * 32);  // as whole.h has them
+  std::vector<float> panel(6 * 8 * (16 + 1) * 32), sums(T * 8 * 32);  // as in whole.h
   for (int64_t t = 0; t < T; ++t) avx512::put_records(x.data() + t * K, K, type, t, T, true, records.data());
   avx512::whole_tile(records.data(), T, w.at(), type, N, K, out.data(), stride, {panel.data(), sums.data()});
   check(out == wanted, "AVX-512 by panels");
@@ -240,15 +245,15 @@ void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
 
 #elif defined(__aarch64__)
 
-// Bit for bit, but that one NaN is as good as another.
+// Bit for bit, but any NaN equals any other.
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float p, float q) {
     return std::isnan(p) ? std::isnan(q) : std::memcmp(&p, &q, sizeof p) == 0;
   });
 }
 
-// NEON gives the bits of the plain loops, with products of bytes that add and without, and of the two records this CPU's. Buffers are as large as
-// what they are for.
+// NEON is bit-identical to the plain loops, with byte dot products and without, and put_records writes those of the two
+// that this CPU uses. Buffers are of exactly the size needed.
 void test_neon(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
   const integer type = type_of(w, int8);
   const int64_t apart = plain::records_bytes(type, K), stride = N + 1;
@@ -271,7 +276,8 @@ void test_neon(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
   }
 }
 
-// Every number of tokens and rows that is worked on at once, and what whole records leave; none; numbers that are none.
+// Every number of tokens and rows that is processed at once, and every remainder after whole records; none at all;
+// numbers that are not finite.
 void test_neon_shapes(DType dtype, bool int8) {
   for (const int64_t K : {1, 31, 32, 33, 64, 96, 127, 128, 160, 192, 224, 256, 320, 416, 448, 640, 704, 1055})
     for (const auto& [T, N] : {std::array<int64_t, 2>{1, 1}, {1, 2}, {1, 3}, {1, 4}, {1, 7}, {2, 5}, {3, 4}, {4, 3}, {5, 2}, {11, 6}, {17, 5}})
@@ -285,8 +291,9 @@ void test_neon_shapes(DType dtype, bool int8) {
 
 #endif
 
-// The greatest sums that there are: codes all as high or as low as they go, activations all as large, of one sign or with the halves of a group
-// against each other. 30336 of 30464 beside the largest makes what is left of a number that shares a byte's weights as large as it gets.
+// The greatest possible sums: all codes as high or as low as possible, all activations equally large, of one sign or
+// opposite in the two halves of a group. 30336 of 30464 next to the largest maximises what is left of a number whose
+// weight shares a byte.
 void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
   for (const uint64_t code : {kHighest, kLowest, kLargest}) {
     const Tensor w = packed(N, K, dtype, [code] { return code; });

@@ -1,4 +1,5 @@
-// Ops that multiply by one number or by a part of a row, put parts in another order, or have an activation of their own: odd shapes, plain loops.
+// Ops that multiply by a scalar or by a part of a row, reorder parts, or have an activation of their own: odd shapes,
+// compared with plain loops.
 #include <algorithm>
 
 #include "plain.h"
@@ -31,7 +32,7 @@ void test_numbers(int64_t T, int64_t N, DType dtype) {
   });
 }
 
-// Of each key head q, k, its share of v and of z lie together, and its shares of b and a.
+// Per key head q, k, its share of v and of z are together, and so are its shares of b and a.
 void test_net_parts(int64_t T, int64_t key_heads, int64_t share, int64_t K, int64_t C) {
   const int64_t H = key_heads * share, values = share * C, width = 2 * key_heads * K + H * C;
   const std::vector<float> qkvz = random_floats(T * key_heads * 2 * (K + values)), ba = random_floats(T * 2 * H);

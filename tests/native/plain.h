@@ -45,14 +45,14 @@ inline Doubles linear(const Doubles& x, const Tensor& w, const Tensor& bias, int
 
 inline double silu(double x) { return x / (1 + std::exp(-x)); }
 
-// Forms as the instruction has them: Phi by erf, nearly so by tanh or by sigmoid.
+// The forms of the instruction: Phi by erf, or approximated by tanh or by sigmoid.
 inline double gelu(double x, int64_t form) {
   if (form == 0) return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
   if (form == 1) return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
   return x / (1 + std::exp(-1.702 * x));
 }
 
-// Pairs of channels are neighbours, or as far apart as there are pairs.
+// Pairs of channels are neighbours, or half of the rotated channels apart.
 inline Doubles rope(const Doubles& x, const std::vector<i32>& positions, const std::vector<float>& inv_freq, int64_t H, int64_t C,
                     double scale, bool interleaved = false) {
   Doubles y = x;
@@ -68,7 +68,7 @@ inline Doubles rope(const Doubles& x, const std::vector<i32>& positions, const s
   return y;
 }
 
-// Pages of float32, so that nothing is lost between what is stored and what is read. Blocks of a sequence lie apart.
+// Pages of float32, so that storing loses nothing. The blocks of a sequence are scattered.
 struct Pages {
   int64_t B, width, Z, K, C, layers, block_bytes;
   std::vector<i32> tables;
@@ -103,7 +103,7 @@ inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::v
   for (size_t t = 0; t < positions.size(); ++t)
     for (int64_t h = 0; h < H; ++h) {
       const float* query = q.data() + (t * H + h) * C;
-      int64_t own = positions[t];  // with a window both ways, where its text ends
+      int64_t own = positions[t];  // a bidirectional window: `positions` has the last position of its text
       for (size_t behind = t + 1; window < 0 && behind < positions.size() && sequence[behind] == sequence[t]; ++behind) --own;
       const int64_t first = window != 0 ? std::max<int64_t>(0, own - std::abs(window) + 1) : 0;
       const int64_t last = window < 0 ? std::min<int64_t>(positions[t], own - window - 1) : positions[t];

@@ -1,4 +1,4 @@
-// Reads: every byte arrives once at its place, whatever is cut how; what is not in the file is said not to be.
+// Reads: every byte arrives once at its place however ranges are divided, and what is not in the file is reported.
 #include "../../csrc/reads.h"
 
 #include <fcntl.h>
@@ -24,7 +24,7 @@ struct Aligned {
   uint8_t* at;
 };
 
-// A file of random bytes, without direct I/O: sanitizers and file systems of all kinds do with it.
+// Writes a file to be read without direct I/O, which not all file systems and sanitizers support.
 int written(const std::vector<uint8_t>& data) {
   char name[] = "/tmp/coterie-reads-XXXXXX";
   const int file = mkstemp(name);
@@ -44,7 +44,7 @@ void test_bytes(Reads& reads) {
   for (uint8_t& byte : data) byte = static_cast<uint8_t>(rng()());
   const int file = written(data);
   Aligned memory(blocks * kBlock);
-  std::vector<Part> odd;  // every second block of the first 300, which are more than may be under way
+  std::vector<Part> odd;  // every second block of the first 300: more than may be in flight
   for (int64_t block = 0; block < 300; block += 2) odd.push_back({block * kBlock, (block + 1) * kBlock});
   const Part rest{300 * kBlock, blocks * kBlock}, even{0, 300 * kBlock};
   const Range range{file, memory.at, 0, size};
@@ -64,7 +64,8 @@ void test_bytes(Reads& reads) {
   ::close(file);
 }
 
-// With a block as a piece: 2 are under way at first, and one more with each few that end, up to 4; anew after idleness.
+// With pieces of one block: 2 are in flight at first, and one more after every few completions, up to 4; anew after
+// idleness.
 void test_window() {
   Reads reads(kBlock, 2 * kBlock, 4 * kBlock);
   constexpr int64_t kSize = 40 * kBlock, kCut = 2 * kEndsForMore * kBlock;
@@ -96,16 +97,16 @@ void test_failures(Reads& reads) {
   check(reads.next(ended) && ended.tag == 1 && !ended.whole, "a file that ends early is not read whole");
   reads.add(6, {file, memory.at, 0, 2 * kBlock + 1}, &all, 1, false);
   check(reads.next(ended) && ended.tag == 6 && !ended.whole, "nor is one that ends a byte early");
-  // The first part has no place to go to; the second one, which ends last, has.
+  // The first part's memory cannot be written; the second one's, which completes last, can.
   const std::vector<Part> both{{0, kBlock}, {kBlock, 2 * kBlock}};
-  if (mprotect(memory.at, kBlock, PROT_NONE) == 0) {  // else pages are larger
+  if (mprotect(memory.at, kBlock, PROT_NONE) == 0) {  // fails where pages are larger
     reads.add(7, {file, memory.at, 0, 2 * kBlock}, both.data(), both.size(), true);
     check(reads.next(ended) && ended.tag == 7 && !ended.whole, "one part that is not read is enough");
     mprotect(memory.at, kBlock, PROT_READ | PROT_WRITE);
   }
   reads.add(2, {-1, memory.at, 0, 4 * kBlock}, &all, 1, true);
   check(reads.next(ended) && ended.tag == 2 && !ended.whole, "a file that is not open is not read");
-  // Refused before memory is looked at: more than is handed over at once.
+  // Refused before memory is looked at: more pieces than are submitted at once.
   const Part many_pieces{0, 2 * kLongBytes};
   const std::vector<Part> many_parts(3 * kReadsAtOnce, Part{0, kBlock});
   reads.add(4, {-1, memory.at, 0, 2 * kLongBytes}, &many_pieces, 1, false);

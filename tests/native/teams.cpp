@@ -1,4 +1,5 @@
-// Teams: gates that open late or fail, several steps with tokens fed back, ends and interrupts, starting and stopping.
+// Teams: gates that open late or fail, several steps with tokens fed back, stop tokens and interrupts, starting and
+// stopping.
 #include <chrono>
 #include <stdexcept>
 #include <thread>
@@ -9,7 +10,8 @@ namespace testing {
 
 namespace {
 
-// A decoder of one token id per position: embed, norm and head, sampled. Enough for tokens to depend on all before them.
+// A decoder whose logits depend on a position's token alone: embed, norm and head, sampled. Each drawn token depends on
+// those before it.
 struct Chain {
   static constexpr int64_t B = 3, D = 40, V = 70, kSteps = 12;
   Tensor table = weight(V, D, DType::bf16), mix = weight(D, D, DType::bf16), scale = norm_weight(D, DType::f32), head = weight(V, D, DType::f16);
@@ -78,7 +80,7 @@ void test_steps() {
     chain.start(Chain::kSteps);
     check(chain.run(*crew.team).steps == Chain::kSteps, where("an interrupt is for one run", crew));
 
-    const i32 end = free[5 * Chain::B + 2];  // what row 2 draws in the sixth step, or before
+    const i32 end = free[5 * Chain::B + 2];  // drawn by row 2 in the sixth step, or earlier
     chain.ends = {99, end}, chain.first_end = {0, 1, 1, 2};
     chain.start(Chain::kSteps);
     int64_t stop = 0;
@@ -105,7 +107,7 @@ void test_gates() {
     for (const int32_t value : {1, 2})
       for (const int delay_us : {0, 2000}) {
         std::fill(second.begin(), second.end(), 0.0f);
-        std::vector<float> late(T * N);  // as weights: written by the thread that opens the gate
+        std::vector<float> late(T * N);  // like weights, written by the thread that opens the gate
         int32_t gate = 0;
         const std::vector<Row> rows = {
             row_of(Opcode::add, Add{x.data(), x.data(), first.data(), T, N}),
@@ -138,7 +140,7 @@ void test_an_interrupt_from_outside(Team& team) {
   check(walked.steps >= 1 && walked.steps < 100'000, "an interrupt from another thread ends a run");
 }
 
-// A thread that ends a run may not meddle with the next one, which begins at once.
+// A thread that ends a run must not interfere with the next one, which begins at once.
 void test_runs_in_a_row() {
   const int64_t T = 128, C = 8;
   const std::vector<float> x(T * C, 1.0f), one(C, 1.0f);
@@ -172,7 +174,7 @@ void test_start_and_stop() {
     }
 }
 
-// A second caller is refused while a list runs; when it is not, it finds all that the first one left.
+// A second caller is refused while a list runs; otherwise it sees everything that the first one wrote.
 void test_callers_in_turns() {
   const int64_t T = 64, N = 300;
   const std::vector<float> one(T * N, 1.0f);

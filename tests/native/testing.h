@@ -1,4 +1,5 @@
-// What the native tests are written with: checks that count, random tensors at odd addresses, and rows run by every team.
+// The tools of the native tests: checks that are counted, random tensors at odd addresses, and rows that every team
+// runs.
 // Knows nothing about any particular op.
 #pragma once
 
@@ -43,7 +44,7 @@ inline std::vector<float> random_floats(int64_t count, float center = 0.0f, floa
   return values;
 }
 
-// Exactly as many bytes as are used, at an odd address: a sanitizer sees a read beyond them.
+// At an odd address, in a buffer of exactly the size needed: sanitizers see a read beyond it.
 struct Tensor {
   std::vector<float> values;  // as stored
   DType dtype = DType::f32;
@@ -81,7 +82,7 @@ Row row_of(Opcode opcode, const Op& op, const int32_t* gate = nullptr) {
   return row;
 }
 
-// Every instruction set of this machine with 1 to 64 threads, and no instruction too small to be shared.
+// Every instruction set of this machine with 1 to 64 threads; no instruction is too small to be shared.
 struct Crew {
   const Isa* isa;
   std::unique_ptr<Team> team;
@@ -98,7 +99,8 @@ inline std::vector<Crew>& crews() {
   return all;
 }
 
-// Memory that rows write: cleared before each run, compared bit for bit between thread counts of one instruction set.
+// Memory that rows write: overwritten before each run, and compared bit for bit between thread counts of one
+// instruction set.
 struct Output {
   void* data;
   size_t size_bytes;
@@ -113,14 +115,14 @@ inline std::string where(const std::string& what, const Crew& crew) {
   return what + " with " + crew.isa->name + " and " + std::to_string(crew.team->threads()) + " threads";
 }
 
-// The most scratch that a row says it needs.
+// The most scratch that any of the rows says it needs.
 inline int64_t promised_bytes(const Isa& isa, const std::vector<Row>& rows) {
   int64_t most = 0;
   for (const Row& row : rows) most = std::max(most, isa.kernel(row.opcode).scratch_bytes(row));
   return most;
 }
 
-// Fills the scratch of a team of one thread with what is no number: what a row did not write there itself, it may not read.
+// Fills the scratch of a team of one thread with NaNs, so that tests fail if a row reads scratch that it did not write.
 inline void spoil(Team& team) {
   constexpr int64_t kTokens = 132, kColumns = 1200;
   static const std::vector<uint8_t> ones(kTokens * kColumns * 4, 0xFF);
@@ -130,7 +132,7 @@ inline void spoil(Team& team) {
   team.run(&row, 1);
 }
 
-// Runs rows with every crew. `right` looks at the outputs once per instruction set.
+// Runs rows with every crew. `right` checks the outputs, once per instruction set.
 inline void everywhere(const std::string& what, const std::vector<Row>& rows, const std::vector<Output>& outputs,
                        const std::function<bool()>& right) {
   std::vector<std::vector<uint8_t>> first;
@@ -138,12 +140,12 @@ inline void everywhere(const std::string& what, const std::vector<Row>& rows, co
   for (const Row& row : rows) seen[static_cast<size_t>(row.opcode)] = true;
   for (const Crew& crew : crews()) {
     for (const Output& out : outputs)
-      if (out.size_bytes > 0) std::memset(out.data, 0x5A, out.size_bytes);  // nothing may be at no address
+      if (out.size_bytes > 0) std::memset(out.data, 0x5A, out.size_bytes);  // an empty output may have a null address
     if (crew.team->threads() == 1) spoil(*crew.team);
     crew.team->reset_counters();
     const Walked walked = crew.team->run(rows.data(), static_cast<int64_t>(rows.size()));
     check(walked.steps == 1 && walked.rows == static_cast<int64_t>(rows.size()), where(what + " walks all rows", crew));
-    // Crews keep the scratch of larger rows, so nothing else would show it.
+    // Crews keep the scratch of larger rows, so nothing else would show an overrun.
     check(crew.team->counters().scratch_bytes <= promised_bytes(*crew.isa, rows), where(what + " takes the scratch that it asks for", crew));
     if (crew.isa != isa) {
       isa = crew.isa;
