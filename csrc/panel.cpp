@@ -20,7 +20,7 @@ void widen_columns(bytes* row, int64_t dtype, int64_t first, int64_t count, floa
 // products to `out`.
 template <int M>
 [[gnu::noinline]] void group_dots(const float* x, int64_t x_stride, const float* panel, int64_t steps, float* sums, bool first, bool last,
-                       int64_t rows, float* out, int64_t out_stride) {
+                                 int64_t rows, float* out, int64_t out_stride) {
   V acc[M][kGroupRows];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -86,7 +86,7 @@ void panel_group(const PanelBlock& b, int64_t token, int64_t tokens, const Work&
 }  // namespace
 
 void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
-                       float* out, int64_t out_stride, const Work& work) {
+                float* out, int64_t out_stride, const Work& work) {
   const int64_t columns = block_columns(K), stride = row_bytes(dtype, K);
   for (int64_t row = 0; row < N; row += kBlockRows) {
     const int64_t rows = smaller(kBlockRows, N - row);

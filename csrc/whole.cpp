@@ -3,20 +3,11 @@
 #include "whole.h"
 
 #include "streams.h"
+#include "whole_avx2.h"
 #include "whole_four.h"
 #include "whole_panel.h"
 #include "whole_panel_avx2.h"
 #include "whole_rest.h"
-
-#if defined(__AVX512F__)
-// Used on AVX-512 CPUs without integer dot products (VNNI): records are as large there, panels and sums no larger than
-// here.
-namespace coterie::avx2 {
-void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
-void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                 float* panel, float* sums);
-}  // namespace coterie::avx2
-#endif
 
 namespace coterie::COTERIE_ISA {
 

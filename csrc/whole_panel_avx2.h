@@ -179,10 +179,6 @@ inline void eight_panel(bool vnni, const Records& x, int64_t tokens, const Packe
   eight_panel_by<D, false>(x, tokens, w, N, out, out_stride, work);
 }
 
-// whole_tile() for CPUs with nothing wider than 256 bits, with AVX-VNNI or without it: tests call both.
-void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                 float* panel, float* sums);
-
 #endif
 
 }  // namespace coterie::COTERIE_ISA

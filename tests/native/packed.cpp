@@ -6,12 +6,7 @@
 #include "../../csrc/whole.h"
 
 #if defined(__x86_64__)
-// Vectors of 256 bits (csrc/whole_panel_avx2.h), with the products that are asked for and not those of this CPU.
-namespace coterie::avx2 {
-void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
-void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                 float* panel, float* sums);
-}  // namespace coterie::avx2
+#include "../../csrc/whole_avx2.h"
 
 namespace coterie::avx512 {
 struct Work {
