@@ -1,5 +1,5 @@
-// Attention of a block of queries over one span of a context: scores, softmax weights, weighted sums; and how the
-// results of spans are merged.
+// Attention of a block of queries over one span of a context: scores, softmax weights, weighted sums;
+// and how the results of spans are merged.
 // Knows nothing about units, pages or who owns the results. Keys are read by attend_stored.h and attend_copied.h.
 //
 //   context    |  span 0  |  span 1  |  span 2 ..|      spans start at multiples of kSpan, whatever the token and the batch
@@ -24,8 +24,8 @@ constexpr int kGroup = 4;              // queries that share a loaded key or val
 constexpr int64_t kAtOnce = 16;        // positions of one head that are read before those of the next head
 
 // A span's positions in the pages: the addresses of the first kv head's keys, and the bytes from there to the next head
-// and to the values. Values are no wider than keys; latent ones are the first channels of the keys, at the same
-// address.
+// and to the values. Values are no wider than keys;
+// latent ones are the first channels of the keys, at the same address.
 // Entries that pad what queries see to multiples of W repeat one that is seen.
 struct Span {
   bytes* keys[kSpan];
@@ -41,8 +41,8 @@ struct Range {
 };
 
 // The part [first, last) of a span that a query sees, and where its partial goes: `width` sums, the maximum, the total.
-// `state`: the partial of all earlier positions, into which this one is merged, or null. `bias`: added to its scores,
-// or null.
+// `state`: the partial of all earlier positions, into which this one is merged, or null.
+// `bias`: added to its scores, or null.
 struct Query {
   const float* q;
   int64_t first, last;
@@ -54,8 +54,8 @@ constexpr int64_t kPartialTail = 16;  // floats after the sums, so that partials
 
 constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 
-// Applies the softcap to scores [low, high), multiples of W. Out of line: most attention has no cap, and its loops are
-// tuned.
+// Applies the softcap to scores [low, high), multiples of W. Out of line:
+// most attention has no cap, and its loops are tuned.
 [[gnu::noinline, gnu::cold]] inline void cap_scores(float* scores, int64_t low, int64_t high, float cap) {
   for (int64_t j = low; j < high; j += W) store(scores + j, softcap(load(scores + j), splat(cap)));
 }
@@ -172,8 +172,8 @@ inline void add_all_values(const float* weights, Rows values, int64_t first, int
   }
 }
 
-// The partials of M queries: positions that all of them see are added for all at once, others query by query, in the
-// order of positions.
+// The partials of M queries: positions that all of them see are added for all at once,
+// others query by query, in the order of positions.
 template <DType D, int M>
 inline void weigh(const float* weights, Scattered values, int64_t C, int64_t width, const Query* queries) {
   const AskingNothing nothing{};

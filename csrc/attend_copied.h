@@ -1,5 +1,5 @@
-// Many queries over a span: keys and values are widened once, keys transposed so that positions are in the lanes, and
-// used for all of them.
+// Many queries over a span: keys and values are widened once, keys transposed so that
+// positions are in the lanes, and used for all of them.
 // Knows nothing about units or pages.
 #pragma once
 
@@ -33,8 +33,8 @@ inline void lane_sums(const float* q, int64_t width, const float* keys, V* out) 
   }
 }
 
-// The same scores from a copy [position / W][channel][W], for P times W positions. P = 1 has only M accumulators, too
-// few to hide their latency.
+// The same scores from a copy [position / W][channel][W], for P times W positions.
+// P = 1 has only M accumulators, too few to hide their latency.
 template <int M, int P>
 inline void score_copied(const float* q, int64_t width, const float* copy, int64_t j, V scale, float* scores) {
   V out[P * M];

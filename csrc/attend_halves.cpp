@@ -1,5 +1,5 @@
-// Attention by products of bfloat16 (attend_halves.h). A translation unit of its own, once per instruction set, like
-// halves.cpp.
+// Attention by products of bfloat16 (attend_halves.h).
+// A translation unit of its own, once per instruction set, like halves.cpp.
 // Knows nothing about units or pages.
 #include "attend_halves.h"
 
@@ -152,8 +152,8 @@ void begin_halves(const Query& query, float* scores, int64_t width, float cap) {
   for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
 }
 
-// Interleaves the channels of an even and an odd position: 32 of each become two vectors, of every 8 the first and the
-// last 4.
+// Interleaves the channels of an even and an odd position:
+// 32 of each become two vectors, of every 8 the first and the last 4.
 inline void pair_rows(I even, I odd, I* pairs) {
   pairs[0] = _mm512_unpacklo_epi16(even, odd);
   pairs[1] = _mm512_unpackhi_epi16(even, odd);
@@ -204,8 +204,7 @@ struct PairedValues {
   }
 };
 
-// N vectors of channels from c on: the sums of M queries += weights @ values over positions [first, last), at least
-// one.
+// N vectors of channels from c on: the sums of M queries += weights @ values over positions [first, last), not empty.
 template <bool kNative, int M, int N, class Values, class Ask>
 [[gnu::always_inline]] inline void add_value_pairs(const float* weights, const Values& values, Range range, int64_t c, const Query* queries, Ask& ask) {
   V sums[M * N];

@@ -1,7 +1,7 @@
 // Attention by products of bfloat16 pairs (pairs.h): keys and values are stored as bfloat16, queries are rounded to it,
 // and so are softmax weights, whose total is that of the rounded ones. Everything between is float32.
-// Knows nothing about units or pages. AVX-512 only: other instruction sets round nothing in attention (attend_stored.h,
-// attend_copied.h).
+// Knows nothing about units or pages. AVX-512 only: other instruction sets round nothing
+// in attention (attend_stored.h, attend_copied.h).
 //
 //   score          two sums, over even and over odd pairs of channels, each in order; then the two are added
 //   weighted sum   pairs of positions in order, from an even position on; a position that a query does not see counts as zero
@@ -30,8 +30,8 @@ struct Halves {
   int64_t offset, C;
 };
 
-// scores[m * kSpan ..] of `count` queries, whose `q` are contiguous, with the W keys from the first row on. `ask`: the
-// address to prefetch from.
+// scores[m * kSpan ..] of `count` queries, whose `q` are contiguous, with the W keys from the first row on.
+// `ask`: the address to prefetch from.
 void score_halves(const Halves& keys, const Query* queries, int64_t count, float scale, float* scores, bytes* ask);
 
 // begin_partial() of attend.h, with rounded weights.

@@ -1,5 +1,5 @@
-// A translation unit of its own, once per instruction set: all attention ops run this code, which is instantiated for
-// many types.
+// A translation unit of its own, once per instruction set:
+// all attention ops run this code, which is instantiated for many types.
 #include "attend_pages.h"
 
 #include <atomic>
@@ -215,8 +215,8 @@ void put_out(const Attended& op, int64_t token, int64_t head, const float* state
   for (int64_t c = 0; c < C; ++c) y[c] = state[c] / total;
 }
 
-// The keys of the unit that this thread is likely to take next, so that they can be prefetched: it takes the units of
-// its share in order.
+// The keys of the unit that this thread is likely to take next, so that they can be prefetched:
+// it takes the units of its share in order.
 Pass next_of(const Attended& op, const Tile& tile, int64_t number, int64_t threads, Span& span) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens);
   const int64_t together = heads_together(op, tile.high - tile.low, threads), groups = tiles(op.K, together);

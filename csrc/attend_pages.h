@@ -1,6 +1,6 @@
 // Units of attention over pages: queries over the spans of their contexts, and the results.
-// Knows nothing about which ops attend. The arithmetic is attend.h's however spans are divided, so results are
-// bit-identical.
+// Knows nothing about which ops attend.
+// The arithmetic is attend.h's however spans are divided, so results are bit-identical.
 #pragma once
 
 #include "attend_tiles.h"

@@ -6,8 +6,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// Horizontal sums of 4 * kFold vectors at once. First the stages that leave 4 lanes, for kFold vectors: [a a a a b b b
-// b ..].
+// Horizontal sums of 4 * kFold vectors at once.
+// First the stages that leave 4 lanes, for kFold vectors: [a a a a b b b b ..].
 constexpr int kFold = W / 4;
 
 inline V fold_to_quads(const V* a) {
@@ -39,8 +39,8 @@ inline V fold_quads(V a, V b, V c, V d) {
 #endif
 }
 
-// Scores, still in 4 lanes, of M queries with the keys of G quads from `g` on: key n of quad i is g + i + 4 n. kPart: C
-// is not a multiple of W.
+// Scores, still in 4 lanes, of M queries with the keys of G quads from `g` on: key n of quad i is g + i + 4 n.
+// kPart: C is not a multiple of W.
 template <DType D, int M, int G, bool kPart, class Rows, class Ask>
 inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int g, V (*quads)[4], Ask& ask) {
   constexpr int kKeys = G * kFold;
@@ -105,8 +105,7 @@ inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V sc
     store(scores + m * kSpan, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
 }
 
-// One pass over the keys or the values of a span: kAtOnce positions of a head, then as many of the next head, and so
-// on.
+// One pass over the keys or the values of a span: kAtOnce positions of a head, then as many of the next head, ..
 struct Pass {
   bytes* const* keys = nullptr;
   int64_t offset = 0, to_head = 0, heads = 0, first = 0, last = 0;
@@ -116,8 +115,8 @@ struct Pass {
       : keys(span.keys), offset(offset), to_head(span.to_head), heads(heads), first(seen.first), last(seen.last) {}
 };
 
-// Prefetch addresses: while one step (kAtOnce positions of a head) of the passes is in use, that of the step `steps`
-// further on.
+// Prefetch addresses: while one step (kAtOnce positions of a head) of the passes is in use,
+// that of the step `steps` further on.
 class Ahead {
  public:
   Ahead(const Pass& keys, const Pass& values, const Pass& next, int64_t steps) : passes_{keys, values, next} {

@@ -128,8 +128,8 @@ inline bool reads_stored(const Attended& op, int64_t tokens) {
   return tokens * heads_per_kv(op) <= larger(kStoredQueries, heads_per_kv(op));
 }
 
-// What a unit works on: tokens [first, last) and `heads` kv heads. Spans [low, high) are seen by some token; in a split
-// tile each of them is a unit.
+// What a unit works on: tokens [first, last) and `heads` kv heads. Spans [low, high) are seen by some token;
+// in a split tile each of them is a unit.
 struct Tile {
   int64_t first, last, kv_head, heads, low, high;
   bool split;

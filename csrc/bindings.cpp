@@ -1,5 +1,5 @@
-// The only file of the kernels that knows Python: exports the opcodes with their operands, the instruction sets, and
-// the team.
+// The only file of the kernels that knows Python: exports the opcodes with their operands,
+// the instruction sets, and the team.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

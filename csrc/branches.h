@@ -64,8 +64,8 @@ int64_t most_bytes(int64_t T, Bytes bytes) {
   return few > many ? few : many;
 }
 
-// Gathers `tokens` rows, row t from at(t), as dot_tile reads them for a branch that n tokens take; `there`: they are in
-// place already.
+// Gathers `tokens` rows, row t from at(t), as dot_tile reads them for a branch that n tokens take;
+// `there`: they are in place already.
 template <class At>
 Input gather(Scratch& scratch, At at, int64_t tokens, int64_t n, int64_t K, int64_t dtype, bool there) {
   const Forms forms = forms_of(n, dtype);
@@ -129,8 +129,8 @@ void add_branch(const Op& op, int64_t e, const Pair* pairs, int64_t tokens, int6
   }
 }
 
-// y = the sum over a token's branches, in their order. Calls `end` with the place and length of each run of y that is
-// complete.
+// y = the sum over a token's branches, in their order.
+// Calls `end` with the place and length of each run of y that is complete.
 template <class Op, class End>
 void down_unit(const Op& op, int64_t unit, Scratch& scratch, End end) {
   const Pairs pairs = take_pairs(op, scratch);

@@ -1,5 +1,5 @@
-// Changes to a row's logits before its token is drawn: penalties for earlier tokens, and biases. Defined by
-// graph/sampling.py.
+// Changes to a row's logits before its token is drawn: penalties for earlier tokens, and biases.
+// Defined by graph/sampling.py.
 // Knows nothing about drawing.
 //
 //   Changes | ids[capacity] i32 | times[capacity] i32 | bias[capacity] f32       `known` of each are used; ids are distinct

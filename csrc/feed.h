@@ -1,5 +1,5 @@
-// What happens between two steps of a run: drawn tokens are recorded, checked for stop tokens, and become the inputs of
-// the next step.
+// What happens between two steps of a run: drawn tokens are recorded, checked for stop tokens,
+// and become the inputs of the next step.
 // Knows nothing about threads: the one that finishes a step calls it.
 #pragma once
 
@@ -12,8 +12,8 @@ namespace coterie {
 //
 // drawn: the R tokens that the program has drawn. rows: the index into tokens of each.
 // settings: those of the R rows, in whose Changes drawn tokens are counted; null if no row has any.
-// ends, first_end: the stop tokens of row r are ends[first_end[r]] to ends[first_end[r + 1] - 1]. kept: [steps, R], the
-// drawn tokens of every step.
+// ends, first_end: the stop tokens of row r are ends[first_end[r]] to ends[first_end[r + 1] - 1].
+// kept: [steps, R], the drawn tokens of every step.
 #define COTERIE_FEED(FIELD)                                                                                          \
   FIELD(integer, steps) FIELD(const i32*, drawn) FIELD(const i32*, rows) FIELD(i32*, tokens) FIELD(i32*, positions)  \
   FIELD(const i32*, ends) FIELD(const i32*, first_end) FIELD(i32*, kept) FIELD(integer, T) FIELD(integer, R)         \
@@ -27,8 +27,8 @@ struct Feed {
 
 constexpr int kFeedWords = sizeof(Feed) / 8;
 
-// Records the tokens of step number `step`. True if the run ends: a row drew one of its stop tokens, or -1 (its logits
-// have a NaN).
+// Records the tokens of step number `step`. True if the run ends:
+// a row drew one of its stop tokens, or -1 (its logits have a NaN).
 inline bool keep(const Feed& feed, int64_t step) {
   bool ended = false;
   for (int64_t r = 0; r < feed.R; ++r) {

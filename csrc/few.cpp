@@ -16,8 +16,8 @@ void add_vectors(const float* x, const Rows<N>& rows, int64_t k, V (&acc)[M * N]
   add_products<M, N>(x, wv, acc);
 }
 
-// acc[m * N + n] += the last `count` < W products. Works on a copy, so that callers may keep their accumulators in
-// registers.
+// acc[m * N + n] += the last `count` < W products.
+// Works on a copy, so that callers may keep their accumulators in registers.
 template <DType D, int M, int N>
 void add_last(const float* x, const Rows<N>& rows, int64_t k, int64_t count, V (&acc)[M * N]) {
   V sums[M * N];

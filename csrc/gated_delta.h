@@ -1,6 +1,6 @@
-// The recurrence of a gated delta net, one value head of one sequence at a time, token by token, so that a token's bits
-// do not depend on the batch. Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation
-// 10.
+// The recurrence of a gated delta net, one value head of one sequence at a time, token by token,
+// so that a token's bits do not depend on the batch.
+// Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
 // Knows nothing about what becomes of the results.
 //
 //   a head's matrix   [columns in chunks of kColumns][key channels][columns of the chunk]

@@ -1,5 +1,5 @@
-// Products of bfloat16 (halves.h). A translation unit of its own, once per instruction set: kernels call it for a tile
-// at a time.
+// Products of bfloat16 (halves.h). A translation unit of its own, once per instruction set:
+// kernels call it for a tile at a time.
 // Knows nothing about ops or how work is shared out.
 #include "halves.h"
 
@@ -136,8 +136,8 @@ inline void with_tokens(int64_t tokens, Body body) {
   }
 }
 
-// Columns of kBlockRows rows, copied once for all tokens of a tile: rows of a file have any alignment, and a load that
-// crosses a cache line costs two.
+// Columns of kBlockRows rows, copied once for all tokens of a tile: rows of a file have any alignment,
+// and a load that crosses a cache line costs two.
 //
 //   panel   32 columns of row 0 | of 1 | of 2 | of 3 | the next 32 of row 0 ..      then rows 4 to 7
 struct HalfPanel {
@@ -158,7 +158,7 @@ inline void fill_panel(const HalfPanel& panel, bytes* w, int64_t row_bytes, int6
   }
 }
 
-// M tokens by all rows of a panel.
+// M tokens times all rows of a panel.
 template <bool kNative, int M>
 [[gnu::noinline]] void panel_halves(const HalfBlock& b, const Tokens& x, const HalfPanel& panel, int64_t together, float* sums, float* out,
                                     NextBlock& next_block) {
@@ -184,8 +184,8 @@ template <bool kNative, int M>
   }
 }
 
-// Columns [first, first + columns) of rows [row, row + rows), which begin at `w`; tokens are processed `together` at a
-// time.
+// Columns [first, first + columns) of rows [row, row + rows), which begin at `w`;
+// tokens are processed `together` at a time.
 struct Part {
   HalfBlock block;
   bytes* w;
@@ -224,7 +224,7 @@ template <bool kNative>
   });
 }
 
-// M tokens by kGroupRows rows in place.
+// M tokens times kGroupRows rows in place.
 template <bool kNative, int M>
 [[gnu::noinline]] void half_group(const HalfBlock& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t columns, int64_t left, float* sums,
                                   float* out) {

@@ -7,8 +7,8 @@
 //
 // Products are added one at a time, each sum rounded to nearest; denormal inputs and results become zero. That is what
 // VDPBF16PS computes (Intel's manual); where a CPU lacks it, two FMAs give the same bits. Other instruction sets add
-// rounded activations as panel.h and streams.h add any other. Either way a token's result is bit-identical alone, in a
-// batch and in a chunk.
+// rounded activations as panel.h and streams.h add any other.
+// Either way a token's result is bit-identical alone, in a batch and in a chunk.
 #pragma once
 
 #include "panel.h"
@@ -31,8 +31,8 @@ constexpr int64_t rounded_floats(int64_t tokens, int64_t K, bool many) {
   return many ? tokens * rounded_stride(K) : beside_floats(tokens, K);
 }
 
-// Rounds token `token` of `tokens` into its place: as bfloat16, or as float32 in the format of panel_tile or
-// dots_group.
+// Rounds token `token` of `tokens` into its place:
+// as bfloat16, or as float32 in the format of panel_tile or dots_group.
 void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool many, float* out);
 
 // AVX-512 only: out[t * out_stride + n] = dot(rounded token t, w row n). `sums` are those of Work, null for few tokens.

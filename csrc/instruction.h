@@ -27,7 +27,7 @@ constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(
 
 // The layout of packed rows. row_bytes() is the only place that knows the distance from one row of a weight to the next.
 constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
-constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32, kBlockQ6 = 256, kUnitQ6 = 64, kUnitBytesQ6 = 52;  // q6 rows are padded to units of four scales
+constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32, kBlockQ6 = 256, kUnitQ6 = 64, kUnitBytesQ6 = 52;  // q6 rows are padded to units, of four scales each
 constexpr bool meets_bf16(int64_t dtype) { return dtype == static_cast<int64_t>(DType::bf16_bf16); }
 constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8) && !meets_bf16(dtype); }
 constexpr bool has_zeros(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q4z) || dtype == static_cast<int64_t>(DType::q4z_int8); }
@@ -113,8 +113,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 #define COTERIE_RELATIVE_ATTENTION(FIELD)                                                                            \
   COTERIE_ATTENTION(FIELD) FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(const f32*, buckets) FIELD(integer, reach)
 
-// Instead of keys and values a position has one row of C numbers: `latent` normalised ones, then the rotated key. All heads share it (K is 1),
-// so pages hold [layer][Z][C].
+// Instead of keys and values a position has one row of C numbers: `latent` normalised ones, then the rotated key.
+// All heads share it (K is 1), so pages hold [layer][Z][C].
 #define COTERIE_LATENT_APPEND(FIELD)                                                                                 \
   FIELD(const f32*, x) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps)                               \
   FIELD(const f32*, inv_freq) FIELD(real, scale) FIELD(integer, interleaved)                                         \

@@ -1,5 +1,4 @@
-// A sequence's recurrent state: units of equal size, none of which crosses a block, from the first block of its table
-// on.
+// A sequence's recurrent state: units of equal size, none of which crosses a block, from its table's first block on.
 // Knows nothing about what a unit holds (see graph/delta_net/ops.py).
 #pragma once
 
@@ -7,8 +6,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// Address of a unit of a sequence's state in the layer of `op`, which has the operands of COTERIE_KEPT. May be
-// unaligned.
+// Address, perhaps unaligned, of a unit of a sequence's state in the layer of `op`, which has the operands of
+// COTERIE_KEPT.
 template <class Op>
 inline float* kept_unit(const Op& op, int64_t sequence, int64_t unit) {
   const int64_t number = op.first_unit + unit, each = op.block_bytes / op.unit_bytes;

@@ -34,7 +34,7 @@ inline void store_block(uint8_t* at, const float* x, int64_t count) {
   }
 }
 
-// Round one head of C channels to the pages' type.
+// Stores one head of C channels, rounded to the pages' type.
 inline void store_row(uint8_t* at, const float* x, int64_t C, int64_t dtype) {
   if (!is_kv8(dtype)) return store_page(at, x, C, dtype);
   for (int64_t c = 0; c < C; c += kBlockChannels, at += kBlockBytes) store_block(at, x + c, std::min(C - c, kBlockChannels));

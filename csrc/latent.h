@@ -105,8 +105,8 @@ inline void unfold(const Ends& ends, bytes* rows, int64_t count, int64_t R) {
   for (; n < count; ++n) dot_rows<D, M, 1>(ends, rows + n * row_size, R, row_size, n);
 }
 
-// Calls `body` with kTokensAtOnce tokens at a time, then with one at a time: their number as a template argument, and
-// the index of the first.
+// Calls `body` with kTokensAtOnce tokens at a time, then with one at a time:
+// their number as a template argument, and the index of the first.
 template <class Body>
 inline void each_tokens_at_once(int64_t tokens, Body body) {
   int64_t t = 0;

@@ -7,8 +7,8 @@
 namespace coterie {
 
 struct Limits {
-  // Reads every byte of [from, from + size) and returns a value that depends on each; prefetches `ahead` bytes ahead, 0
-  // for none.
+  // Reads every byte of [from, from + size) and returns a value that depends on each;
+  // prefetches `ahead` bytes ahead, 0 for none.
   // `streams`: 1, sequential; or 4, a quarter each, concurrently, as decode reads weights.
   uint64_t (*read)(const uint8_t* from, int64_t size, int64_t ahead, int streams);
   // Runs `rounds` rounds of independent multiply-adds and returns how many flops those were; `sink` takes the result.
@@ -17,8 +17,8 @@ struct Limits {
   int64_t (*multiply_add_bf16)(int64_t rounds, float* sink);
 };
 
-// Seconds that `threads` threads take to read it all, in blocks handed out by a shared counter. `sink` receives a value
-// that depends on it.
+// Seconds that `threads` threads take to read it all, in blocks handed out by a shared counter.
+// `sink` receives a value that depends on it.
 double read_seconds(const Limits& limits, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
                     uint64_t* sink);
 

@@ -63,8 +63,8 @@ inline V exp_beyond_line(V x) {
 }
 
 // above * x * x + beta * x where x > 0, else below * (exp(m) - 1 - x) + beta * x, with m = min(x, eps).
-// Source: Huang and Schlag 2024, Deriving Activation Functions Using Integration (arXiv 2411.13010); eps is from its
-// published code.
+// Source: Huang and Schlag 2024, Deriving Activation Functions Using Integration (arXiv 2411.13010);
+// eps is from its published code.
 inline V xielu(V x, V above, V below, V beta, V eps) {
   const V m = min(x, eps);
   const V left = below * (exp_beyond_line(m) + (m - x)), right = above * x * x;
@@ -101,8 +101,8 @@ inline void with_gelu(int64_t form, Body body) {
 }
 
 // cos and sin of position * inv_freq (the product rounded to float32, as the reference does), times scale.
-// Reduction and polynomials are in double, accurate for angles up to 2^30; the loop is branch-free, so that compilers
-// vectorise it.
+// Reduction and polynomials are in double, accurate for angles up to 2^30;
+// the loop is branch-free, so that compilers vectorise it.
 inline void rope_angles(int32_t position, const float* inv_freq, int64_t half, double scale, float* cosines, float* sines) {
   constexpr double kTwoOverPi = 0.63661977236758134308, kRound = 6755399441055744.0;  // 1.5 * 2^52
   constexpr double kHalfPiHigh = 1.57079632673412561417, kHalfPiLow = 6.07710050650619224932e-11;

@@ -92,8 +92,8 @@ inline void rope_neighbours(const float* x, const float* cosines, const float* s
   }
 }
 
-// Rotates the first 2 * half channels of one head; pairs are neighbours if interleaved, else channels i and half + i. y
-// may be x.
+// Rotates the first 2 * half channels of one head; pairs are neighbours if interleaved,
+// else channels i and half + i. y may be x.
 inline void rope_row(const float* x, const float* cosines, const float* sines, int64_t half, int64_t interleaved, float* y) {
   if (interleaved) return rope_neighbours(x, cosines, sines, half, y);
   int64_t i = 0;

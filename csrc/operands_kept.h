@@ -1,10 +1,10 @@
-// Operands of recurrent instructions, whose sequences keep a state of fixed size: one line each, as in instruction.h,
-// which lists all instructions.
+// Operands of recurrent instructions, whose sequences keep a state of fixed size:
+// one line each, as in instruction.h, which lists all instructions.
 // Knows nothing about types: FIELD supplies them.
 #pragma once
 
-// A layer's recurrent state of each sequence (kept.h): it begins at unit `first_unit` of the blocks in the sequence's
-// table.
+// A layer's recurrent state of each sequence (kept.h):
+// it begins at unit `first_unit` of the blocks in the sequence's table.
 #define COTERIE_KEPT(FIELD)                                                                                          \
   FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, state_tables)                           \
   FIELD(integer, table_width) FIELD(uint8_t*, kv) FIELD(integer, block_bytes) FIELD(integer, unit_bytes)             \

@@ -23,7 +23,7 @@ inline uint8_t* page_address(const Op& op, int64_t sequence, int64_t position, K
   return op.kv + block * op.block_bytes + element * size_of(op.kv_dtype);
 }
 
-// Round one head of C channels to the pages' type.
+// Stores one head of C channels, rounded to the pages' type.
 inline void store_page(uint8_t* at, const float* x, int64_t C, int64_t dtype) {
   if (dtype == static_cast<int64_t>(DType::f32)) {
     std::memcpy(at, x, static_cast<size_t>(C) * sizeof(float));

@@ -1,5 +1,5 @@
-// Pairs of bfloat16 numbers in the lanes of AVX-512 vectors: rounding and multiplication (halves.h says why these are
-// bit-identical on every CPU).
+// Pairs of bfloat16 numbers in the lanes of AVX-512 vectors:
+// rounding and multiplication (halves.h says why these are bit-identical on every CPU).
 // Knows nothing about what the numbers mean.
 #pragma once
 
@@ -17,8 +17,8 @@ inline __m256i narrow(V numbers) {
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, none, _mm512_set1_epi32(0x7FC0)));
 }
 
-// Flushes denormals to zero while it lives, as VDPBF16PS always does. Accumulation runs under it whichever instructions
-// multiply.
+// Flushes denormals to zero while it lives, as VDPBF16PS always does.
+// Accumulation runs under it whichever instructions multiply.
 class Flushed {
  public:
   Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
@@ -46,8 +46,8 @@ inline I kept_pairs(I pairs) {
   return pairs;
 }
 
-// Transposes W rows of W pairs: pair p of all rows goes to out + p * W. Does what transpose() of attend_copied.h does
-// to floats, in fewer cycles.
+// Transposes W rows of W pairs: pair p of all rows goes to out + p * W.
+// Does what transpose() of attend_copied.h does to floats, in fewer cycles.
 inline void turn(const V* rows, float* out) {
   V quads[4][4];  // [i][four rows]: lane l of 128 bits has pair 4 * l + i
 #pragma GCC unroll 4

@@ -16,8 +16,8 @@ void widen_columns(bytes* row, int64_t dtype, int64_t first, int64_t count, floa
   });
 }
 
-// M tokens by one group of the panel. `sums` holds the partial sums of earlier blocks; the last block writes the dot
-// products to `out`.
+// M tokens times one group of the panel. `sums` holds the partial sums of earlier blocks;
+// the last block writes the dot products to `out`.
 template <int M>
 [[gnu::noinline]] void group_dots(const float* x, int64_t x_stride, const float* panel, int64_t steps, float* sums, bool first, bool last,
                                  int64_t rows, float* out, int64_t out_stride) {

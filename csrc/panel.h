@@ -53,8 +53,8 @@ class NextBlock {
   int64_t line_ = 0, due_ = 0;
 };
 
-// `tokens` x N dot products with the N rows of K weights at `w`; rows of `x` are zero-padded to a multiple of 16
-// columns.
+// `tokens` x N dot products with the N rows of K weights at `w`;
+// rows of `x` are zero-padded to a multiple of 16 columns.
 void panel_tile(const float* x, int64_t x_stride, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K,
                 float* out, int64_t out_stride, const Work& work);
 

@@ -1,5 +1,5 @@
-// Where the records of tokens (whole_record.h), or the packed rows that they are multiplied by, are in memory. Knows
-// nothing about their contents.
+// The records of tokens (whole_record.h), or the packed rows that they are multiplied by, in memory.
+// Knows nothing about their contents.
 #pragma once
 
 #include "packed.h"

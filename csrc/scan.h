@@ -1,22 +1,22 @@
 // The recurrence of a selective state space (Mamba-2), one head of one sequence at a time, token by token, so that a
-// token's bits do not depend on the batch. A head's matrix is laid out as in gated_delta.h. Source: Dao, Gu 2024,
-// Transformers are SSMs (arXiv 2405.21060), section 7, where A is one number per head. Knows nothing about what becomes
-// of the results.
+// token's bits do not depend on the batch. A head's matrix is laid out as in gated_delta.h.
+// Source: Dao, Gu 2024, Transformers are SSMs (arXiv 2405.21060), section 7, where A is one number per head.
+// Knows nothing about what becomes of the results.
 #pragma once
 
 #include "gated_delta.h"
 
 namespace coterie::COTERIE_ISA {
 
-// A token's inputs to a head: the decay of the matrix, and the K numbers that write it and read it (B and C in the
-// paper).
+// A token's inputs to a head: the decay of the matrix, and the K numbers that
+// write it and read it (B and C in the paper).
 struct ScanToken {
   float decay;
   const float *write, *read;
 };
 
-// One token and one chunk of kColumns: S = decay * S + write x, y += read S. `x` is the input times the token's step
-// size.
+// One token and one chunk of kColumns: S = decay * S + write x, y += read S.
+// `x` is the input times the token's step size.
 inline void scan_step(const ScanToken& token, const float* x, int64_t K, float* S, float* y) {
   V sums[kRowsBeside][kVectors] = {}, in[kVectors];
   const V decay = splat(token.decay);

@@ -1,5 +1,6 @@
 // Scratch: a thread's private memory for tiles, which also counts the bytes stored anywhere else. Shared: memory that
-// the threads of a team share while they work on one instruction. Knows nothing about kernels.
+// the threads of a team share while they work on one instruction.
+// Knows nothing about kernels.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +14,8 @@ constexpr size_t kLine = 64;
 
 constexpr size_t padded(size_t size_bytes) { return (size_bytes + kLine - 1) / kLine * kLine; }
 
-// Zeroed when allocated; a kernel that keeps counters in it resets them to zero. It grows before a list starts, never
-// while kernels run.
+// Zeroed when allocated; a kernel that keeps counters in it resets them to zero.
+// It grows before a list starts, never while kernels run.
 class Shared {
  public:
   Shared() = default;
@@ -71,8 +72,8 @@ class Scratch {
     return tile;
   }
 
-  // True if this thread's previous unit of this instruction left this tile in place; otherwise records that it is about
-  // to be filled.
+  // True if this thread's previous unit of this instruction left this tile in place;
+  // otherwise records that it is about to be filled.
   bool holds(int64_t tile) {
     const bool same = tile_ == tile;
     tile_ = tile;

@@ -1,4 +1,4 @@
-// Few tokens by many rows of a weight: the rows are read as a few long streams, the interleaved tokens as one.
+// Few tokens times many rows of a weight: the rows are read as a few long streams, the interleaved tokens as one.
 // Knows nothing about what a row holds.
 //
 //   rows     | 0 1 2 .. | 8 9 10 .. | 16 17 18 .. | 24 25 26 .. |     first 0 8 16 24 together, then 1 9 17 25, ..
@@ -13,8 +13,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// Has to be inlined, and so do its callers: compilers take a function that only prefetches for one without effects, and
-// drop calls of it.
+// Has to be inlined, and so do its callers: compilers take a function that only prefetches
+// for one without effects, and drop calls of it.
 [[gnu::always_inline]] inline void fetch_ahead([[maybe_unused]] bytes* at) {
 #if defined(__GNUC__)
   __builtin_prefetch(at, 0, 2);
@@ -26,8 +26,8 @@ constexpr int64_t kBeside = 4;  // interleaved tokens; the last ones may be fewe
 constexpr int64_t whole_vectors(int64_t K) { return (K + W - 1) / W * W; }
 constexpr int64_t beside_floats(int64_t tokens, int64_t K) { return tokens * whole_vectors(K); }
 
-// Writes a token's row to its place among `tokens` interleaved ones, W numbers at a time, each vector passed through
-// `made`.
+// Writes a token's row to its place among `tokens` interleaved ones,
+// W numbers at a time, each vector passed through `made`.
 template <class Made>
 inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out, Made made) {
   const int64_t first = token / kBeside * kBeside, together = tokens - first < kBeside ? tokens - first : kBeside;
@@ -105,7 +105,7 @@ inline void with_streams(int64_t tokens, Body body) {
   body.template operator()<3>();
 }
 
-// All tokens of a tile, in the format of Form, by N rows, which stay in the caches meanwhile. Form::dots<M, N>
+// All tokens of a tile, in the format of Form, times N rows, which stay in the caches meanwhile. Form::dots<M, N>
 // multiplies M tokens by N rows. What lies `ahead` bytes after the rows is prefetched while they are used again or,
 // with `at_once`, even if they are used once.
 template <class Form, int N>

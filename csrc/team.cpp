@@ -14,8 +14,8 @@ constexpr uint32_t kPending = 0, kFailed = 2;
 constexpr uint32_t number_of(uint64_t turn) { return static_cast<uint32_t>(turn >> 32); }
 constexpr int64_t left_of(uint64_t turn) { return static_cast<int64_t>(turn & UINT32_MAX); }
 
-// Waits for a row's gate; false if it failed. Waiters sleep on the gate's own word, which costs the signaller a system
-// call: gates are rare.
+// Waits for a row's gate; false if it failed. Waiters sleep on the gate's own word,
+// which costs the signaller a system call: gates are rare.
 bool passes(const Row& row) {
   if (row.gate == nullptr) return true;
   auto& word = *reinterpret_cast<uint32_t*>(const_cast<int32_t*>(row.gate));
@@ -93,8 +93,8 @@ Walked Team::run(const Row* rows, int64_t count, const Feed* feed) {
   return walked;
 }
 
-// Called by one thread at a time: first the caller of run(), then the thread that finished the open instruction's last
-// unit.
+// Called by one thread at a time: first the caller of run(), then the thread
+// that finished the open instruction's last unit.
 void Team::open_next(Scratch& scratch) {
   while (job_.next < job_.count || open_step()) {
     if (job_.next == job_.count) continue;  // an empty list

@@ -37,8 +37,8 @@ constexpr int64_t kAloneFlops = 40'000;  // a microsecond or two: anything small
 
 class Team {
  public:
-  // `threads` includes the caller of run(). An instruction of fewer than `alone_flops` runs on one thread, which wakes
-  // no others.
+  // `threads` includes the caller of run().
+  // An instruction of fewer than `alone_flops` runs on one thread, which wakes no others.
   // Throws std::runtime_error if the system cannot start that many threads.
   Team(int threads, const Isa& isa, int64_t alone_flops = kAloneFlops);
   ~Team();

@@ -2,8 +2,8 @@
 // Knows nothing about ops or how work is shared out.
 //
 // Whatever the blocking, a dot product adds k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a
-// tree, or it adds integers group by group (whole.h). So a token's result is bit-identical alone, in a batch and in a
-// prefill chunk.
+// tree, or it adds integers group by group (whole.h).
+// So a token's result is bit-identical alone, in a batch and in a prefill chunk.
 #pragma once
 
 #include <bit>
@@ -82,8 +82,8 @@ inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts) {
   return block_in_parts(unit, T, N, parts, rows_of_unit(T, N, parts));
 }
 
-// Floats from one token to the next in a scratch tile: for many tokens an odd number of cache lines, so that few of
-// them map to the same cache set.
+// Floats from one token to the next in a scratch tile: for many tokens an odd number of cache lines,
+// so that few of them map to the same cache set.
 constexpr int64_t tile_stride(int64_t T, int64_t width) { return T <= kFewTokens ? width : (tiles(width, 16) | 1) * 16; }
 
 constexpr int64_t bytes_of(int64_t floats) { return static_cast<int64_t>(padded(static_cast<size_t>(floats) * 4)); }
@@ -226,7 +226,7 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
   few_tile(in.few(tokens, dtype), tokens, w, dtype, N, K, out, out_stride);
 }
 
-// Few tokens by `each` rows of every stream, like dots_along of streams.h.
+// Few tokens times `each` rows of every stream, like dots_along of streams.h.
 template <int Streams>
 inline void tile_along(const Input& in, int64_t tokens, int64_t dtype, const Rows<Streams>& rows, int64_t each, int64_t K, float* out,
                        int64_t out_stride, int64_t out_step) {
@@ -271,8 +271,8 @@ inline void add_bias(const Weight& weight, const Block& block, float* out, int64
     }
 }
 
-// out[t * out_stride + part * out_step + n] = (dot(token t, row n of a part of the block) + bias) * scale, for a block
-// in parts_of() parts.
+// out[t * out_stride + part * out_step + n] = (dot(token t, row n of a part of the block) + bias) * scale,
+// for a block in parts_of() parts.
 inline void linear_block(const Input& in, const Block& block, const Weight& weight, int64_t K, float* out, int64_t out_stride,
                          int64_t out_step, const Work& work) {
   bytes* w = weight_row(weight.rows, weight.dtype, K, block.row);

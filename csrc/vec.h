@@ -127,8 +127,8 @@ inline V load(const float* at) {
 
 inline void store(float* at, V v) { std::memcpy(at, &v, sizeof v); }
 
-// Keeps a loaded vector in its register: compilers would rather fold the load into every use, and loads per cycle are
-// few.
+// Keeps a loaded vector in its register: compilers would rather fold the load
+// into every use, and loads per cycle are few.
 inline V kept(V v) {
 #if defined(__GNUC__) && defined(__x86_64__)
   asm("" : "+v"(v));

@@ -1,5 +1,6 @@
 // Integer dot products (whole.h). A translation unit of its own, once per instruction set: kernels call it for a tile
-// at a time, and it is instantiated for many types. Knows nothing about ops or how work is shared out.
+// at a time, and it is instantiated for many types.
+// Knows nothing about ops or how work is shared out.
 #include "whole.h"
 
 #include "streams.h"
@@ -31,7 +32,7 @@ inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) 
   for (int m = 0; m < M; ++m) std::memcpy(out + m * out_stride, sums + m * N, N * sizeof(float));
 }
 
-// M tokens by the first N rows; out[m * out_stride + n]. With `fetches`, prefetches the weights after these.
+// M tokens times the first N rows; out[m * out_stride + n]. With `fetches`, prefetches the weights after these.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
@@ -141,8 +142,8 @@ template <DType D, int M, int N>
   put_lanes(acc, out, out_stride);
 }
 
-// At most kWideTokens tokens by those of N rows that are whole pairs (q6: by all). Returns how many; `rows` then begins
-// after them.
+// At most kWideTokens tokens times those of N rows that are whole pairs (q6: by all).
+// Returns how many; `rows` then begins after them.
 template <DType D, int M>
 inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   int64_t n = 0;
@@ -159,8 +160,8 @@ inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* o
 
 #endif
 
-// At most 4 tokens by N rows, as many at a time as accumulators fit in registers. With `fetches`, prefetches the
-// weights after these.
+// At most 4 tokens times N rows, as many at a time as accumulators fit in registers.
+// With `fetches`, prefetches the weights after these.
 template <DType D, bool kVnni, int M>
 inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   constexpr int kRows = M == 1 && !Record<D>::kQ6 ? 4 : 2;
@@ -176,7 +177,7 @@ constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // tokens at once
 
 #if defined(__AVX512F__)
 
-// kWideTokens tokens by N rows; the last of an odd number by itself.
+// kWideTokens tokens times N rows; the last of an odd number by itself.
 template <DType D>
 inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   const int64_t n = wide_rows<D, kWideTokens>(x, rows, N, out, out_stride, fetches);
@@ -186,7 +187,7 @@ inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out
 
 #endif
 
-// All tokens by N rows, kWholeTokens at a time, or kWideTokens with AVX-512.
+// All tokens times N rows, kWholeTokens at a time, or kWideTokens with AVX-512.
 template <DType D, bool kVnni>
 inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
   int64_t t = 0;
@@ -255,8 +256,8 @@ void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[mayb
 
 constexpr int64_t kRowsTogether = 4, kFewWholeTokens = 16;
 
-// Few tokens: all of them are multiplied by some rows while these are in the L1 cache. Many: some at a time by all
-// rows.
+// Few tokens: all of them are multiplied by some rows while these are in the L1 cache.
+// Many: some at a time by all rows.
 template <DType D>
 inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t tokens, PackedRows rows, int64_t N, float* out, int64_t out_stride) {
   const int64_t together = tokens > kWholeTokens && tokens <= kFewWholeTokens ? kRowsTogether : N;

@@ -15,12 +15,12 @@
 
 namespace coterie::COTERIE_ISA {
 
-// A panel of packed rows, for many tokens (whole_panel.h): its rows, the records of a token that it covers, and tokens
-// at a time.
+// A panel of packed rows, for many tokens (whole_panel.h):
+// its rows, the records of a token that it covers, and tokens at a time.
 constexpr int64_t kPanelRows = 32, kPanelEights = 6, kPanelTokens = 8;
 
-// Floats of such a panel, and of the sums of `tokens` tokens. With AVX2 those of whole_panel_avx2.h, which AVX-512's
-// have room for too.
+// Floats of such a panel, and of the sums of `tokens` tokens.
+// With AVX2 those of whole_panel_avx2.h, which AVX-512's have room for too.
 #if defined(__AVX512F__)
 constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }

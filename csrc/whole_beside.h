@@ -4,8 +4,8 @@
 //
 //   | word 0 of tokens 0 .. 7 | word 1 | ..      words of 32 bits
 //
-// Numbers whose weights share a byte (whole_record.h) are split: a group of 32 has four words of b, four of c, four of
-// a.
+// Numbers whose weights share a byte (whole_record.h) are split:
+// a group of 32 has four words of b, four of c, four of a.
 #pragma once
 
 #include "whole.h"
@@ -87,8 +87,8 @@ inline void put_shared(const uint8_t* const (&of)[kPanelTokens], int64_t at, uin
   put_eights(a, out + 256, out + kGroup + 256);
 }
 
-// Interleaves the records of up to eight tokens, which follow one another, `size_bytes` each. Missing tokens repeat the
-// last one.
+// Interleaves the records of up to eight tokens, which follow one another, `size_bytes` each.
+// Missing tokens repeat the last one.
 template <DType D>
 inline void put_side_by_side(const uint8_t* records, int64_t size_bytes, int64_t tokens, uint8_t* out) {
   using R = Record<D>;

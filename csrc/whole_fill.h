@@ -1,5 +1,5 @@
-// Unpacks packed rows into panels for whole_panel.h, with 32 rows in lanes. For AVX-512 with integer dot products
-// (VNNI).
+// Unpacks packed rows into panels for whole_panel.h, with 32 rows in lanes.
+// For AVX-512 with integer dot products (VNNI).
 // Knows nothing about what they are multiplied by.
 //
 //   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zero points: 2 vectors |
@@ -50,8 +50,8 @@ inline void spread_q2(__m512i (&words)[4]) {
   words[2] = _mm512_shuffle_epi8(second, low), words[3] = _mm512_shuffle_epi8(second, high);
 }
 
-// Prefetches the cache lines of kSteps steps for writing: stores that waited for them took a sixth of the time of a
-// prompt's products.
+// Prefetches the cache lines of kSteps steps for writing:
+// stores that waited for them took a sixth of the time of a prompt's products.
 template <int64_t kSteps>
 inline void own_steps(const uint8_t* steps) {
 #pragma GCC unroll 16
@@ -62,8 +62,8 @@ inline void own_steps(const uint8_t* steps) {
 template <DType D>
 inline constexpr int kWordSteps = static_cast<int>(PanelOf<D>::kSteps / 4);
 
-// Unpacks a word of each row into the parts that a record has: signed for 16 bits, unsigned where a zero point is
-// subtracted.
+// Unpacks a word of each row into the parts that a record has:
+// signed for 16 bits, unsigned where a zero point is subtracted.
 template <DType D>
 inline void parts_of_word(__m512i word, __m512i (&parts)[kWordSteps<D>]) {
   using R = Record<D>;
@@ -138,8 +138,8 @@ template <DType D>
   if constexpr (R::kZeros) turn_numbers(rows, scales + to_zeros(K), groups, out + P::kZerosAt, P::kBytes);
 }
 
-// Writes four consecutive words of int8 weights of each row to the steps of their lanes: four weights per step or, for
-// 16 bits, two.
+// Writes four consecutive words of int8 weights of each row to the steps of their lanes:
+// four weights per step or, for 16 bits, two.
 template <DType D>
 inline void put_words_q8(const __m512i (&words)[4], int64_t first, uint8_t* out) {
   constexpr int64_t kLaneSteps = PanelOf<D>::kSteps / kLanes;
@@ -186,8 +186,8 @@ template <DType D>
   }
 }
 
-// The offset of step `step` of lane `lane` of a block of q6 in half a panel; unit u of four has every second step from
-// step_q6(u) on.
+// The offset of step `step` of lane `lane` of a block of q6 in half a panel;
+// unit u of four has every second step from step_q6(u) on.
 constexpr int64_t at_q6(int64_t lane, int64_t step) { return (lane * PanelOf<DType::q6>::kSteps / kLanes + step) * 2 * kVectorBytes; }
 constexpr int64_t step_q6(int64_t unit) { return place_q6(4 * unit) / 16; }
 

@@ -153,8 +153,8 @@ template <DType D>
   for (int64_t lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * P::kBytes + P::kScalesAt, scales, sizeof scales);
 }
 
-// Fills one half of each step with a group of 8 rows of q8: its eight lanes in place of eight groups of 32. A missing
-// half of 64 weights is left out.
+// Fills one half of each step with a group of 8 rows of q8: its eight lanes in place of eight groups of 32.
+// A missing half of 64 weights is left out.
 template <DType D>
 [[gnu::noinline]] inline void fill_eight_q8(bytes* const (&rows)[8], int64_t K, int64_t group, uint8_t* out, NextBlock& next) {
   using P = EightOf<D>;

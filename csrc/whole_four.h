@@ -13,8 +13,8 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX2__)
 
-// A word (two bfloat16 numbers) of each of four rows: the first numbers in the lower four lanes, the second ones in the
-// upper.
+// A word (two bfloat16 numbers) of each of four rows:
+// the first numbers in the lower four lanes, the second ones in the upper.
 inline Lanes four_numbers(bytes* at, int64_t apart) {
   const auto word = [&](int64_t n) {
     int32_t both;
@@ -65,8 +65,8 @@ template <DType D, bool kVnni, int kPairs>
 
 #endif
 
-// Dot products of four rows with a single token, if whole pairs of groups are left after whole records; otherwise
-// false.
+// Dot products of four rows with a single token, if whole pairs of groups are left after whole records;
+// otherwise false.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline bool put_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
                                                   [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,

@@ -48,8 +48,8 @@ inline __m128i pair_numbers(bytes* at) {
   return some_numbers(at, 2 * kPairs);
 }
 
-// Eight bfloat16 numbers, widened into their groups' lanes: a 32-bit word holds an even group's and, in its upper half,
-// an odd one's.
+// Eight bfloat16 numbers, widened into their groups' lanes:
+// a 32-bit word holds an even group's and, in its upper half, an odd one's.
 inline Lanes in_lanes(__m128i numbers) {
   const __m256i left = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
   return _mm256_castsi256_ps(_mm256_and_si256(_mm256_sllv_epi32(_mm256_broadcastsi128_si256(numbers), left), upper));
@@ -173,8 +173,8 @@ inline void add_lanes(const Records& x, const __m256i (&whole)[M], Lanes of_weig
   }
 }
 
-// Row n of N over kPairs pairs of groups, four being a whole record; `to_zeros`: bytes from q4z's scales to its zero
-// points.
+// Row n of N over kPairs pairs of groups, four being a whole record;
+// `to_zeros`: bytes from q4z's scales to its zero points.
 template <DType D, bool kVnni, int kPairs, int M, int N>
 [[gnu::always_inline]] inline void add_pairs(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                              Lanes (&acc)[M][N]) {

@@ -2,8 +2,8 @@
 // 128-bit vectors, with byte dot products (FEAT_DotProd) where the CPU has them, else without.
 // Knows nothing about how many rows or records there are.
 //
-// Lanes are those of the plain loops, and products are rounded before they are added, as there: results are
-// bit-identical.
+// Lanes are those of the plain loops, and products are rounded before they are added, as there:
+// results are bit-identical.
 #pragma once
 
 #include <type_traits>
@@ -41,8 +41,8 @@ inline float32x4_t both_halves(const Lanes& v) { return vaddq_f32(v.low, v.high)
 inline float sum_lanes(const Lanes& v) { return sum(both_halves(v)); }
 inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4(both_halves(v[0]), both_halves(v[1]), both_halves(v[2]), both_halves(v[3]), out); }
 
-// sums += four byte products per lane. Inline assembly where this file is compiled for CPUs without them, which never
-// get here.
+// sums += four byte products per lane.
+// Inline assembly where this file is compiled for CPUs without them, which never get here.
 [[gnu::always_inline]] inline void add_bytes(int8x16_t a, int8x16_t b, int32x4_t& sums) {
 #if defined(__ARM_FEATURE_DOTPROD)
   sums = vdotq_s32(sums, a, b);
@@ -81,8 +81,8 @@ template <DType D>
   add_scaled(vcvtq_f32_s32(high), both, lanes.high);
 }
 
-// 32 weights by a token's 16-bit numbers, whose bytes are apart: products of the upper ones, and of what is in place of
-// the lower ones.
+// 32 weights times a token's 16-bit numbers, which are split into bytes:
+// products of the upper bytes, and of what stands for the lower ones.
 [[gnu::always_inline]] inline void add_split(const int8x16_t (&weights)[2], bytes* q, int32x4_t (&lower)[2], int32x4_t (&upper)[2]) {
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -91,9 +91,8 @@ template <DType D>
   }
 }
 
-// A group of up to 4 blocks of q8 by 16-bit numbers, with byte dot products. In place of a lower byte u (unsigned) a
-// record has 127 - u: 127 times the weights is subtracted once for all tokens, which leaves the lower bytes' sum,
-// negated.
+// A group of up to 4 blocks of q8 times 16-bit numbers, with byte dot products. In place of a lower byte u (unsigned)
+// a record has 127 - u: 127 times the weights is subtracted once for all tokens, which leaves the lower bytes' sum, negated.
 template <DType D, int M, int N>
 [[gnu::always_inline]] inline void add_group_split(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   constexpr int kRows = M > 2 ? 1 : N;  // at once: as many accumulators as registers allow
@@ -203,8 +202,8 @@ template <DType D>
   }
 }
 
-// M tokens' products with one group of a row; `x`: the group's place in their records. Gives four numbers each, whose
-// sum is the group's.
+// M tokens' products with one group of a row; `x`: the group's place in their records.
+// Gives four numbers each, whose sum is the group's.
 template <DType D, bool kBytes, int M>
 [[gnu::always_inline]] inline void whole_of_group(const Records& x, bytes* w, int32x4_t (&whole)[M]) {
   using R = Record<D>;
@@ -250,8 +249,8 @@ inline float32x4_t one_of_each(uint32x4_t pairs, bool odd) {
   return vreinterpretq_f32_u32(odd ? vandq_u32(pairs, vdupq_n_u32(0xFFFF0000)) : vshlq_n_u32(pairs, 16));
 }
 
-// Row n of N over kPairs pairs of groups, four being a whole record; `to_zeros`: bytes from q4z's scales to its zero
-// points.
+// Row n of N over kPairs pairs of groups, four being a whole record;
+// `to_zeros`: bytes from q4z's scales to its zero points.
 template <DType D, bool kBytes, int kPairs, int M, int N>
 [[gnu::always_inline]] inline void add_pairs(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                              Lanes (&acc)[M][N]) {

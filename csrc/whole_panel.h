@@ -1,6 +1,6 @@
 // Dot products of many tokens with packed rows, for AVX-512 with integer dot products (VNNI): a block of rows is
-// unpacked once, into a panel with rows in lanes (whole_fill.h), and then used for all tokens of a tile. Knows nothing
-// about ops or how work is shared out.
+// unpacked once, into a panel with rows in lanes (whole_fill.h), and then used for all tokens of a tile.
+// Knows nothing about ops or how work is shared out.
 //
 //   sums    of 8 tokens: [lane of whole.h][token][row], floats
 //
@@ -45,7 +45,7 @@ inline void put_panel(const float* sums, int64_t rows, float* out, int64_t out_s
     }
 }
 
-// M tokens by kSteps steps of a panel; at(step): where the tokens' words are.
+// M tokens times kSteps steps of a panel; at(step): where the tokens' words are.
 template <bool kInt8, int64_t kSteps, int M, class At>
 COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2]) {
 #pragma GCC unroll 16
@@ -63,7 +63,7 @@ COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2])
   }
 }
 
-// M tokens, whose records are at `x`, by group g of eight of a panel: adds to the sums of its lane.
+// M tokens, whose records are at `x`, times group g of eight of a panel: adds to the sums of its lane.
 template <bool kInt8, bool kShared, int M>
 COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* panel, float* sums) {
   using P = PanelGroup<false, kInt8, kShared, false>;
@@ -97,8 +97,8 @@ COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* pa
   }
 }
 
-// M tokens by a group of q8 or a block of q6 of `halves` halves, lane by lane. Weights are signed, so 8-bit activations
-// are made unsigned by adding 128.
+// M tokens times a group of q8 or a block of q6 of `halves` halves, lane by lane.
+// Weights are signed, so 8-bit activations are made unsigned by adding 128.
 template <bool kInt8, bool kQ6, int M>
 COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_unused]] int64_t halves, float* sums) {
   using P = PanelGroup<!kQ6, kInt8, false, kQ6>;
@@ -165,8 +165,8 @@ template <bool kQ8, bool kInt8, bool kShared, bool kQ6, int M>
   if (b.last) put_panel<M>(sums, b.rows, out, b.out_stride);
 }
 
-// `tokens` x N dot products with N rows, as whole_tokens() computes them, from interleaved records of `size_bytes` per
-// token.
+// `tokens` x N dot products with N rows, as whole_tokens() computes them,
+// from interleaved records of `size_bytes` per token.
 template <DType D>
 inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
   using R = Record<D>;

@@ -1,6 +1,6 @@
 // Dot products of many tokens with packed rows, for 256-bit vectors: 16 rows are unpacked into a panel with rows in
-// lanes (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h. Knows nothing about ops or how
-// work is shared out.
+// lanes (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h.
+// Knows nothing about ops or how work is shared out.
 //
 //   sums    of up to 6 tokens: [lane of whole.h][token][row], floats
 //
@@ -25,8 +25,8 @@ struct EightBlock {
   int64_t last_halves;  // halves of a row's last group of q8 or block of q6
 };
 
-// Integer sums of M tokens by 16 rows over some steps. With 8 bits but no AVX-VNNI, they have 16 bits until
-// pairs_added().
+// Integer sums of M tokens times 16 rows over some steps.
+// With 8 bits but no AVX-VNNI, they have 16 bits until pairs_added().
 template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
 [[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&whole)[M][2]) {
 #pragma GCC unroll 8
@@ -47,8 +47,8 @@ template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t k
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = pairs_added(whole[i / 2][i % 2]);
 }
 
-// M tokens by one group of a panel, or one lane of q8 and q6 (kInLane): adds to the sums of its lane. `x`: the group's
-// q in the records; `numbers`: its sum. Eight products of mx4 (kFloats) would overflow 16 bits; four do not.
+// M tokens times one group of a panel, or one lane of q8 and q6 (kInLane): adds to the sums of its lane.
+// `x`: the group's q in the records; `numbers`: its sum. Eight products of mx4 (kFloats) would overflow 16 bits; four do not.
 template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni, int M>
 [[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, [[maybe_unused]] int64_t halves,
                                                    [[maybe_unused]] const float* times, float* sums) {
@@ -127,8 +127,8 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni,
   if (b.last) put_eight<M>(sums, b.rows, out, b.out_stride);
 }
 
-// All tokens by a block of a panel, divided evenly. Where a block is a whole row, all use the same memory for their
-// sums.
+// All tokens times a block of a panel, divided evenly.
+// Where a block is a whole row, all use the same memory for their sums.
 template <DType D, bool kVnni>
 inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, float* sums, float* out, NextBlock& next) {
   using R = Record<D>;

@@ -49,8 +49,8 @@ inline __m256i twice_floats(__m256i codes) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }
 
-// Unpacks bytes of 4-bit codes, or of q2 a byte in every 16 bits, into the parts that a record has: codes, q2's
-// doubled, mx4's as integers.
+// Unpacks bytes of 4-bit codes, or of q2 a byte in every 16 bits, into the parts that a record has:
+// codes, q2's doubled, mx4's as integers.
 template <DType D>
 [[gnu::always_inline]] inline void parts_of_codes(__m256i v, __m256i (&parts)[kParts<D>]) {
   using R = Record<D>;

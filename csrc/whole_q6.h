@@ -1,7 +1,7 @@
-// Blocks of q6: their weights as 16-bit integers, which include the scales of 16 weights, and their products with a
-// token's records.
-// Lane i of eight has numbers 2 i and 2 i + 1 of every group of 16 on every instruction set: a block's sums are
-// integers, so exact in any order.
+// Blocks of q6: their weights as 16-bit integers, which include the scales of 16 weights,
+// and their products with a token's records.
+// Lane i of eight has numbers 2 i and 2 i + 1 of every group of 16 on every instruction set:
+// a block's sums are integers, so exact in any order.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
@@ -64,7 +64,7 @@ inline void whole_block_q6(bytes* block, int64_t units, int16_t (&out)[kBlockQ6]
   }
 }
 
-// M tokens by N rows over a block of `units` units.
+// M tokens times N rows over a block of `units` units.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
   constexpr int kSums = M == 1 ? 2 : 1;  // for a single token two that alternate, to hide their latency
@@ -106,8 +106,8 @@ template <DType D, bool kVnni, int M, int N>
   codes[1][0] = code(vshlq_n_u8(four, 4), vshrq_n_u8(first, 2)), codes[1][1] = code(vshlq_n_u8(four, 6), vshrq_n_u8(second, 2));
 }
 
-// M tokens by N rows over a block of `units` units. Including its scale a weight exceeds a byte, so these are 16-bit
-// products on every CPU.
+// M tokens times N rows over a block of `units` units.
+// Including its scale a weight exceeds a byte, so these are 16-bit products on every CPU.
 template <DType D, bool, int M, int N>
 [[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
   int32x4_t whole[M][N][2] = {};
@@ -171,7 +171,7 @@ COTERIE_WIDE void wide_codes_q6(bytes* low, bytes* high, __m512i (&codes)[2]) {
                                        _mm512_sllv_epi32(four, _mm512_add_epi32(left, _mm512_set1_epi32(4))), upper, kOrAnd);
 }
 
-// M tokens by N rows over a block of kPairs pairs of units.
+// M tokens times N rows over a block of kPairs pairs of units.
 template <DType D, int kPairs, int M, int N>
 COTERIE_WIDE void add_wide_q6(const Records& x, const Records& w, bytes* scale, Lanes (&acc)[M][N]) {
   constexpr int kUnits = 2 * kPairs;

@@ -1,5 +1,6 @@
-// Records: activations quantised to 16- or 8-bit integers, in the groups of the packed weights that they are multiplied
-// by. Knows nothing about weights' values or dot products.
+// Records: activations quantised to 16- or 8-bit integers, in the groups of the
+// packed weights that they are multiplied by.
+// Knows nothing about weights' values or dot products.
 //
 //   scale = largest magnitude of a group / most;  q = x * (most / largest), rounded to the nearest integer, ties to even
 //
@@ -32,8 +33,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// AVX2 multiplies whole bytes of weights, which take fewer instructions than their halves, since y / 16 and x - y / 16
-// fit into 16 bits:
+// AVX2 multiplies whole bytes of weights, which take fewer instructions than their halves,
+// since y / 16 and x - y / 16 fit into 16 bits:
 //   l x + h y = (l + 16 h) y / 16 + l (x - y / 16)
 #if defined(__AVX2__) && !defined(__AVX512F__)
 constexpr bool kMeetsBytes = true;
@@ -149,8 +150,8 @@ inline void round_group(const float* x, __m256 steps, uint8_t* q) {
 
 inline __m128i halves_added(__m256i v) { return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
 
-// Writes one group of a record of q4 or a similar type: its half of each part. Returns four numbers whose sum is that
-// of q.
+// Writes one group of a record of q4 or a similar type: its half of each part.
+// Returns four numbers whose sum is that of q.
 template <DType D>
 inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
   const auto put = [&](int64_t at, __m256i value) {

@@ -1,5 +1,5 @@
-// Records (whole_record.h) in NEON's layout (whole_neon.h): the same numbers in another order, and split into bytes for
-// byte dot products.
+// Records (whole_record.h) in NEON's layout (whole_neon.h): the same numbers in another order,
+// and split into bytes for byte dot products.
 // Knows nothing about weights' values or dot products.
 //
 //   q8, 16 bits   | even ones of 16 numbers, odd ones | the next 16 ..           q6: as that in its groups of 16
@@ -7,8 +7,8 @@
 //   q4, .., bytes | lower bytes of a 0..15, b 0..15 | upper ones | lower ones of a 16..31, b 16..31 | upper ones | four times | sums | scales |
 //
 // `bytes`: a 16-bit number as two signed bytes. For q4 and q4z it is 256 upper + lower; for others, which reach 32767,
-// 256 upper + lower + 128, and q8 has -1 - lower in place of lower. All else, 8 bits included, is laid out as in
-// whole_record.h.
+// 256 upper + lower + 128, and q8 has -1 - lower in place of lower.
+// All else, 8 bits included, is laid out as in whole_record.h.
 #pragma once
 
 #include "whole_record.h"
@@ -34,8 +34,8 @@ inline int16x8_t round_eight(const float* x, float32x4_t steps) {
   return vqmovn_high_s32(vqmovn_s32(four(0)), four(4));
 }
 
-// Writes 16 numbers as their lower bytes and, `apart` bytes later, their upper ones; or, where a number is a byte, as
-// that.
+// Writes 16 numbers as their lower bytes and, `apart` bytes later, their upper ones;
+// or, where a number is a byte, as that.
 template <DType D>
 inline void put_bytes(int16x8_t first, int16x8_t second, int64_t apart, uint8_t* q) {
   using R = Record<D>;
@@ -76,8 +76,8 @@ inline void neon_round_group(const float* x, float32x4_t steps, uint8_t* q) {
   }
 }
 
-// Writes one group of a record of q4 or a similar type: its half of each part. Returns four numbers whose sum is that
-// of q.
+// Writes one group of a record of q4 or a similar type: its half of each part.
+// Returns four numbers whose sum is that of q.
 template <DType D, bool kBytes>
 inline int32x4_t neon_round_half(const float* x, float32x4_t steps, uint8_t* pair) {
   int16x8_t v[4];

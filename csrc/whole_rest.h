@@ -16,8 +16,8 @@ template <DType D, bool kVnni, int M, int N>
   }
 }
 
-// Adds the `left` weights that follow a row's whole records. Works on a copy, so that callers may keep their
-// accumulators in registers.
+// Adds the `left` weights that follow a row's whole records.
+// Works on a copy, so that callers may keep their accumulators in registers.
 template <DType D, bool kVnni, int M, int N>
 inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   Lanes sums[M][N];
@@ -28,8 +28,8 @@ inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t 
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
 }
 
-// Adds what a row ends with if that is whole pairs of groups of int4 or a similar type, or half a block of q6;
-// otherwise false.
+// Adds what a row ends with if that is whole pairs of groups of int4 or a similar type,
+// or half a block of q6; otherwise false.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline bool add_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
                                                   [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,

@@ -16,8 +16,8 @@ inline bool has_whole_products() {
   return has;
 }
 
-// Types whose rows are processed in pairs; the others are rare, and go row by row. A row of q6 fills both halves of a
-// vector (whole_q6.h).
+// Types whose rows are processed in pairs; the others are rare, and go row by row.
+// A row of q6 fills both halves of a vector (whole_q6.h).
 template <DType D>
 inline constexpr bool kInPairs = !Record<D>::kQ2 && !Record<D>::kFloats;
 
@@ -31,7 +31,7 @@ COTERIE_WIDE __m512i twice(bytes* at) { return _mm512_broadcast_i64x4(load_bytes
 COTERIE_WIDE Wide twice_lanes(bytes* at) { return _mm512_broadcast_f32x8(load_lanes(at)); }
 COTERIE_WIDE Wide add_wide(__m512i whole, Wide scale, Wide acc) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, acc); }
 
-// M tokens by P pairs of rows over one group of q8.
+// M tokens times P pairs of rows over one group of q8.
 template <DType D, int M, int P>
 COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, Wide (&acc)[M][P]) {
   using R = Record<D>;
@@ -74,8 +74,8 @@ COTERIE_WIDE __m512i fours_added(__m512i a, __m512i b) { return _mm512_add_epi32
 template <int kPairs>
 COTERIE_WIDE Wide both_in_lanes(bytes* a, bytes* b) { return both_lanes(in_lanes(pair_numbers<kPairs>(a)), in_lanes(pair_numbers<kPairs>(b))); }
 
-// M tokens by P pairs of rows over kPairs pairs of groups of int4, four being a whole record; `to_zeros`: bytes from
-// q4z's scales to its zero points.
+// M tokens times P pairs of rows over kPairs pairs of groups of int4, four being a whole record;
+// `to_zeros`: bytes from q4z's scales to its zero points.
 template <DType D, int kPairs, int M, int P>
 COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales, [[maybe_unused]] int64_t to_zeros, Wide (&acc)[M][P]) {
   using R = Record<D>;

@@ -23,8 +23,8 @@ using Maybe = std::optional<double>;
 Maybe maybe(double value) { return known(value) ? Maybe(value) : std::nullopt; }
 
 // Lets the garbage collector find cycles through a failure (an exception refers to the frames that it passed through,
-// and these to events). Visits the failure only if nothing else owns the work: otherwise another work may still have to
-// fail with it.
+// and these to events). Visits the failure only if nothing else owns the work:
+// otherwise another work may still have to fail with it.
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   if (!nb::inst_ready(self)) return 0;
@@ -42,8 +42,8 @@ std::vector<std::pair<int, double>> named(const nb::mapping& items) {
   return found;
 }
 
-// Programs pass the same tuple at every step: its contents are converted once. Keeps the tuples alive, so that no other
-// gets their address.
+// Programs pass the same tuple at every step: its contents are converted once.
+// Keeps the tuples alive, so that no other gets their address.
 Parts::Places places_of(const nb::tuple& places) {
   constexpr size_t kMaxKept = 64;
   static auto& kept = *new std::vector<std::pair<nb::tuple, Parts::Places>>;  // never destroyed: it outlives the interpreter

@@ -1,6 +1,6 @@
 // A fluid model of time: lanes of work over shared resources, whose rates are recomputed at each start and end. It does
-// what devices/modelled/fluid.py does, operation by operation, so that both give bit-identical times; read that one
-// first.
+// what devices/modelled/fluid.py does, operation by operation, so that both give bit-identical times;
+// read that one first.
 // Knows nothing about programs, bytes, tiers, or Python.
 #pragma once
 
@@ -33,8 +33,8 @@ class Clock {
                               std::any failure, std::vector<int> cuts);
   // Advances to the next change, or to `until` if that comes first. False if nothing is active.
   bool advance(double until);
-  // Advances until one of the works is finished or the time is `until`. False if nothing is active and `until` is
-  // infinite.
+  // Advances until one of the works is finished or the time is `until`.
+  // False if nothing is active and `until` is infinite.
   bool wait(const std::vector<std::shared_ptr<Work>>& works, double until);
   void idle_until(double moment) { now = std::max(now, moment); }
   std::shared_ptr<Work> head(const std::string& lane) const;

@@ -9,8 +9,8 @@
 
 namespace coterie::modelled {
 
-// How a set of flows, given by what each uses, shares the resources: the flows' rates, and how fast they draw on each
-// resource in total.
+// How a set of flows, given by what each uses, shares the resources: the flows' rates,
+// and how fast they draw on each resource in total.
 struct Shared {
   std::vector<int> uses;
   std::vector<double> rates;

@@ -1,5 +1,5 @@
-// Work on a modelled lane: flows, phases, merged phases, and a work's progress. The Python reference is
-// devices/modelled/work.py.
+// Work on a modelled lane: flows, phases, merged phases, and a work's progress.
+// The Python reference is devices/modelled/work.py.
 // Knows nothing about lanes, capacities, the time, or Python.
 #pragma once
 
@@ -22,8 +22,8 @@ inline bool known(double value) { return !std::isnan(value); }
 int resource_of(const std::string& name);
 const std::string& name_of(int resource);
 
-// The units of each resource that one unit of a flow takes, in the order given. Interned for the life of the process:
-// equal ones have the same number.
+// The units of each resource that one unit of a flow takes, in the order given.
+// Interned for the life of the process: equal ones have the same number.
 using Uses = std::vector<std::pair<int, double>>;
 int uses_of(const Uses& uses);
 const Uses& uses_at(int number);

@@ -40,8 +40,8 @@ void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t firs
   }
 }
 
-// y = silu(the sum of taps) of one token, or without silu; `rows`: the inputs before it, oldest first. `bias`: may be
-// null.
+// y = silu(the sum of taps) of one token, or without silu.
+// `rows`: the inputs before it, oldest first. `bias`: may be null.
 template <bool kPlain>
 void convolve(const float* const* rows, const float* x, const float* weights, const float* bias, int64_t taps, int64_t width, float* y) {
   const auto sums = [&](auto read, int64_t c) {

@@ -1,6 +1,7 @@
-// add, mul, silu, gelu, softcap, relu_squared: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap),
-// y = x * x where x > 0, else 0. mul_part: y = a * some columns of b. mul_one: y = x * one number. mul_row: y = x * a number for each
-// channel. xielu is in math.h.
+// add, mul, silu, gelu, softcap, relu_squared: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x),
+// y = cap * tanh(x / cap), y = x * x where x > 0, else 0.
+// mul_part: y = a * some columns of b. mul_one: y = x * a scalar.
+// mul_row: y = x * a factor per channel. xielu: see math.h.
 #include "../math.h"
 #include "../op.h"
 

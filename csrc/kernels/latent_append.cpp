@@ -1,5 +1,5 @@
-// latent_append: stores a token's latent numbers, normalised, and the key that all heads share, rotated, as one row in
-// its page.
+// latent_append: stores a token's latent numbers, normalised, and the key that all heads share,
+// rotated, as one row in its page.
 #include "../math.h"
 #include "../kv8_rows.h"
 #include "../op.h"

@@ -1,6 +1,6 @@
 // norm_rope_append: q and k are normalised, each head by itself or all of a token together, and the first `rotated`
-// channels of each head (all, some or none) rotated; q is stored, k and v go to their pages. The normalised heads stay
-// in the tile.
+// channels of each head (all, some or none) rotated; q is stored, k and v go to their pages.
+// The normalised heads stay in the tile.
 #include "../math.h"
 #include "../kv8_rows.h"
 #include "../op.h"
@@ -9,8 +9,8 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-// Normalises `width` numbers at a time of one token's heads, `step` apart, then rotates the first 2 * half channels of
-// each head.
+// Normalises `width` numbers at a time of one token's heads, `step` apart,
+// then rotates the first 2 * half channels of each head.
 void turn(const float* x, int64_t step, bytes* norm, int64_t dtype, double eps, double offset, int64_t width, int64_t heads, int64_t C,
           const float* cosines, const float* sines, int64_t half, int64_t interleaved, float* out) {
   for (int64_t i = 0; i < heads * C; i += width) norm_row(x + i / width * step, norm, dtype, width, eps, offset, out + i);

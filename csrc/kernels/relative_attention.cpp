@@ -1,5 +1,5 @@
-// relative_attention: attention with a bias added to each score, which depends on the head and on the distance from the
-// token to the key.
+// relative_attention: attention with a bias added to each score, which depends on the
+// head and on the distance from the token to the key.
 #include "../attend_pages.h"
 
 namespace coterie::COTERIE_ISA {

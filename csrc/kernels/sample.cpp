@@ -1,8 +1,8 @@
-// sample: draws a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and
-// top-p.
+// sample: draws a token per row: argmax at temperature 0, else from the softmax
+// after temperature, top-k, min-p and top-p.
 // A row's Changes are applied to its logits first, and undone afterwards. A row with a NaN has no order: it draws -1.
-// The random number is a function of (seed, position). Compiled once: it uses the standard library, and vectors that
-// every machine has.
+// The random number is a function of (seed, position). Compiled once:
+// it uses the standard library, and vectors that every machine has.
 #include <algorithm>
 #include <cmath>
 #include <optional>

@@ -1,5 +1,5 @@
-// How evenly a step's work is divided: for each region the longest share of N threads over the mean, by the kernels'
-// own unit counts.
+// How evenly a step's work is divided: for each region the longest share of N threads
+// over the mean, by the kernels' own unit counts.
 #include <cmath>
 #include <cstdlib>
 

@@ -109,8 +109,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 float flushed(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value; }
 
-// The sum that halves.h defines: of every 32 columns a lane has two, of which it adds the odd one first; lanes are
-// added by halves.
+// The sum that halves.h defines: of every 32 columns a lane has two, of which it adds the odd one first;
+// lanes are added by halves.
 float dot_of_lanes(const float* x, const float* w, int64_t K) {
   float lanes[16] = {};
   for (int64_t k = 0; k < K; k += 32)
@@ -132,8 +132,8 @@ std::vector<float> any(int64_t count, int least_exponent, int exponents) {
   return values;
 }
 
-// With and without AVX512-BF16, results are bit-identical to the plain loops, for few tokens and many, in buffers of
-// exactly the size needed.
+// With and without AVX512-BF16, results are bit-identical to the plain loops,
+// for few tokens and many, in buffers of exactly the size needed.
 void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int exponents) {
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return;
   const std::vector<float> x = any(T * K, least_exponent, exponents), met = rounded(x);

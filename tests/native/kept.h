@@ -5,8 +5,8 @@
 
 namespace testing {
 
-// key_heads: key heads of a delta net, or groups of a state space. K, C: size of a head's matrix. taps: of the
-// convolution.
+// key_heads: key heads of a delta net, or groups of a state space.
+// K, C: size of a head's matrix. taps: of the convolution.
 struct Shape {
   int64_t key_heads, H, K, C, taps;
   int64_t channels() const { return 2 * key_heads * K + H * C; }

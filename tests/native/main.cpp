@@ -1,5 +1,5 @@
-// Tests of kernels and teams without Python, also for sanitizers: every opcode on odd shapes, every instruction set, 1
-// to 64 threads.
+// Tests of kernels and teams without Python, also for sanitizers:
+// every opcode on odd shapes, every instruction set, 1 to 64 threads.
 #include "testing.h"
 
 int main() {

@@ -31,18 +31,18 @@ namespace testing {
 
 namespace {
 
-// Twice the value of each code of mx4, written out from the specification: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same
-// negative.
+// Twice the value of each code of mx4, written out from the specification:
+// 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same negative.
 constexpr float kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6, -8, -12};
 
 int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : dtype == DType::q6 ? kBlockQ6 : kGroupQ4; }
 
-// In place of a random number: makes the codes of every type the highest or the lowest, or those of mx4 its largest
-// number.
+// In place of a random number: makes the codes of every type the highest or the lowest,
+// or those of mx4 its largest number.
 constexpr uint64_t kHighest = 255 * 64 - 1, kLowest = 0, kLargest = 7;
 
-// Writes the code of weight k of a row of q6, and the 8-bit scale of its 16 weights, to their places, as packed.h
-// describes them.
+// Writes the code of weight k of a row of q6, and the 8-bit scale of its 16 weights,
+// to their places, as packed.h describes them.
 float put_six(uint8_t* row, int64_t k, int64_t columns, int code, int scale) {
   const int64_t first = k / 256 * 256, units = (std::min<int64_t>(256, columns - first) + 63) / 64, in_unit = k % 64, unit = k % 256 / 64;
   uint8_t* block = row + first / 64 * 52;
@@ -56,8 +56,8 @@ float put_six(uint8_t* row, int64_t k, int64_t columns, int code, int scale) {
   return static_cast<float>(code * scale);
 }
 
-// Packed rows at an odd address, in a buffer of exactly the size needed; `values`: the weights. Codes are random, or as
-// `chance` has them.
+// Packed rows at an odd address, in a buffer of exactly the size needed; `values`: the weights.
+// Codes are random, or as `chance` has them.
 Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<uint64_t()>& chance = [] { return rng()(); }) {
   Tensor made{std::vector<float>(rows * columns), dtype, nullptr};
   const int64_t size = row_bytes(made.type(), columns), group = group_of(dtype), groups = (columns + group - 1) / group;
@@ -107,8 +107,8 @@ integer type_of(const Tensor& w, bool int8) {
 }
 
 // Activations as they are rounded for packed rows: to 15 bits for q6, whatever is asked. Where two weights share a byte
-// and activations have 16 bits, the second of two is a multiple of 16, and the first a sixteenth of it plus a multiple
-// of 16.
+// and activations have 16 bits, the second of two is a multiple of 16,
+// and the first a sixteenth of it plus a multiple of 16.
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
   const bool shared = !int8 && (dtype == DType::q4 || dtype == DType::q4z);
   const float most = dtype == DType::q6 ? 16383.0f : int8 ? 127.0f : shared ? 30464.0f : 32767.0f;
@@ -271,8 +271,8 @@ void test_neon(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
   }
 }
 
-// Every number of tokens and rows that is processed at once, and every remainder after whole records; none at all;
-// numbers that are not finite.
+// Every number of tokens and rows that is processed at once, and every remainder after whole records;
+// none at all; numbers that are not finite.
 void test_neon_shapes(DType dtype, bool int8) {
   for (const int64_t K : {1, 31, 32, 33, 64, 96, 127, 128, 160, 192, 224, 256, 320, 416, 448, 640, 704, 1055})
     for (const auto& [T, N] : {std::array<int64_t, 2>{1, 1}, {1, 2}, {1, 3}, {1, 4}, {1, 7}, {2, 5}, {3, 4}, {4, 3}, {5, 2}, {11, 6}, {17, 5}})
@@ -287,8 +287,8 @@ void test_neon_shapes(DType dtype, bool int8) {
 #endif
 
 // The greatest possible sums: all codes as high or as low as possible, all activations equally large, of one sign or
-// opposite in the two halves of a group. 30336 of 30464 next to the largest maximises what is left of a number whose
-// weight shares a byte.
+// opposite in the two halves of a group. 30336 of 30464 next to the largest maximises
+// what is left of a number whose weight shares a byte.
 void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
   for (const uint64_t code : {kHighest, kLowest, kLargest}) {
     const Tensor w = packed(N, K, dtype, [code] { return code; });

@@ -1,5 +1,5 @@
-// Ops that multiply by a scalar or by a part of a row, reorder parts, or have an activation of their own: odd shapes,
-// compared with plain loops.
+// Ops that multiply by a scalar or by a part of a row, reorder parts, or have an activation of their own:
+// odd shapes, compared with plain loops.
 #include <algorithm>
 
 #include "plain.h"

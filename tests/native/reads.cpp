@@ -64,8 +64,8 @@ void test_bytes(Reads& reads) {
   ::close(file);
 }
 
-// With pieces of one block: 2 are in flight at first, and one more after every few completions, up to 4; anew after
-// idleness.
+// With pieces of one block: 2 are in flight at first, and one more after every few completions, up to 4;
+// anew after idleness.
 void test_window() {
   Reads reads(kBlock, 2 * kBlock, 4 * kBlock);
   constexpr int64_t kSize = 40 * kBlock, kCut = 2 * kEndsForMore * kBlock;

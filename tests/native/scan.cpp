@@ -1,5 +1,5 @@
-// Ops of selective state spaces, on odd shapes, compared with plain loops: two steps of two sequences; norms in groups,
-// rows of factors.
+// Ops of selective state spaces, on odd shapes, compared with plain loops:
+// two steps of two sequences; norms in groups, rows of factors.
 #include <algorithm>
 
 #include "kept.h"

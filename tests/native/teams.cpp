@@ -1,5 +1,5 @@
-// Teams: gates that open late or fail, several steps with tokens fed back, stop tokens and interrupts, starting and
-// stopping.
+// Teams: gates that open late or fail, several steps with tokens fed back,
+// stop tokens and interrupts, starting and stopping.
 #include <chrono>
 #include <stdexcept>
 #include <thread>
@@ -10,8 +10,8 @@ namespace testing {
 
 namespace {
 
-// A decoder whose logits depend on a position's token alone: embed, norm and head, sampled. Each drawn token depends on
-// those before it.
+// A decoder whose logits depend on a position's token alone: embed, norm and head, sampled.
+// Each drawn token depends on those before it.
 struct Chain {
   static constexpr int64_t B = 3, D = 40, V = 70, kSteps = 12;
   Tensor table = weight(V, D, DType::bf16), mix = weight(D, D, DType::bf16), scale = norm_weight(D, DType::f32), head = weight(V, D, DType::f16);

@@ -1,5 +1,5 @@
-// The tools of the native tests: checks that are counted, random tensors at odd addresses, and rows that every team
-// runs.
+// The tools of the native tests: checks that are counted, random tensors at odd addresses,
+// and rows that every team runs.
 // Knows nothing about any particular op.
 #pragma once
 
@@ -99,8 +99,8 @@ inline std::vector<Crew>& crews() {
   return all;
 }
 
-// Memory that rows write: overwritten before each run, and compared bit for bit between thread counts of one
-// instruction set.
+// Memory that rows write: overwritten before each run, and compared bit for bit
+// between thread counts of one instruction set.
 struct Output {
   void* data;
   size_t size_bytes;
