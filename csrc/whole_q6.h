@@ -29,8 +29,8 @@ inline void codes_q6(bytes* low, bytes* high, __m256i (&codes)[2]) {
   codes[1] = _mm256_or_si256(lower_q6(_mm256_srli_epi16(both, 2)), upper_q6(four, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6)));
 }
 
-// Group g of 64 weights, times its scale. In the upper half of 16 bits a code counts 1024 times, and scales are
-// multiplied by 64: mulhi divides by 65536.
+// Group g of 64 weights, times its scale. In the upper 6 of 16 bits a code counts 1024-fold, and scales are multiplied
+// by 64; mulhi divides by the product, 65536.
 inline __m256i group_q6(const __m256i (&codes)[2], int g, __m256i scale) {
   const __m256i none = _mm256_setzero_si256(), half = codes[g / 2];
   return _mm256_mulhi_epi16(g % 2 == 0 ? _mm256_unpacklo_epi8(none, half) : _mm256_unpackhi_epi8(none, half), scale);

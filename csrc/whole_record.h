@@ -33,8 +33,8 @@
 
 namespace coterie::COTERIE_ISA {
 
-// AVX2 multiplies whole bytes of weights, which take fewer instructions than their halves,
-// since y / 16 and x - y / 16 fit into 16 bits:
+// AVX2 multiplies whole bytes of weights, which takes fewer instructions than their halves; y / 16 and x - y / 16 fit
+// into 16 bits:
 //   l x + h y = (l + 16 h) y / 16 + l (x - y / 16)
 #if defined(__AVX2__) && !defined(__AVX512F__)
 constexpr bool kMeetsBytes = true;

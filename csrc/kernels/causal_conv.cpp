@@ -1,6 +1,6 @@
 // causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence),
-// channel by channel, or without silu; the bias is optional. The last inputs of each sequence are kept, [taps -
-// 1][channels of a unit] in each unit; before position 0 all is 0.
+// channel by channel, or without silu; the bias is optional.
+// The last inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
 #include <algorithm>
 
 #include "../kept.h"

@@ -1,6 +1,7 @@
 // choose_branches: y = scale * scores for the top_k of a row, else 0; with normalise, scores are divided by the sum of
-// those. Scores are a softmax of the logits, or their sigmoid. With a bias or groups, scores + bias are ranked, within
-// the best groups only; of equal ones the first wins. A branch's weight may be multiplied by a factor of its own.
+// the chosen ones. Scores are a softmax of the logits, or their sigmoid.
+// With a bias or groups, scores + bias are ranked, within the best groups only; of equal ones the first wins.
+// A branch's weight may be multiplied by a factor of its own.
 #include "../math.h"
 #include "../op.h"
 
