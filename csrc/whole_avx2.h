@@ -1,5 +1,5 @@
-// AVX2's functions of whole.h, for callers outside its namespace: the AVX-512 kernels on CPUs without integer dot products
-// (VNNI), and tests. Records are as large as AVX-512's, panels and sums no larger.
+// AVX2's functions of whole.h, for callers outside its namespace: the AVX-512 kernels on CPUs without integer dot
+// products (VNNI), and tests. Records are as large as AVX-512's, panels and sums no larger.
 // Knows nothing about ops or how work is shared out.
 #pragma once
 

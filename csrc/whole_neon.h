@@ -92,7 +92,8 @@ template <DType D>
 }
 
 // A group of up to 4 blocks of q8 times 16-bit numbers, with byte dot products. In place of a lower byte u (unsigned)
-// a record has 127 - u: 127 times the weights is subtracted once for all tokens, which leaves the lower bytes' sum, negated.
+// a record has 127 - u: 127 times the weights is subtracted once for all tokens,
+// which leaves the lower bytes' sum, negated.
 template <DType D, int M, int N>
 [[gnu::always_inline]] inline void add_group_split(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   constexpr int kRows = M > 2 ? 1 : N;  // at once: as many accumulators as registers allow

@@ -48,7 +48,8 @@ template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t k
 }
 
 // M tokens times one group of a panel, or one lane of q8 and q6 (kInLane): adds to the sums of its lane.
-// `x`: the group's q in the records; `numbers`: its sum. Eight products of mx4 (kFloats) would overflow 16 bits; four do not.
+// `x`: the group's q in the records; `numbers`: its sum.
+// Eight products of mx4 (kFloats) would overflow 16 bits; four do not.
 template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni, int M>
 [[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, [[maybe_unused]] int64_t halves,
                                                    [[maybe_unused]] const float* times, float* sums) {

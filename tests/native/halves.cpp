@@ -198,8 +198,8 @@ void test_halves() {
   for (const int64_t T : {1, 4, 18})
     for (const int64_t K : {1, 33, 1200}) test_end_of_memory(T, 39, K);
 #if defined(__x86_64__)
-  // Exponents near 1; all of them, with infinities and NaNs; with products near the least normal number; denormal and nearly so; and
-  // with products near the largest number.
+  // Exponents near 1; all of them, with infinities and NaNs; with products near the least normal number; denormal and
+  // nearly so; with products near the largest number.
   for (const auto& [least, count] : {std::pair<int, int>{118, 14}, {0, 256}, {58, 10}, {0, 4}, {185, 8}})
     for (const auto& [T, N, K] : shapes)
       if (K < 1200) test_products(T, N, K, least, count);

@@ -108,7 +108,7 @@ void test_shares(const std::vector<i32>& lengths, int64_t N, int64_t K, DType dt
   });
 }
 
-// The last tokens of each context. With a window below 0 all of them, with a window to both sides.
+// The last `last` tokens of each context; with a window below 0, which is bidirectional, all must be given.
 void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, const std::vector<int64_t>& contexts, int64_t last) {
   const int64_t B = static_cast<int64_t>(contexts.size()), layer = 1;
   std::vector<i32> positions, sequence;
