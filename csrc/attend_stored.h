@@ -2,7 +2,7 @@
 // Knows nothing about units or pages.
 #pragma once
 
-#include "attend_halves.h"
+#include "attend_bf16.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -175,7 +175,7 @@ class Stored {
     each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
   }
 
-  // For rounded queries, by attend_halves.h.
+  // For rounded queries, by attend_bf16.h.
   void attend_rounded(const Pass& next) {
     Ahead ahead = ahead_of(next);
     each_step([&](int64_t head, int64_t first, int64_t) {

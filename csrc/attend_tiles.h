@@ -6,7 +6,7 @@
 // thread that finishes a tile's last span merges them in the order of positions.
 #pragma once
 
-#include "attend_halves.h"
+#include "attend_bf16.h"
 #include "op.h"
 
 namespace coterie::COTERIE_ISA {

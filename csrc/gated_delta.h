@@ -9,8 +9,8 @@
 
 #include <cmath>
 
-#include "kept.h"
 #include "op.h"
+#include "state.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -11,12 +11,12 @@
 #include <cstdint>
 #include <cstring>
 
-#include "operands_kept.h"
+#include "operands_state.h"
 
 namespace coterie {
 
 // q8, q6, q4, q4z, q2 and mx4 are packed in groups that share a scale, and in q4z also a zero point (packed.h). Their activations are rounded to
-// 16-bit integers (whole_record.h), or to 8 bits where the type says int8. bf16_bf16: bfloat16 weights, activations rounded to bfloat16 (halves.h).
+// 16-bit integers (integer_record.h), or to 8 bits where the type says int8. bf16_bf16: bfloat16 weights, activations rounded to bfloat16 (bf16_products.h).
 enum class DType : int64_t {
   f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6, q4z = 7, q4z_int8 = 8, q2 = 9, q2_int8 = 10,
   mx4 = 11, mx4_int8 = 12, q6 = 13, bf16_bf16 = 14

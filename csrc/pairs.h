@@ -1,5 +1,5 @@
 // Pairs of bfloat16 numbers in the lanes of AVX-512 vectors:
-// rounding and multiplication (halves.h says why these are bit-identical on every CPU).
+// rounding and multiplication (bf16_products.h says why these are bit-identical on every CPU).
 // Knows nothing about what the numbers mean.
 #pragma once
 

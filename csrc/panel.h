@@ -25,7 +25,7 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // Columns of a block: K divided evenly, in multiples of 32.
 constexpr int64_t block_columns(int64_t K) { return tiles(tiles(K, tiles(K, kBlockColumns)), 32) * 32; }
 
-// Scratch of the panel paths, this one and that of whole_panel.h. Both are null for few tokens.
+// Scratch of the panel paths, this one and that of integer_panel.h. Both are null for few tokens.
 struct Work {
   float* panel;  // [kBlockRows / 4][columns / W][4][W]
   float* sums;   // [tokens][kBlockRows][W], when K has several blocks

@@ -1,4 +1,4 @@
-// The records of tokens (whole_record.h), or the packed rows that they are multiplied by, in memory.
+// The records of tokens (integer_record.h), or the packed rows that they are multiplied by, in memory.
 // Knows nothing about their contents.
 #pragma once
 

@@ -2,20 +2,20 @@
 // Knows nothing about ops or how work is shared out.
 //
 // Whatever the blocking, a dot product adds k = 0, W, 2W, ... lane by lane in one accumulator and then the lanes as a
-// tree, or it adds integers group by group (whole.h).
+// tree, or it adds integers group by group (integer_products.h).
 // So a token's result is bit-identical alone, in a batch and in a prefill chunk.
 #pragma once
 
 #include <bit>
 #include <initializer_list>
 
+#include "bf16_products.h"
 #include "few.h"
-#include "halves.h"
+#include "integer_products.h"
 #include "panel.h"
 #include "scratch.h"
 #include "streams.h"
 #include "vec.h"
-#include "whole.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -122,8 +122,8 @@ constexpr void each_set(uint32_t bits, Body body) {
   for (; bits != 0; bits &= bits - 1) body(std::countr_zero(bits));
 }
 
-// Formats, besides plain rows, in which an op's weights read a tile's tokens: records for packed types (whole_record.h;
-// a bit per type), interleaved for kernels of few tokens (streams.h), or rounded to bfloat16 (halves.h).
+// Formats, besides plain rows, in which an op's weights read a tile's tokens: records for packed types (integer_record.h;
+// a bit per type), interleaved for kernels of few tokens (streams.h), or rounded to bfloat16 (bf16_products.h).
 struct Forms {
   uint32_t records = 0;
   bool beside = false, rounded = false;

@@ -262,7 +262,7 @@ inline void with_dtype(int64_t dtype, Body body) {
     case DType::q8_int8:
     case DType::q4_int8:
     case DType::q4z_int8:
-    case DType::q2_int8: return;  // packed types: matrices only, see whole.h
+    case DType::q2_int8: return;  // packed types: matrices only, see integer_products.h
   }
 }
 

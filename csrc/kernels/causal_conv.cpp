@@ -3,9 +3,9 @@
 // The last inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
 #include <algorithm>
 
-#include "../kept.h"
 #include "../math.h"
 #include "../op.h"
+#include "../state.h"
 
 namespace coterie::COTERIE_ISA {
 

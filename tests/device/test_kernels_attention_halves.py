@@ -14,7 +14,7 @@ from tests.device.test_kernels_halves import rounded
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 
-WIDEST = 512  # csrc/attend_halves.h
+WIDEST = 512  # csrc/attend_bf16.h
 SPAN = 256  # csrc/attend.h: weights are rounded beside the largest score of a span
 
 

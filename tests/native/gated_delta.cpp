@@ -1,5 +1,5 @@
 // Ops of gated delta nets and of gated attention, on odd shapes, compared with plain loops: two steps of two sequences.
-#include "kept.h"
+#include "state.h"
 
 namespace testing {
 

@@ -3,10 +3,10 @@
 #include <limits>
 
 #include "plain.h"
-#include "../../csrc/whole.h"
+#include "../../csrc/integer_products.h"
 
 #if defined(__x86_64__)
-#include "../../csrc/whole_avx2.h"
+#include "../../csrc/integer_products_isa.h"
 
 namespace coterie::avx512 {
 struct Work {
@@ -19,7 +19,7 @@ void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 
-// Functions whose argument `dot` chooses between byte dot products and none (csrc/whole_neon.h).
+// Functions whose argument `dot` chooses between byte dot products and none (csrc/integer_neon.h).
 namespace coterie::neon {
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record);
@@ -207,7 +207,7 @@ void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
   std::vector<uint8_t> records(T * apart);
   for (int64_t t = 0; t < T; ++t) avx2::put_records(x.data() + t * K, K, type, t, T, false, records.data());
   std::vector<float> wanted(T * stride), out(T * stride);
-  std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as in whole_fill_avx2.h
+  std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as in integer_fill_avx2.h
   for (int64_t t = 0; t < T; ++t)
     avx2::narrow_tile(false, records.data() + t * apart, 1, w.at(), type, N, K, wanted.data() + t * stride, stride, nullptr, nullptr);
   for (const bool vnni : {false, true})
@@ -232,7 +232,7 @@ void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
     avx512::whole_tile(record.data(), 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
   }
   std::vector<uint8_t> records(plain::tile_records_bytes(type, T, K, true));
-  std::vector<float> panel(6 * 8 * (16 + 1) * 32), sums(T * 8 * 32);  // as in whole.h
+  std::vector<float> panel(6 * 8 * (16 + 1) * 32), sums(T * 8 * 32);  // as in integer_products.h
   for (int64_t t = 0; t < T; ++t) avx512::put_records(x.data() + t * K, K, type, t, T, true, records.data());
   avx512::whole_tile(records.data(), T, w.at(), type, N, K, out.data(), stride, {panel.data(), sums.data()});
   check(out == wanted, "AVX-512 by panels");

@@ -2,7 +2,7 @@
 // two steps of two sequences; norms in groups, rows of factors.
 #include <algorithm>
 
-#include "kept.h"
+#include "state.h"
 
 namespace testing {
 

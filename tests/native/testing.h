@@ -176,7 +176,7 @@ void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
 void test_gated_delta();  // gated_delta.cpp
 void test_division();  // division.cpp
-void test_halves();  // halves.cpp
+void test_halves();  // bf16_products.cpp
 void test_latent();  // latent.cpp
 void test_parts();  // parts.cpp
 void test_scan();  // scan.cpp

@@ -70,7 +70,7 @@ class Counters:
 def rounds_attention(isa: str = ISAS[-1]) -> bool:
     """Whether attention on bfloat16 pages rounds queries and softmax weights where a graph allows it.
 
-    Only the AVX-512 kernels do, with or without bfloat16 products; others gain nothing by it (csrc/attend_halves.h).
+    Only the AVX-512 kernels do, with or without bfloat16 products; others gain nothing by it (csrc/attend_bf16.h).
     """
     return isa == "avx512"
 

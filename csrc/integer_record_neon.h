@@ -1,4 +1,4 @@
-// Records (whole_record.h) in NEON's layout (whole_neon.h): the same numbers in another order,
+// Records (integer_record.h) in NEON's layout (integer_neon.h): the same numbers in another order,
 // and split into bytes for byte dot products.
 // Knows nothing about weights' values or dot products.
 //
@@ -8,10 +8,10 @@
 //
 // `bytes`: a 16-bit number as two signed bytes. For q4 and q4z it is 256 upper + lower; for others, which reach 32767,
 // 256 upper + lower + 128, and q8 has -1 - lower in place of lower.
-// All else, 8 bits included, is laid out as in whole_record.h.
+// All else, 8 bits included, is laid out as in integer_record.h.
 #pragma once
 
-#include "whole_record.h"
+#include "integer_record.h"
 
 namespace coterie::COTERIE_ISA {
 

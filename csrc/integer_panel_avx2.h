@@ -1,13 +1,13 @@
 // Dot products of many tokens with packed rows, for 256-bit vectors: 16 rows are unpacked into a panel with rows in
-// lanes (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h.
+// lanes (integer_fill_avx2.h), and then used for all tokens of a tile. As integer_panel.h.
 // Knows nothing about ops or how work is shared out.
 //
-//   sums    of up to 6 tokens: [lane of whole.h][token][row], floats
+//   sums    of up to 6 tokens: [lane of integer_products.h][token][row], floats
 //
-// Integer sums are exact, and each lane of whole.h adds the same terms in the same order: results are bit-identical.
+// Integer sums are exact, and each lane of integer_products.h adds the same terms in the same order: results are bit-identical.
 #pragma once
 
-#include "whole_fill_avx2.h"
+#include "integer_fill_avx2.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -11,7 +11,7 @@
 #pragma once
 
 #include "attend_copied.h"
-#include "halves.h"
+#include "bf16_products.h"
 #include "pairs.h"
 
 namespace coterie::COTERIE_ISA {

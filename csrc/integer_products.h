@@ -1,4 +1,4 @@
-// Integer dot products of quantised activations (whole_record.h) with packed rows.
+// Integer dot products of quantised activations (integer_record.h) with packed rows.
 // Knows nothing about ops or how work is shared out.
 //
 //   sum over groups of (sum of q * weight's integer) * (scale * weight's scale)
@@ -10,17 +10,17 @@
 // blocking of tokens or rows changes the bits.
 #pragma once
 
+#include "integer_record.h"
 #include "panel.h"
-#include "whole_record.h"
 
 namespace coterie::COTERIE_ISA {
 
-// A panel of packed rows, for many tokens (whole_panel.h):
+// A panel of packed rows, for many tokens (integer_panel.h):
 // its rows, the records of a token that it covers, and tokens at a time.
 constexpr int64_t kPanelRows = 32, kPanelEights = 6, kPanelTokens = 8;
 
 // Floats of such a panel, and of the sums of `tokens` tokens.
-// With AVX2 those of whole_panel_avx2.h, which AVX-512's have room for too.
+// With AVX2 those of integer_panel_avx2.h, which AVX-512's have room for too.
 #if defined(__AVX512F__)
 constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }
@@ -35,7 +35,7 @@ constexpr int64_t tile_records_bytes(int64_t dtype, int64_t tokens, int64_t K, b
 }
 
 // Writes the records of token `token` of `tokens` in a tile; called in the order of tokens. One token's follow the
-// other's or, of `many` tokens with VNNI, they are interleaved (whole_beside.h).
+// other's or, of `many` tokens with VNNI, they are interleaved (integer_interleave.h).
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 
 // out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, as put_records wrote

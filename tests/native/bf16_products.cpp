@@ -1,4 +1,4 @@
-// Products of bfloat16 (csrc/halves.h) on odd shapes, compared with plain loops, with AVX512-BF16 and without.
+// Products of bfloat16 (csrc/bf16_products.h) on odd shapes, compared with plain loops, with AVX512-BF16 and without.
 #include <array>
 
 #include "plain.h"
@@ -109,7 +109,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 float flushed(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value; }
 
-// The sum that halves.h defines: of every 32 columns a lane has two, of which it adds the odd one first;
+// The sum that bf16_products.h defines: of every 32 columns a lane has two, of which it adds the odd one first;
 // lanes are added by halves.
 float dot_of_lanes(const float* x, const float* w, int64_t K) {
   float lanes[16] = {};

@@ -1,17 +1,17 @@
-// Unpacks packed rows into panels for whole_panel.h, with 32 rows in lanes.
+// Unpacks packed rows into panels for integer_panel.h, with 32 rows in lanes.
 // For AVX-512 with integer dot products (VNNI).
 // Knows nothing about what they are multiplied by.
 //
 //   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zero points: 2 vectors |
 //   step     2 vectors, rows 0..15 and 16..31: in each lane two weights (16 bits) or four (8 bits) in the order of a token's record
-//   q4, q4z  with 16 bits: 4 steps of lower halves of bytes, 4 of upper ones, 4 of whole bytes, for b, c and a (whole_record.h)
-//   q8, q6   steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits these are followed by -128 times the sum of each lane's
+//   q4, q4z  with 16 bits: 4 steps of lower halves of bytes, 4 of upper ones, 4 of whole bytes, for b, c and a (integer_record.h)
+//   q8, q6   steps of lane 0 of integer_products.h, then of lane 1, ..; with 8 bits these are followed by -128 times the sum of each lane's
 //            weights: 2 vectors per lane
 #pragma once
 
-#include "whole.h"
-#include "whole_beside.h"
-#include "whole_q6.h"
+#include "integer_interleave.h"
+#include "integer_products.h"
+#include "integer_q6.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -1,11 +1,11 @@
-// Multiplies a record of a token's integers (whole_record.h) by a packed row, in eight lanes: a group of q8, or eight
-// groups of other types, each in its own lane. For AVX2 and for plain code; NEON has whole_neon.h.
+// Multiplies a record of a token's integers (integer_record.h) by a packed row, in eight lanes: a group of q8, or eight
+// groups of other types, each in its own lane. For AVX2 and for plain code; NEON has integer_neon.h.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
+#include "integer_neon.h"
+#include "integer_parts.h"
 #include "records.h"
-#include "whole_neon.h"
-#include "whole_parts.h"
 
 namespace coterie::COTERIE_ISA {
 

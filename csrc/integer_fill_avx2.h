@@ -1,12 +1,12 @@
-// Unpacks packed rows into panels for whole_panel_avx2.h, with 16 rows in lanes. As whole_fill.h, for 256-bit vectors.
+// Unpacks packed rows into panels for integer_panel_avx2.h, with 16 rows in lanes. As integer_fill.h, for 256-bit vectors.
 // Knows nothing about what they are multiplied by.
 //
 //   panel    of 16 rows, group after group:  | steps | scales: 2 vectors | zero points: 2 vectors |     q8 and q6: lane after lane
 //   step     2 vectors, rows 0..7 and 8..15: in each lane two weights (16 bits) or four (8 bits) in the order of a token's record
 #pragma once
 
-#include "whole.h"
-#include "whole_q6.h"
+#include "integer_products.h"
+#include "integer_q6.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -1,4 +1,4 @@
-// Multiplies a record of a token's integers (whole_record_neon.h) by a packed row as whole_lanes.h does, with NEON: in
+// Multiplies a record of a token's integers (integer_record_neon.h) by a packed row as integer_lanes.h does, with NEON: in
 // 128-bit vectors, with byte dot products (FEAT_DotProd) where the CPU has them, else without.
 // Knows nothing about how many rows or records there are.
 //
@@ -8,8 +8,8 @@
 
 #include <type_traits>
 
+#include "integer_record_neon.h"
 #include "records.h"
-#include "whole_record_neon.h"
 
 #if defined(COTERIE_NEON) && defined(__linux__)
 #include <asm/hwcap.h>

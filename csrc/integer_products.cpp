@@ -1,14 +1,14 @@
-// Integer dot products (whole.h). A translation unit of its own, once per instruction set: kernels call it for a tile
+// Integer dot products (integer_products.h). A translation unit of its own, once per instruction set: kernels call it for a tile
 // at a time, and it is instantiated for many types.
 // Knows nothing about ops or how work is shared out.
-#include "whole.h"
+#include "integer_products.h"
 
+#include "integer_four.h"
+#include "integer_panel.h"
+#include "integer_panel_avx2.h"
+#include "integer_products_isa.h"
+#include "integer_rest.h"
 #include "streams.h"
-#include "whole_avx2.h"
-#include "whole_four.h"
-#include "whole_panel.h"
-#include "whole_panel_avx2.h"
-#include "whole_rest.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -1,10 +1,10 @@
-// Multiplies a record of a token's integers (whole_record.h) by pairs of packed rows, with the eight lanes of two rows
-// side by side: for AVX-512 with integer dot products (VNNI). Every lane adds the terms of whole_lanes.h in their
+// Multiplies a record of a token's integers (integer_record.h) by pairs of packed rows, with the eight lanes of two rows
+// side by side: for AVX-512 with integer dot products (VNNI). Every lane adds the terms of integer_lanes.h in their
 // order, so results are bit-identical.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
-#include "whole_lanes.h"
+#include "integer_lanes.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -17,7 +17,7 @@ inline bool has_whole_products() {
 }
 
 // Types whose rows are processed in pairs; the others are rare, and go row by row.
-// A row of q6 fills both halves of a vector (whole_q6.h).
+// A row of q6 fills both halves of a vector (integer_q6.h).
 template <DType D>
 inline constexpr bool kInPairs = !Record<D>::kQ2 && !Record<D>::kFloats;
 

@@ -2,7 +2,7 @@
 // Knows nothing about rows, records or the order of sums.
 #pragma once
 
-#include "whole_record.h"
+#include "integer_record.h"
 
 namespace coterie::COTERIE_ISA {
 

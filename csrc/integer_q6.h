@@ -5,7 +5,7 @@
 // Knows nothing about how many rows or records there are.
 #pragma once
 
-#include "whole_wide.h"
+#include "integer_wide.h"
 
 namespace coterie::COTERIE_ISA {
 

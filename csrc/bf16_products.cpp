@@ -1,7 +1,7 @@
-// Products of bfloat16 (halves.h). A translation unit of its own, once per instruction set:
+// Products of bfloat16 (bf16_products.h). A translation unit of its own, once per instruction set:
 // kernels call it for a tile at a time.
 // Knows nothing about ops or how work is shared out.
-#include "halves.h"
+#include "bf16_products.h"
 
 #include "isa.h"
 #include "pairs.h"

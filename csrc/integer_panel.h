@@ -1,13 +1,13 @@
 // Dot products of many tokens with packed rows, for AVX-512 with integer dot products (VNNI): a block of rows is
-// unpacked once, into a panel with rows in lanes (whole_fill.h), and then used for all tokens of a tile.
+// unpacked once, into a panel with rows in lanes (integer_fill.h), and then used for all tokens of a tile.
 // Knows nothing about ops or how work is shared out.
 //
-//   sums    of 8 tokens: [lane of whole.h][token][row], floats
+//   sums    of 8 tokens: [lane of integer_products.h][token][row], floats
 //
-// Integer sums are exact, and each lane of whole.h adds the same terms in the same order: results are bit-identical.
+// Integer sums are exact, and each lane of integer_products.h adds the same terms in the same order: results are bit-identical.
 #pragma once
 
-#include "whole_fill.h"
+#include "integer_fill.h"
 
 namespace coterie::COTERIE_ISA {
 

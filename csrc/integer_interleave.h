@@ -1,14 +1,14 @@
-// Records of eight tokens, interleaved, for whole_panel.h: what a step of a panel needs of them is in half a cache
+// Records of eight tokens, interleaved, for integer_panel.h: what a step of a panel needs of them is in half a cache
 // line, at offsets known at compile time. Eight separate addresses would take more registers than there are.
 // Knows nothing about weights.
 //
 //   | word 0 of tokens 0 .. 7 | word 1 | ..      words of 32 bits
 //
-// Numbers whose weights share a byte (whole_record.h) are split:
+// Numbers whose weights share a byte (integer_record.h) are split:
 // a group of 32 has four words of b, four of c, four of a.
 #pragma once
 
-#include "whole.h"
+#include "integer_products.h"
 
 namespace coterie::COTERIE_ISA {
 

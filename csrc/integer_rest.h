@@ -1,7 +1,7 @@
 // Adds the weights that follow a row's whole records. Knows nothing about those before them.
 #pragma once
 
-#include "whole_q6.h"
+#include "integer_q6.h"
 
 namespace coterie::COTERIE_ISA {
 

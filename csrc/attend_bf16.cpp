@@ -1,7 +1,7 @@
-// Attention by products of bfloat16 (attend_halves.h).
-// A translation unit of its own, once per instruction set, like halves.cpp.
+// Attention by products of bfloat16 (attend_bf16.h).
+// A translation unit of its own, once per instruction set, like bf16_products.cpp.
 // Knows nothing about units or pages.
-#include "attend_halves.h"
+#include "attend_bf16.h"
 
 #include "isa.h"
 

@@ -7,7 +7,7 @@
 // A lane adds the same terms as row by row, and lanes are added as sum_lanes() does, so results are bit-identical.
 #pragma once
 
-#include "whole_lanes.h"
+#include "integer_lanes.h"
 
 namespace coterie::COTERIE_ISA {
 

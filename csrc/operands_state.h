@@ -3,7 +3,7 @@
 // Knows nothing about types: FIELD supplies them.
 #pragma once
 
-// A layer's recurrent state of each sequence (kept.h):
+// A layer's recurrent state of each sequence (state.h):
 // it begins at unit `first_unit` of the blocks in the sequence's table.
 #define COTERIE_KEPT(FIELD)                                                                                          \
   FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, state_tables)                           \
