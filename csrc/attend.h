@@ -12,42 +12,19 @@
 
 #include <cmath>
 
+#include "attend_span.h"
 #include "kv8_rows.h"
 #include "math.h"
 #include "tile.h"
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t kSpan = 256;
 constexpr int64_t kBlockQueries = 16;  // their scores of a span fit the L1 cache
 constexpr int kGroup = 4;              // queries that share a loaded key or value
 constexpr int64_t kAtOnce = 16;        // positions of one head that are read before those of the next head
 
-// A span's positions in the pages: the addresses of the first kv head's keys, and the bytes from there to the next head
-// and to the values. Values are no wider than keys;
-// latent ones are the first channels of the keys, at the same address.
-// Entries that pad what queries see to multiples of W repeat one that is seen.
-struct Span {
-  bytes* keys[kSpan];
-  int64_t to_head, to_value;
-  int64_t dtype, C, width, value_channels, value_width;
-  bool follow;  // kAtOnce positions, from a multiple of it on, are contiguous in memory
-
-  int64_t row_bytes() const { return page_row_bytes(dtype, C); }
-};
-
 struct Range {
   int64_t first, last;
-};
-
-// The part [first, last) of a span that a query sees, and where its partial goes: `width` sums, the maximum, the total.
-// `state`: the partial of all earlier positions, into which this one is merged, or null.
-// `bias`: added to its scores, or null.
-struct Query {
-  const float* q;
-  int64_t first, last;
-  float *partial, *state;
-  const float* bias;
 };
 
 constexpr int64_t kPartialTail = 16;  // floats after the sums, so that partials keep their alignment
@@ -67,7 +44,7 @@ constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 
 // Turns the scores that a query sees into exp(score - maximum), with zeros around them up to multiples of W; before
 // that applies the cap unless it is 0.
-inline void soften(float* scores, const Query& query, float cap, float* maximum_total) {
+inline void softmax_weights(float* scores, const Query& query, float cap, float* maximum_total) {
   const int64_t first = query.first, last = query.last, low = first / W * W, high = tiles(last, W) * W;
   if (cap != 0.0f) cap_scores(scores, low, high, cap);
   if (query.bias != nullptr) bias_scores(scores, low, high, query.bias);
@@ -104,7 +81,7 @@ struct Following {
 // Prefetches what comes next while something else is in use: each time as many bytes as are consumed, so that
 // prefetches neither come in bursts nor delay what is in use. Into the L2 cache: which level is better depends on the
 // processor (Zen 4 gained 1.14 x with L2, Zen 3 with L1, 4 KiB ahead).
-struct Asking {
+struct Prefetcher {
   bytes* at;
   template <int64_t kBytes>
   void next() {
@@ -116,14 +93,14 @@ struct Asking {
   }
 };
 
-struct AskingNothing {
+struct NoPrefetch {
   template <int64_t kBytes>
   void next() {}
 };
 
 // N vectors of channels from `c` on: the sums of M queries += weights @ values over positions [first, last).
-template <DType D, int M, int N, class Rows, class Ask>
-inline void add_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t c, const Query* queries, Ask& ask) {
+template <DType D, int M, int N, class Rows, class Prefetch>
+inline void add_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t c, const Query* queries, Prefetch& prefetch) {
   if (first >= last) return;
   float* sums[M];
   V acc[M][N];
@@ -134,14 +111,14 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
     for (int n = 0; n < N; ++n) acc[m][n] = load(sums[m] + n * W);
   }
   for (int64_t j = first; j < last; ++j) {
-    ask.template next<stored_bytes<D>(N * W)>();
+    prefetch.template next<stored_bytes<D>(N * W)>();
     V weight[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) weight[m] = kept(splat(weights[m * kSpan + j]));
+    for (int m = 0; m < M; ++m) weight[m] = pin_in_register(splat(weights[m * kSpan + j]));
     StoredVectors<D, N> vectors(values[j], c);
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      const V v = kept(vectors[n]);  // one at a time: accumulators and weights fill the registers
+      const V v = pin_in_register(vectors[n]);  // one at a time: accumulators and weights fill the registers
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(weight[m], v, acc[m][n]);
     }
@@ -153,15 +130,15 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
 }
 
 // All channels, a few positions at a time, so that values are read from memory once and in order.
-template <DType D, int M, class Rows, class Ask>
-inline void add_all_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t C, const Query* queries, Ask ask) {
+template <DType D, int M, class Rows, class Prefetch>
+inline void add_all_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t C, const Query* queries, Prefetch prefetch) {
   constexpr int64_t kStep = 32;
   constexpr int kWide = kRegisters == 16 && (W == 4 || M == kGroup) ? 2 : 4;  // as many accumulators as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
     int64_t c = 0;
-    for (; c + kWide * W <= C; c += kWide * W) add_values<D, M, kWide>(weights, values, begin, end, c, queries, ask);
-    for (; c + W <= C; c += W) add_values<D, M, 1>(weights, values, begin, end, c, queries, ask);
+    for (; c + kWide * W <= C; c += kWide * W) add_values<D, M, kWide>(weights, values, begin, end, c, queries, prefetch);
+    for (; c + W <= C; c += W) add_values<D, M, 1>(weights, values, begin, end, c, queries, prefetch);
     if (c == C) continue;
     for (int m = 0; m < M; ++m) {
       V acc = load(queries[m].partial + c);
@@ -175,8 +152,8 @@ inline void add_all_values(const float* weights, Rows values, int64_t first, int
 // The partials of M queries: positions that all of them see are added for all at once,
 // others query by query, in the order of positions.
 template <DType D, int M>
-inline void weigh(const float* weights, Scattered values, int64_t C, int64_t width, const Query* queries) {
-  const AskingNothing nothing{};
+inline void add_weighted_values(const float* weights, Scattered values, int64_t C, int64_t width, const Query* queries) {
+  const NoPrefetch nothing{};
   int64_t first = queries[0].first, last = queries[0].last;
   for (int m = 0; m < M; ++m) {
     first = larger(first, queries[m].first);
@@ -208,7 +185,7 @@ inline void with_count(int64_t count, Body body) {
 
 // Turns a query's scores into weights, and zeroes its sums.
 inline void begin_partial(const Query& query, float* scores, int64_t width, float cap) {
-  soften(scores, query, cap, query.partial + width);
+  softmax_weights(scores, query, cap, query.partial + width);
   for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
 }
 
@@ -222,10 +199,10 @@ inline bool see_the_same(const Query* queries, int64_t count) {
 template <DType D>
 inline void finish(const Query* queries, int64_t count, Scattered values, int64_t C, int64_t width, float cap, float* scores) {
   for (int64_t i = 0; i < count; ++i)
-    soften(scores + i * kSpan, queries[i], cap, queries[i].partial + width);
+    softmax_weights(scores + i * kSpan, queries[i], cap, queries[i].partial + width);
   for (int64_t m = 0; m < count; m += kGroup)
     with_count(smaller(kGroup, count - m),
-               [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m); });
+               [&]<int M>() { add_weighted_values<D, M>(scores + m * kSpan, values, C, width, queries + m); });
 }
 
 // The smallest range that contains what `count` queries see.
@@ -237,13 +214,13 @@ inline Range seen_by(const Query* queries, int64_t count) {
 }
 
 // What a head's attention sink adds to a total of exp(score - maximum).
-inline float sunk(bytes* sinks, int64_t dtype, int64_t head, float maximum) {
+inline float sink_weight(bytes* sinks, int64_t dtype, int64_t head, float maximum) {
   if (sinks == nullptr) return 0.0f;
   return exp(splat(widen_number(sinks + head * size_of(dtype), dtype) - maximum))[0];
 }
 
 // Merges the partial of later positions into `state`, that of earlier ones.
-inline void join(float* state, const float* later, int64_t width) {
+inline void merge_partials(float* state, const float* later, int64_t width) {
   const float before = state[width], after = later[width];
   const float maximum = after > before ? after : before;
   const V keep = exp(splat(before - maximum)), add = exp(splat(after - maximum));

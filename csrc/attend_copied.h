@@ -45,13 +45,6 @@ inline void score_copied(const float* q, int64_t width, const float* copy, int64
     for (int p = 0; p < P; ++p) store(scores + m * kSpan + j + p * W, out[p * M + m] * scale);
 }
 
-// A widened copy of one kv head of a span.
-struct Copy {
-  float* keys;    // [position / W][channel][W]
-  float* values;  // [position][value width]
-  bytes* rows[kSpan];
-};
-
 // The partials of up to kBlockQueries queries; a vector of keys is used for all of them while it is in the L1 cache.
 inline void attend_copied(const Copy& copy, int64_t width, int64_t value_width, const Query* queries, int64_t count, float scale, float cap,
                           float* scores) {

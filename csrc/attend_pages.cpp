@@ -11,7 +11,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-int64_t most_rows(const Attended& op) { return larger(kTileQueries, heads_per_kv(op)); }
+int64_t max_rows(const Attended& op) { return larger(kTileQueries, heads_per_kv(op)); }
 
 // Per head of a unit, the biases of all positions that its tokens see, in order. W - 1 more are read but not used.
 int64_t bias_floats(const Attended& op) { return op.table_width * op.Z + tile_tokens(op) + W; }
@@ -29,7 +29,7 @@ struct Room {
 constexpr int64_t kQueryFloats = sizeof(Query) / sizeof(float);
 
 void take_room(const Attended& op, Scratch& scratch, Room& room) {
-  const int64_t width = key_width(op), rows = most_rows(op);
+  const int64_t width = key_width(op), rows = max_rows(op);
   room.q = scratch.floats(rows * width);
   room.states = scratch.floats(rows * partial_floats(op));
   room.partials = scratch.floats(rows * partial_floats(op));
@@ -94,15 +94,15 @@ void load_queries(const Attended& op, const QueryRows& rows, int64_t count, floa
       for (int64_t c = 0; c < op.C; ++c) queries[row * width + c] *= factor;
     }
     for (int64_t c = op.C; c < width; ++c) queries[row * width + c] = 0.0f;
-    if constexpr (kHalves)
+    if constexpr (kBf16Tiles)
       if (op.rounded) round_query(queries + row * width, width);
   }
 }
 
-float bias_of(const Attended& op, int64_t head, int64_t behind) {
+float bias_of(const Attended& op, int64_t head, int64_t offset) {
   const auto number = [&](int64_t row) { return widen_number(op.bias + (row * op.H + head) * size_of(op.bias_dtype), op.bias_dtype); };
-  if (op.buckets == nullptr) return -number(0) * static_cast<float>(behind < 0 ? -behind : behind);
-  return number(static_cast<int64_t>(op.buckets[smaller(larger(behind, -op.reach), op.reach) + op.reach]));
+  if (op.buckets == nullptr) return -number(0) * static_cast<float>(offset < 0 ? -offset : offset);
+  return number(static_cast<int64_t>(op.buckets[smaller(larger(offset, -op.reach), op.reach) + op.reach]));
 }
 
 // biases[0] is that of the first position as seen by the last token; those of each earlier token begin one further on.
@@ -155,10 +155,10 @@ class SpanOfRun {
     }
   }
 
-  void join_states(int64_t count) {
+  void merge_states(int64_t count) {
     for (int64_t i = 0; i < count; ++i)
       if (room_.queries[i].state != nullptr)
-        join(room_.queries[i].state, room_.queries[i].partial, value_width(op_));
+        merge_partials(room_.queries[i].state, room_.queries[i].partial, value_width(op_));
   }
 
   void attend_heads(const Span& span, int64_t first, int64_t last, const Pass& next) {
@@ -167,22 +167,22 @@ class SpanOfRun {
       for (int64_t i = 0; i < per_head; ++i)
         put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
     Stored stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), static_cast<float>(op_.cap), room_.scores);
-    if constexpr (kHalves)
-      if (op_.rounded) return stored.attend_rounded(next), join_states(tile_.heads * per_head);
+    if constexpr (kBf16Tiles)
+      if (op_.rounded) return stored.attend_rounded(next), merge_states(tile_.heads * per_head);
     with_stored(span.dtype, [&]<DType D>() { stored.attend<D>(next); });
-    join_states(tile_.heads * per_head);
+    merge_states(tile_.heads * per_head);
   }
 
   void copy_keys_and_values(const Span& span, int64_t first, int64_t last, Copy& copy) {
-    if constexpr (kHalves)
-      if (op_.rounded) return copy_halves(span, first, last, copy);
+    if constexpr (kBf16Tiles)
+      if (op_.rounded) return copy_bf16(span, first, last, copy);
     copy_span(span, first, last, copy);
   }
 
   void attend_block(const Span& span, const Copy& copy, int64_t count) {
     const auto scale = static_cast<float>(op_.scale), cap = static_cast<float>(op_.cap);
-    if constexpr (kHalves)
-      if (op_.rounded) return attend_halves(copy, span, room_.queries, count, scale, cap, room_.scores);
+    if constexpr (kBf16Tiles)
+      if (op_.rounded) return attend_bf16(copy, span, room_.queries, count, scale, cap, room_.scores);
     attend_copied(copy, span.width, span.value_width, room_.queries, count, scale, cap, room_.scores);
   }
 
@@ -191,7 +191,7 @@ class SpanOfRun {
       const int64_t count = smaller(kBlockQueries, last * rows_.G - row);
       for (int64_t i = 0; i < count; ++i) put(i, row + i);
       attend_block(span, copy, count);
-      join_states(count);
+      merge_states(count);
     }
   }
 
@@ -209,9 +209,9 @@ void put_out(const Attended& op, int64_t token, int64_t head, const float* state
   const int64_t C = value_channels(op);
   float* y = op.y + (token * op.H + head) * C;
   const float* end = state + value_width(op);
-  const float total = end[1] + sunk(op.sinks, op.sinks_dtype, head, end[0]);
-  if constexpr (kHalves)
-    if (op.rounded) return put_halves(state, total, C, y);
+  const float total = end[1] + sink_weight(op.sinks, op.sinks_dtype, head, end[0]);
+  if constexpr (kBf16Tiles)
+    if (op.rounded) return put_bf16_sums(state, total, C, y);
   for (int64_t c = 0; c < C; ++c) y[c] = state[c] / total;
 }
 
@@ -247,14 +247,14 @@ void attend_run(const Attended& op, const Tile& tile, const Run& run, int64_t fi
     put_out(op, rows.token(row), rows.head(row), room.states + row * partial_floats(op));
 }
 
-void join_spans(const Attended& op, const Tile& tile, const Scratch& scratch) {
+void merge_spans(const Attended& op, const Tile& tile, const Scratch& scratch) {
   const int64_t G = heads_per_kv(op);
   for (int64_t token = tile.first; token < tile.last; ++token) {
     const int64_t first = first_seen(op, token) / kSpan, last = last_seen(op, token) / kSpan;
     for (int64_t head = tile.kv_head * G; head < (tile.kv_head + tile.heads) * G; ++head) {
       float* state = shared_partial(op, scratch, token, head, first);
       for (int64_t span = first + 1; span <= last; ++span)
-        join(state, shared_partial(op, scratch, token, head, span), value_width(op));
+        merge_partials(state, shared_partial(op, scratch, token, head, span), value_width(op));
       put_out(op, token, head, state);
     }
   }
@@ -276,7 +276,7 @@ void attend_tile(const Attended& op, int64_t unit, Scratch& scratch) {
     std::atomic<int32_t>& finished = finished_spans(op, tile, scratch);
     if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < tile.high - tile.low) return;
     finished.store(0, std::memory_order_relaxed);
-    join_spans(op, tile, scratch);
+    merge_spans(op, tile, scratch);
   }
   scratch.stored((tile.last - tile.first) * tile.heads * heads_per_kv(op) * value_channels(op) * 4);
 }
@@ -290,7 +290,7 @@ int64_t attend_units(const Attended& op) {
 int64_t attend_scratch_bytes(const Attended& op) {
   const int64_t width = key_width(op), row = width + 2 * partial_floats(op) + kSpan + kQueryFloats;
   const int64_t biases = biased_heads(op) * bias_floats(op);
-  return 4 * (most_rows(op) * row + kSpan * (width + value_width(op)) + biases) + 8 * static_cast<int64_t>(kLine);
+  return 4 * (max_rows(op) * row + kSpan * (width + value_width(op)) + biases) + 8 * static_cast<int64_t>(kLine);
 }
 
 int64_t attend_shared_bytes(const Attended& op) { return may_split(op) && spans_of_table(op) > 1 ? kSharedBytes : 0; }

@@ -41,8 +41,8 @@ inline V fold_quads(V a, V b, V c, V d) {
 
 // Scores, still in 4 lanes, of M queries with the keys of G quads from `g` on: key n of quad i is g + i + 4 n.
 // kPart: C is not a multiple of W.
-template <DType D, int M, int G, bool kPart, class Rows, class Ask>
-inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int g, V (*quads)[4], Ask& ask) {
+template <DType D, int M, int G, bool kPart, class Rows, class Prefetch>
+inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int g, V (*quads)[4], Prefetch& prefetch) {
   constexpr int kKeys = G * kFold;
   V acc[M][kKeys];
   bytes* key[kKeys];
@@ -55,10 +55,10 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
   const auto add = [&](int64_t c, auto load_key) {
     V x[M];
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) x[m] = kept(load(q + m * width + c));
+    for (int m = 0; m < M; ++m) x[m] = pin_in_register(load(q + m * width + c));
 #pragma GCC unroll 8
     for (int n = 0; n < kKeys; ++n) {
-      const V k = kept(load_key(n));  // one at a time: accumulators and queries fill the registers
+      const V k = pin_in_register(load_key(n));  // one at a time: accumulators and queries fill the registers
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(x[m], k, acc[m][n]);
     }
@@ -66,7 +66,7 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
   int64_t c = 0;
   if constexpr (D == kKv8) {
     for (int64_t block = 0; c + kBlockChannels <= C; c += kBlockChannels, block += kBlockBytes) {
-      ask.template next<kKeys * kBlockBytes>();
+      prefetch.template next<kKeys * kBlockBytes>();
       V scales[kKeys];
 #pragma GCC unroll 8
       for (int n = 0; n < kKeys; ++n) scales[n] = load_scale(key[n] + block);
@@ -76,7 +76,7 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
     }
   }
   for (; c + W <= C; c += W) {
-    ask.template next<stored_bytes<D>(kKeys * W)>();
+    prefetch.template next<stored_bytes<D>(kKeys * W)>();
     add(c, [&](int n) { return load_stored<D>(key[n], c); });
   }
   if constexpr (kPart) {
@@ -94,12 +94,12 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
 }
 
 // Scores of M queries (rows of `width`) with W keys, read in place.
-template <DType D, int M, bool kPart, class Rows, class Ask>
-inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V scale, float* scores, Ask ask) {
+template <DType D, int M, bool kPart, class Rows, class Prefetch>
+inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V scale, float* scores, Prefetch prefetch) {
   constexpr int kQuads = W > 8 ? 1 : M == 1 || (W == 4 && kRegisters == 32) ? 4 : M < 4 ? 2 : 1;  // as many accumulators as registers allow
   V quads[M][4];
 #pragma GCC unroll 4
-  for (int g = 0; g < 4; g += kQuads) score_quads<D, M, kQuads, kPart>(q, C, width, keys, g, quads, ask);
+  for (int g = 0; g < 4; g += kQuads) score_quads<D, M, kQuads, kPart>(q, C, width, keys, g, quads, prefetch);
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
     store(scores + m * kSpan, fold_quads(quads[m][0], quads[m][1], quads[m][2], quads[m][3]) * scale);
@@ -117,9 +117,9 @@ struct Pass {
 
 // Prefetch addresses: while one step (kAtOnce positions of a head) of the passes is in use,
 // that of the step `steps` further on.
-class Ahead {
+class PrefetchCursor {
  public:
-  Ahead(const Pass& keys, const Pass& values, const Pass& next, int64_t steps) : passes_{keys, values, next} {
+  PrefetchCursor(const Pass& keys, const Pass& values, const Pass& next, int64_t steps) : passes_{keys, values, next} {
     begin();
     for (; steps > 0; --steps) move();
   }
@@ -160,11 +160,11 @@ class Stored {
   // `next`: the keys after this span's values, prefetched while the values are in use.
   template <DType D>
   void attend(const Pass& next) {
-    Ahead ahead = ahead_of(next);
+    PrefetchCursor cursor = prefetch_cursor(next);
     if (span_.C % W == 0) {
-      each_step([&](int64_t head, int64_t first, int64_t last) { score<D, false>(head, first, last, Asking{ahead.next()}); });
+      each_step([&](int64_t head, int64_t first, int64_t last) { score<D, false>(head, first, last, Prefetcher{cursor.next()}); });
     } else {
-      each_step([&](int64_t head, int64_t first, int64_t last) { score<D, true>(head, first, last, Asking{ahead.next()}); });
+      each_step([&](int64_t head, int64_t first, int64_t last) { score<D, true>(head, first, last, Prefetcher{cursor.next()}); });
     }
     if (!see_the_same(queries_, per_head_)) {
       for (int64_t head = 0; head < heads_; ++head)
@@ -172,31 +172,31 @@ class Stored {
       return;
     }
     for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial(queries_[i], scores_ + i * kSpan, span_.value_width, cap_);
-    each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
+    each_step([&](int64_t head, int64_t first, int64_t last) { add_weighted<D>(head, first, last, Prefetcher{cursor.next()}); });
   }
 
   // For rounded queries, by attend_bf16.h.
   void attend_rounded(const Pass& next) {
-    Ahead ahead = ahead_of(next);
+    PrefetchCursor cursor = prefetch_cursor(next);
     each_step([&](int64_t head, int64_t first, int64_t) {
       const int64_t row = head * per_head_, j = first / W * W;
-      score_halves({span_.keys + j, head * span_.to_head, span_.C}, queries_ + row, per_head_, scale_, scores_ + row * kSpan + j, ahead.next());
+      score_bf16({span_.keys + j, head * span_.to_head, span_.C}, queries_ + row, per_head_, scale_, scores_ + row * kSpan + j, cursor.next());
     });
     const bool same = see_the_same(queries_, per_head_);
     for (int64_t row = 0; row < heads_ * per_head_; row += per_head_)
-      if (!same) finish_halves(halves_of(row / per_head_), queries_ + row, per_head_, cap_, scores_ + row * kSpan);
+      if (!same) finish_bf16(bf16_values_of(row / per_head_), queries_ + row, per_head_, cap_, scores_ + row * kSpan);
     if (!same) return;
-    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_halves(queries_[i], scores_ + i * kSpan, span_.value_width, cap_);
+    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_partial_bf16(queries_[i], scores_ + i * kSpan, span_.value_width, cap_);
     each_step([&](int64_t head, int64_t first, int64_t last) {
       const int64_t row = head * per_head_;
-      weigh_halves(halves_of(head), {first, last}, queries_ + row, per_head_, scores_ + row * kSpan, ahead.next());
+      add_weighted_bf16(bf16_values_of(head), {first, last}, queries_ + row, per_head_, scores_ + row * kSpan, cursor.next());
     });
   }
 
  private:
   static constexpr int64_t kAheadBytes = 8192;
 
-  Ahead ahead_of(const Pass& next) const {
+  PrefetchCursor prefetch_cursor(const Pass& next) const {
     const int64_t steps = larger(kAheadBytes / (kAtOnce * span_.row_bytes()), 1);
     return {{span_, 0, heads_, seen_}, {span_, span_.to_value, heads_, seen_}, next, steps};
   }
@@ -211,7 +211,7 @@ class Stored {
   }
 
   Scattered values_of(int64_t head) const { return {span_.keys, span_.to_value + head * span_.to_head}; }
-  Halves halves_of(int64_t head) const { return {span_.keys, values_of(head).offset, span_.value_channels}; }
+  Bf16Rows bf16_values_of(int64_t head) const { return {span_.keys, values_of(head).offset, span_.value_channels}; }
 
   // Calls `body` for each kGroup queries of a head: their number as a template argument, and the row of the first.
   template <class Body>
@@ -221,12 +221,12 @@ class Stored {
   }
 
   template <DType D, bool kPart>
-  void score(int64_t head, int64_t first, int64_t last, Asking ask) {
+  void score(int64_t head, int64_t first, int64_t last, Prefetcher prefetch) {
     const int64_t to_head = head * span_.to_head;
-    for (int64_t j = first / W * W; j < last; j += W, ask.at += W * span_.row_bytes())
+    for (int64_t j = first / W * W; j < last; j += W, prefetch.at += W * span_.row_bytes())
       each_group(head, [&]<int M>(int64_t row) {
         const auto with = [&](auto keys) {
-          score_rows<D, M, kPart>(queries_[row].q, span_.C, span_.width, keys, splat(scale_), scores_ + row * kSpan + j, ask);
+          score_rows<D, M, kPart>(queries_[row].q, span_.C, span_.width, keys, splat(scale_), scores_ + row * kSpan + j, prefetch);
         };
         if (span_.follow && j >= first && j + W <= last) with(Following{span_.keys[j] + to_head, span_.row_bytes()});
         else with(Scattered{span_.keys + j, to_head});
@@ -234,10 +234,10 @@ class Stored {
   }
 
   template <DType D>
-  void weigh(int64_t head, int64_t first, int64_t last, Asking ask) {
+  void add_weighted(int64_t head, int64_t first, int64_t last, Prefetcher prefetch) {
     each_group(head, [&]<int M>(int64_t row) {
       const float* weights = scores_ + row * kSpan + first;
-      const auto with = [&](auto values) { add_all_values<D, M>(weights, values, 0, last - first, span_.value_channels, queries_ + row, ask); };
+      const auto with = [&](auto values) { add_all_values<D, M>(weights, values, 0, last - first, span_.value_channels, queries_ + row, prefetch); };
       if (span_.follow) with(Following{values_of(head)[first], span_.row_bytes()});
       else with(Scattered{span_.keys + first, values_of(head).offset});
     });

@@ -6,6 +6,8 @@
 // thread that finishes a tile's last span merges them in the order of positions.
 #pragma once
 
+#include <type_traits>
+
 #include "attend_bf16.h"
 #include "op.h"
 
@@ -31,9 +33,9 @@ inline Attended attended(const Op& op) {
     all.sees_all = op.window < 0;
     all.window = 0;
   }
-  if (meets_bf16(all.kv_dtype)) {
+  if (bf16_activations(all.kv_dtype)) {
     all.kv_dtype = static_cast<int64_t>(DType::bf16);
-    all.rounded = kHalves && std::is_same_v<Op, Attention> && all.C <= kMostHalves;
+    all.rounded = kBf16Tiles && std::is_same_v<Op, Attention> && all.C <= kMaxBf16Channels;
   }
   return all;
 }
@@ -41,7 +43,7 @@ inline Attended attended(const Op& op) {
 // Channels of a value: the first `latent` ones of a latent key, else as many as a key has.
 inline int64_t value_channels(const Attended& op) { return op.latent == 0 ? op.C : op.latent; }
 
-inline int64_t row_width(const Attended& op, int64_t C) { return op.rounded ? padded_halves(C) : padded_channels(C); }
+inline int64_t row_width(const Attended& op, int64_t C) { return op.rounded ? padded_bf16(C) : padded_channels(C); }
 inline int64_t key_width(const Attended& op) { return row_width(op, op.C); }
 inline int64_t value_width(const Attended& op) { return row_width(op, value_channels(op)); }
 
@@ -56,8 +58,8 @@ constexpr int64_t kSharedBytes = 16 << 20;    // address space: decode writes ab
 inline int64_t heads_per_kv(const Attended& op) { return op.H / op.K; }
 
 inline int64_t tile_tokens(const Attended& op) {
-  const int64_t most = larger(kTileQueries / heads_per_kv(op), 1);
-  return smaller(larger(op.T * op.K / kManyUnits, 1), most);
+  const int64_t max_tokens = larger(kTileQueries / heads_per_kv(op), 1);
+  return smaller(larger(op.T * op.K / kManyUnits, 1), max_tokens);
 }
 
 inline int64_t partial_floats(const Attended& op) { return tiles(value_width(op), 16) * 16 + kPartialTail; }

@@ -3,6 +3,7 @@
 // Knows nothing about ops or how work is shared out.
 #include "bf16_products.h"
 
+#include "bf16_products_isa.h"
 #include "isa.h"
 #include "pairs.h"
 
@@ -17,8 +18,8 @@ void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool 
     for (float& lane : lanes) lane = widen_bf16(narrow_bf16(lane));
     return load(lanes);
   };
-  if (many) return put_beside(x, K, 0, 1, out + token * rounded_stride(K), round);
-  put_beside(x, K, token, tokens, out, round);
+  if (many) return interleave(x, K, 0, 1, out + token * rounded_stride(K), round);
+  interleave(x, K, token, tokens, out, round);
 }
 
 #else
@@ -45,10 +46,10 @@ template <bool kNative, int M, int N>
   const auto step = [&](int64_t k, auto weights) __attribute__((always_inline)) {
     I xv[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) xv[m] = kept_pairs(_mm512_loadu_si512(x.at + m * x.stride + k));
+    for (int m = 0; m < M; ++m) xv[m] = pin_in_register(_mm512_loadu_si512(x.at + m * x.stride + k));
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const I wv = kept_pairs(weights(at.at[n] + 2 * k));
+      const I wv = pin_in_register(weights(at.at[n] + 2 * k));
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) add_pairs<kNative>(xv[m], wv, acc[m * N + n]);
     }
@@ -67,7 +68,7 @@ template <bool kNative, int M, int N>
 
 // Rows for few tokens, for streams.h.
 template <bool kNative>
-struct HalfRows {
+struct Bf16StreamRows {
   using Number = uint16_t;
   static int64_t row_bytes(int64_t K) { return 2 * K; }
   static int64_t token_numbers(int64_t K) { return rounded_stride(K); }
@@ -84,29 +85,29 @@ struct HalfRows {
 };
 
 // For more tokens. Long rows are divided into blocks of columns, so that kGroupRows rows and a group of tokens stay in
-// the L1 cache. Rows of up to `whole` columns are one block: keeping partial sums of many tokens in memory costs more
+// the L1 cache. Rows of up to `limit` columns are one block: keeping partial sums of many tokens in memory costs more
 // than reading rows from the L2 cache.
-constexpr int64_t kHalfColumns = 2 * kBlockColumns, kWholeColumns = 2048;
-constexpr int64_t half_columns(int64_t K, int64_t whole) {
-  const int64_t blocks = K <= whole ? 1 : tiles(K, kHalfColumns);
+constexpr int64_t kBf16Columns = 2 * kBlockColumns, kOneBlockColumns = 2048;
+constexpr int64_t bf16_block_columns(int64_t K, int64_t limit) {
+  const int64_t blocks = K <= limit ? 1 : tiles(K, kBf16Columns);
   return tiles(tiles(K, blocks), kStepColumns) * kStepColumns;
 }
 
 // A block of columns, and where its results go. Between blocks partial sums are kept in memory, as in panel.h.
-struct HalfBlock {
+struct Bf16Block {
   bool first, last;
   int64_t out_stride;
 };
 
 template <int M>
-[[gnu::always_inline]] inline void begin_sums(const HalfBlock& b, const float* sums, V (&acc)[M * kGroupRows]) {
+[[gnu::always_inline]] inline void begin_sums(const Bf16Block& b, const float* sums, V (&acc)[M * kGroupRows]) {
 #pragma GCC unroll 32
   for (int i = 0; i < M * kGroupRows; ++i) acc[i] = b.first ? V{} : load(sums + i * W);
 }
 
 // Stores the first `left` of kGroupRows rows.
 template <int M>
-[[gnu::always_inline]] inline void end_sums(const HalfBlock& b, const V (&acc)[M * kGroupRows], float* sums, int64_t left, float* out) {
+[[gnu::always_inline]] inline void end_sums(const Bf16Block& b, const V (&acc)[M * kGroupRows], float* sums, int64_t left, float* out) {
   constexpr int N = kGroupRows;
   if (!b.last) {
 #pragma GCC unroll 32
@@ -140,27 +141,27 @@ inline void with_tokens(int64_t tokens, Body body) {
 // and a load that crosses a cache line costs two.
 //
 //   panel   32 columns of row 0 | of 1 | of 2 | of 3 | the next 32 of row 0 ..      then rows 4 to 7
-struct HalfPanel {
+struct Bf16Panel {
   uint16_t* at;
   int64_t rows, steps;
 };
 
-constexpr int64_t kGroupHalves = kGroupRows * kStepColumns;
+constexpr int64_t kGroupNumbers = kGroupRows * kStepColumns;
 
-inline void fill_panel(const HalfPanel& panel, bytes* w, int64_t row_bytes, int64_t columns) {
+inline void fill_panel(const Bf16Panel& panel, bytes* w, int64_t row_bytes, int64_t columns) {
   const int64_t whole = columns / kStepColumns;
   const auto some = static_cast<__mmask32>((uint64_t{1} << columns % kStepColumns) - 1);  // never reads past a row's end
   for (int64_t n = 0; n < tiles(panel.rows, kGroupRows) * kGroupRows; ++n) {
     bytes* row = w + smaller(n, panel.rows - 1) * row_bytes;  // a missing row is computed and discarded
-    uint16_t* out = panel.at + n / kGroupRows * panel.steps * kGroupHalves + n % kGroupRows * kStepColumns;
-    for (int64_t step = 0; step < whole; ++step, row += 2 * kStepColumns, out += kGroupHalves) _mm512_store_si512(out, _mm512_loadu_si512(row));
+    uint16_t* out = panel.at + n / kGroupRows * panel.steps * kGroupNumbers + n % kGroupRows * kStepColumns;
+    for (int64_t step = 0; step < whole; ++step, row += 2 * kStepColumns, out += kGroupNumbers) _mm512_store_si512(out, _mm512_loadu_si512(row));
     if (whole < panel.steps) _mm512_store_si512(out, _mm512_maskz_loadu_epi16(some, row));
   }
 }
 
 // M tokens times all rows of a panel.
 template <bool kNative, int M>
-[[gnu::noinline]] void panel_halves(const HalfBlock& b, const Tokens& x, const HalfPanel& panel, int64_t together, float* sums, float* out,
+[[gnu::noinline]] void panel_bf16(const Bf16Block& b, const Tokens& x, const Bf16Panel& panel, int64_t together, float* sums, float* out,
                                     NextBlock& next_block) {
   constexpr int N = kGroupRows;
   const uint16_t* w = panel.at;
@@ -169,13 +170,13 @@ template <bool kNative, int M>
     V acc[M * N];
     begin_sums<M>(b, sums, acc);
     const uint16_t* at = x.at;
-    for (const uint16_t* end = w + panel.steps * kGroupHalves; w != end; w += kGroupHalves, at += kStepColumns) {
+    for (const uint16_t* end = w + panel.steps * kGroupNumbers; w != end; w += kGroupNumbers, at += kStepColumns) {
       I xv[M];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) xv[m] = kept_pairs(_mm512_loadu_si512(at + m * x.stride));
+      for (int m = 0; m < M; ++m) xv[m] = pin_in_register(_mm512_loadu_si512(at + m * x.stride));
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
-        const I wv = kept_pairs(_mm512_load_si512(w + i * kStepColumns));
+        const I wv = pin_in_register(_mm512_load_si512(w + i * kStepColumns));
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) add_pairs<kNative>(xv[m], wv, acc[m * N + i]);
       }
@@ -187,7 +188,7 @@ template <bool kNative, int M>
 // Columns [first, first + columns) of rows [row, row + rows), which begin at `w`;
 // tokens are processed `together` at a time.
 struct Part {
-  HalfBlock block;
+  Bf16Block block;
   bytes* w;
   int64_t row, rows, first, columns, together;
 };
@@ -203,22 +204,22 @@ inline void each_block(int64_t tokens, bytes* w, int64_t N, int64_t K, int64_t c
       bytes* next = w + (last ? (row + rows) * row_bytes : row * row_bytes + 2 * (k + columns));
       const int64_t next_columns = last ? columns : smaller(columns, K - k - columns);
       NextBlock next_block(next, row_bytes, rows, 2 * next_columns, tiles(rows, kGroupRows) * groups);
-      const HalfBlock block{k == 0, last, out_stride};
+      const Bf16Block block{k == 0, last, out_stride};
       body(Part{block, w + row * row_bytes + 2 * k, row, rows, k, smaller(columns, K - k), together}, next_block);
     }
   }
 }
 
 template <bool kNative>
-[[gnu::noinline]] void many_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
-  alignas(64) static thread_local uint16_t copied[kBlockRows * kWholeColumns];  // too large for some systems' stacks
+[[gnu::noinline]] void many_tokens_bf16(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+  alignas(64) static thread_local uint16_t copied[kBlockRows * kOneBlockColumns];  // too large for some systems' stacks
   const int64_t stride = rounded_stride(K);
-  each_block(tokens, w, N, K, half_columns(K, kWholeColumns), out_stride, [&](const Part& part, NextBlock& next_block) {
-    const HalfPanel panel{copied, part.rows, tiles(part.columns, kStepColumns)};
+  each_block(tokens, w, N, K, bf16_block_columns(K, kOneBlockColumns), out_stride, [&](const Part& part, NextBlock& next_block) {
+    const Bf16Panel panel{copied, part.rows, tiles(part.columns, kStepColumns)};
     fill_panel(panel, part.w, 2 * K, part.columns);
     for (int64_t t = 0; t < tokens; t += part.together)
       with_tokens(smaller(part.together, tokens - t), [&]<int M>() {
-        panel_halves<kNative, M>(part.block, {x + t * stride + part.first, stride}, panel, part.together, sums + t * kBlockRows * W,
+        panel_bf16<kNative, M>(part.block, {x + t * stride + part.first, stride}, panel, part.together, sums + t * kBlockRows * W,
                                  out + t * out_stride + part.row, next_block);
       });
   });
@@ -226,7 +227,7 @@ template <bool kNative>
 
 // M tokens times kGroupRows rows in place.
 template <bool kNative, int M>
-[[gnu::noinline]] void half_group(const HalfBlock& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t columns, int64_t left, float* sums,
+[[gnu::noinline]] void bf16_group(const Bf16Block& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t columns, int64_t left, float* sums,
                                   float* out) {
   V acc[M * kGroupRows];
   begin_sums<M>(b, sums, acc);
@@ -236,17 +237,17 @@ template <bool kNative, int M>
 
 // Too few tokens for a panel, and too many for streams.
 template <bool kNative>
-[[gnu::noinline]] void several_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+[[gnu::noinline]] void several_tokens_bf16(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
   alignas(64) float sums[tiles(16, kGroupTokens) * kGroupTokens * kBlockRows * W];
   const int64_t stride = rounded_stride(K);
-  each_block(tokens, w, N, K, half_columns(K, kHalfColumns), out_stride, [&](const Part& part, NextBlock& next_block) {
+  each_block(tokens, w, N, K, bf16_block_columns(K, kBf16Columns), out_stride, [&](const Part& part, NextBlock& next_block) {
     for (int64_t t = 0; t < tokens; t += part.together)
       for (int64_t n = 0; n < part.rows; n += kGroupRows) {
         next_block.one_call();
         Rows<kGroupRows> rows;
         for (int64_t i = 0; i < kGroupRows; ++i) rows.at[i] = part.w + smaller(n + i, part.rows - 1) * 2 * K;  // a missing row is computed and discarded
         with_tokens(smaller(part.together, tokens - t), [&]<int M>() {
-          half_group<kNative, M>(part.block, {x + t * stride + part.first, stride}, rows, part.columns, part.rows - n,
+          bf16_group<kNative, M>(part.block, {x + t * stride + part.first, stride}, rows, part.columns, part.rows - n,
                                  sums + (t * kBlockRows + n * part.together) * W, out + t * out_stride + part.row + n);
         });
       }
@@ -255,33 +256,32 @@ template <bool kNative>
 
 constexpr int64_t kStreamedTokens = 4;  // above it neighbouring rows are faster than streams
 
-// With AVX512-BF16 if `native`, else with two FMAs: tests call both.
-void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+void bf16_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
   const Flushed flushed;
   const auto* x = reinterpret_cast<const uint16_t*>(rounded);
   const auto run = [&]<bool kNative>() {
-    if (sums != nullptr) return many_halves<kNative>(x, tokens, w, N, K, out, out_stride, sums);
-    if (tokens > kStreamedTokens) return several_halves<kNative>(x, tokens, w, N, K, out, out_stride);
-    dots_streamed<HalfRows<kNative>, 4>(x, tokens, w, N, K, out, out_stride);
+    if (sums != nullptr) return many_tokens_bf16<kNative>(x, tokens, w, N, K, out, out_stride, sums);
+    if (tokens > kStreamedTokens) return several_tokens_bf16<kNative>(x, tokens, w, N, K, out, out_stride);
+    dots_streamed<Bf16StreamRows<kNative>, 4>(x, tokens, w, N, K, out, out_stride);
   };
   if (native) return run.template operator()<true>();
   run.template operator()<false>();
 }
 
-void halves_tile(const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
-  halves_tile(has_bf16_products(), rounded, tokens, w, N, K, out, out_stride, sums);
+void bf16_tile(const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+  bf16_tile(has_bf16_products(), rounded, tokens, w, N, K, out, out_stride, sums);
 }
 
-void halves_along(const float* rounded, int64_t tokens, const Rows<4>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,
+void bf16_along(const float* rounded, int64_t tokens, const Rows<4>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,
                   int64_t out_step) {
   if (tokens > kStreamedTokens) {
-    for (int n = 0; n < 4; ++n) halves_tile(rounded, tokens, rows.at[n], each, K, out + n * out_step, out_stride, nullptr);
+    for (int n = 0; n < 4; ++n) bf16_tile(rounded, tokens, rows.at[n], each, K, out + n * out_step, out_stride, nullptr);
     return;
   }
   const Flushed flushed;
   const auto* x = reinterpret_cast<const uint16_t*>(rounded);
-  if (has_bf16_products()) return dots_along<HalfRows<true>, 4>(x, tokens, rows, each, K, out, out_stride, out_step);
-  dots_along<HalfRows<false>, 4>(x, tokens, rows, each, K, out, out_stride, out_step);
+  if (has_bf16_products()) return dots_along<Bf16StreamRows<true>, 4>(x, tokens, rows, each, K, out, out_stride, out_step);
+  dots_along<Bf16StreamRows<false>, 4>(x, tokens, rows, each, K, out, out_stride, out_step);
 }
 
 #endif

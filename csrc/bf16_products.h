@@ -15,20 +15,20 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr bool kHalves = W == 16;  // rounded tokens are stored as bfloat16, else as float32
+constexpr bool kBf16Tiles = W == 16;  // rounded tokens are stored as bfloat16, else as float32
 constexpr int64_t kStepColumns = 32;
 
 // Numbers from one token to the next in a tile (of few tokens only if they are stored as bfloat16): an odd number of
 // cache lines, zero-filled after the token.
 constexpr int64_t rounded_stride(int64_t K) {
-  constexpr int64_t line = kHalves ? kStepColumns : 16;
+  constexpr int64_t line = kBf16Tiles ? kStepColumns : 16;
   return (tiles(K, line) | 1) * line;
 }
 
 // Floats needed for `tokens` rounded tokens; `many`: they are multiplied by a panel.
 constexpr int64_t rounded_floats(int64_t tokens, int64_t K, bool many) {
-  if (kHalves) return tokens * rounded_stride(K) / 2;
-  return many ? tokens * rounded_stride(K) : beside_floats(tokens, K);
+  if (kBf16Tiles) return tokens * rounded_stride(K) / 2;
+  return many ? tokens * rounded_stride(K) : interleaved_floats(tokens, K);
 }
 
 // Rounds token `token` of `tokens` into its place:
@@ -36,10 +36,10 @@ constexpr int64_t rounded_floats(int64_t tokens, int64_t K, bool many) {
 void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool many, float* out);
 
 // AVX-512 only: out[t * out_stride + n] = dot(rounded token t, w row n). `sums` are those of Work, null for few tokens.
-void halves_tile(const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums);
+void bf16_tile(const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums);
 
 // AVX-512 only: like dots_along of streams.h.
-void halves_along(const float* rounded, int64_t tokens, const Rows<4>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,
+void bf16_along(const float* rounded, int64_t tokens, const Rows<4>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,
                   int64_t out_step);
 
 }  // namespace coterie::COTERIE_ISA

@@ -16,7 +16,7 @@ namespace coterie {
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Mask __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
-typedef int64_t Wholes __attribute__((vector_size(16)));
+typedef int64_t Integers __attribute__((vector_size(16)));
 
 inline Floats floats_at(const float* z) {
   Floats x;
@@ -30,13 +30,13 @@ inline Doubles exp_below(Doubles x) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the nearest integer in the low bits
   constexpr double kFactors[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
                                  1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0};
-  const Wholes far = x < -700.0;
-  x = Doubles(Wholes(x) & ~far);
+  const Integers far = x < -700.0;
+  x = Doubles(Integers(x) & ~far);
   const Doubles shifted = x * 1.44269504088896340736 + kRound, n = shifted - kRound;
   const Doubles r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
   Doubles p = Doubles{} + kFactors[0];
   for (int k = 1; k < 14; ++k) p = p * r + kFactors[k];
-  return Doubles((Wholes(p) + (Wholes(shifted) << 52)) & ~far);
+  return Doubles((Integers(p) + (Integers(shifted) << 52)) & ~far);
 }
 
 // A row of logits without NaNs, and their z.

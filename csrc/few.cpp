@@ -12,7 +12,7 @@ template <DType D, int M, int N>
 void add_vectors(const float* x, const Rows<N>& rows, int64_t k, V (&acc)[M * N]) {
   V wv[N];
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(rows.at[n] + k * size_of(static_cast<int64_t>(D))));
+  for (int n = 0; n < N; ++n) wv[n] = pin_in_register(load_weights<D>(rows.at[n] + k * size_of(static_cast<int64_t>(D))));
   add_products<M, N>(x, wv, acc);
 }
 
@@ -38,7 +38,7 @@ template <DType D>
 struct PlainRows {
   using Number = float;
   static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
-  static int64_t token_numbers(int64_t K) { return whole_vectors(K); }
+  static int64_t token_numbers(int64_t K) { return padded_to_vectors(K); }
 
   // out[m * out_stride + n * out_step] = dot(token m, row n), for M interleaved tokens and N rows at once.
   // Prefetches what lies `ahead` bytes after these rows, unless 0.

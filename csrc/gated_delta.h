@@ -16,7 +16,7 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kColumns = 32;                                        // columns of a chunk, at most
 constexpr int kVectors = kColumns / W;                                  // vectors of a chunk's row
-constexpr int kRowsBeside = kVectors < 8 ? 8 / kVectors : 1;            // rows with accumulators of their own, to keep the units busy
+constexpr int kRowsAtOnce = kVectors < 8 ? 8 / kVectors : 1;            // rows with accumulators of their own, to keep the units busy
 constexpr int64_t kDeltaTokens = 16;                                    // tokens per tile
 
 // A token's inputs to a head: normalised q and k, v, and its two gates.
@@ -25,6 +25,7 @@ struct DeltaToken {
   const float *q, *k, *v;
 };
 
+// With PyTorch's threshold: above 20, exp(-x) is lost in rounding. elementwise.cpp rounds differently for x in (0, 20].
 inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
@@ -41,11 +42,11 @@ inline void unit_row(const float* x, int64_t K, float scale, float* y) {
 
 // One token and one chunk of kColumns: S = decay * S, S += k (beta * (v - k S)), y = q S.
 inline void delta_step(const DeltaToken& token, const float* v, int64_t K, float* S, float* y) {
-  V sums[kRowsBeside][kVectors] = {};
+  V sums[kRowsAtOnce][kVectors] = {};
   int64_t k = 0;
-  for (; k + kRowsBeside <= K; k += kRowsBeside)
+  for (; k + kRowsAtOnce <= K; k += kRowsAtOnce)
 #pragma GCC unroll 8
-    for (int row = 0; row < kRowsBeside; ++row) {
+    for (int row = 0; row < kRowsAtOnce; ++row) {
       const V key = splat(token.k[k + row]);
 #pragma GCC unroll 8
       for (int i = 0; i < kVectors; ++i) sums[row][i] = fma(load(S + (k + row) * kColumns + i * W), key, sums[row][i]);
@@ -57,7 +58,7 @@ inline void delta_step(const DeltaToken& token, const float* v, int64_t K, float
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
     V known = sums[0][i];
-    for (int row = 1; row < kRowsBeside; ++row) known = known + sums[row][i];
+    for (int row = 1; row < kRowsAtOnce; ++row) known = known + sums[row][i];
     change[i] = (load(v + i * W) - decay * known) * beta;
   }
   for (k = 0; k < K; ++k) {
@@ -111,7 +112,7 @@ inline void delta_head(const Op& op, int64_t sequence, int64_t head, Scratch& sc
   float* values = scratch.floats(kDeltaTokens * wide);
   float* out = scratch.floats(kDeltaTokens * wide);
   float* spread = scratch.floats(K * kColumns);
-  float* matrix = kept_unit(op, sequence, head);
+  float* matrix = state_unit(op, sequence, head);
   float rate = 0, bias = 0;
   with_dtype(op.a_log_dtype, [&]<DType D>() { rate = std::exp(widen<D>(op.a_log + head * size_of(op.a_log_dtype))); });
   with_dtype(op.dt_bias_dtype, [&]<DType D>() { bias = widen<D>(op.dt_bias + head * size_of(op.dt_bias_dtype)); });

@@ -28,13 +28,13 @@ constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(
 // The layout of packed rows. row_bytes() is the only place that knows the distance from one row of a weight to the next.
 constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
 constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32, kBlockQ6 = 256, kUnitQ6 = 64, kUnitBytesQ6 = 52;  // q6 rows are padded to units, of four scales each
-constexpr bool meets_bf16(int64_t dtype) { return dtype == static_cast<int64_t>(DType::bf16_bf16); }
-constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8) && !meets_bf16(dtype); }
+constexpr bool bf16_activations(int64_t dtype) { return dtype == static_cast<int64_t>(DType::bf16_bf16); }
+constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8) && !bf16_activations(dtype); }
 constexpr bool has_zeros(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q4z) || dtype == static_cast<int64_t>(DType::q4z_int8); }
 constexpr bool is_q2(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q2) || dtype == static_cast<int64_t>(DType::q2_int8); }
 constexpr bool has_floats(int64_t dtype) { return dtype == static_cast<int64_t>(DType::mx4) || dtype == static_cast<int64_t>(DType::mx4_int8); }
 constexpr bool is_q6(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q6); }
-constexpr bool meets_int8(int64_t dtype) {
+constexpr bool int8_activations(int64_t dtype) {
   return dtype == static_cast<int64_t>(DType::q8_int8) || dtype == static_cast<int64_t>(DType::q4_int8) ||
          dtype == static_cast<int64_t>(DType::q4z_int8) || dtype == static_cast<int64_t>(DType::q2_int8) ||
          dtype == static_cast<int64_t>(DType::mx4_int8);

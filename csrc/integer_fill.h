@@ -32,10 +32,10 @@ struct PanelGroup {
 template <DType D>
 using PanelOf = PanelGroup<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared, Record<D>::kQ6>;
 
-static_assert(kPanelEights * kEight * PanelOf<DType::mx4>::kBytes == kWholePanelFloats * 4);
+static_assert(kPanelEights * kEight * PanelOf<DType::mx4>::kBytes == kIntegerPanelFloats * 4);
 static_assert(PanelOf<DType::q4>::kBytes <= PanelOf<DType::mx4>::kBytes);
-static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelOf<DType::q8>::kBytes <= kWholePanelFloats * 4);
-static_assert(kPanelEights * kEightWeights / kBlockQ6 * PanelOf<DType::q6>::kBytes <= kWholePanelFloats * 4);
+static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelOf<DType::q8>::kBytes <= kIntegerPanelFloats * 4);
+static_assert(kPanelEights * kEightWeights / kBlockQ6 * PanelOf<DType::q6>::kBytes <= kIntegerPanelFloats * 4);
 
 
 // Spreads the two words of a group of q2 to four, a byte in every 16 bits.
@@ -94,12 +94,12 @@ inline void parts_of_word(__m512i word, __m512i (&parts)[kWordSteps<D>]) {
 }
 
 // Writes up to eight bfloat16 numbers of each of 16 rows, widened, to consecutive groups, `apart` bytes apart.
-inline void turn_numbers(bytes* const (&rows)[16], int64_t at, int64_t groups, uint8_t* out, int64_t apart) {
+inline void transpose_numbers(bytes* const (&rows)[16], int64_t at, int64_t groups, uint8_t* out, int64_t apart) {
   __m128i numbers[16];
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) numbers[r] = groups == kEight ? pair_numbers<4>(rows[r] + at) : some_numbers(rows[r] + at, groups);
   __m512i words[4];
-  turn(numbers, words);
+  transpose(numbers, words);
   for (int64_t g = 0; g < groups; ++g) {
     const __m512i word = words[g / 2];
     const __m512i number = g % 2 == 0 ? _mm512_slli_epi32(word, 16) : _mm512_and_si512(word, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)));
@@ -121,7 +121,7 @@ template <DType D>
       in[r] = R::kQ2 ? _mm_loadl_epi64(at) : _mm_loadu_si128(at);
     }
     __m512i words[4];
-    turn(in, words);
+    transpose(in, words);
     if constexpr (R::kQ2) spread_q2(words);
 #pragma GCC unroll 4
     for (int d = 0; d < 4; ++d) {
@@ -134,8 +134,8 @@ template <DType D>
       _mm512_storeu_ps(out + g * P::kBytes + P::kZerosAt, _mm512_set1_ps(R::kFloats ? 12.0f : R::kPlus));
   }
   const int64_t scales = scales_at(static_cast<int64_t>(D), K) + 2 * first;
-  turn_numbers(rows, scales, groups, out + P::kScalesAt, P::kBytes);
-  if constexpr (R::kZeros) turn_numbers(rows, scales + to_zeros(K), groups, out + P::kZerosAt, P::kBytes);
+  transpose_numbers(rows, scales, groups, out + P::kScalesAt, P::kBytes);
+  if constexpr (R::kZeros) transpose_numbers(rows, scales + to_zeros(K), groups, out + P::kZerosAt, P::kBytes);
 }
 
 // Writes four consecutive words of int8 weights of each row to the steps of their lanes:
@@ -170,7 +170,7 @@ template <DType D>
       in[r] = piece < 2 * blocks ? _mm_loadu_si128(at) : _mm_setzero_si128();
     }
     __m512i words[4];
-    turn(in, words);
+    transpose(in, words);
     put_words_q8<D>(words, 4 * piece, out);
   }
   __m512 scales;
@@ -201,13 +201,13 @@ inline __m512i scales_of_rows(__m512i four, int g) {
 // Fills one half of the steps of a unit of 16 rows; `low` and `high`: the offsets in a row of its lower and upper bits.
 inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __m512i of_groups, int64_t unit, uint8_t* out) {
   __m512i parts[2][4], upper[4], scales[4];
-  const auto turned = [&](int64_t at, __m512i(&words)[4]) {
+  const auto transpose_at = [&](int64_t at, __m512i(&words)[4]) {
     __m128i in[16];
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) in[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + at));
-    turn(in, words);
+    transpose(in, words);
   };
-  turned(low, parts[0]), turned(low + 16, parts[1]), turned(high, upper);
+  transpose_at(low, parts[0]), transpose_at(low + 16, parts[1]), transpose_at(high, upper);
 #pragma GCC unroll 4
   for (int g = 0; g < 4; ++g) scales[g] = scales_of_rows(of_groups, g);
   const __m512i four = _mm512_set1_epi8(0x3C), two = _mm512_set1_epi8(static_cast<char>(0xC0));
@@ -224,8 +224,8 @@ inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __
       const int g = 2 * h + d / 2;
 #pragma GCC unroll 2
       for (int p = 0; p < 2; ++p) {
-        const __m512i whole = _mm512_mulhi_epi16(_mm512_shuffle_epi8(codes, pairs[p]), scales[g]);
-        _mm512_storeu_si512(out + at_q6(4 * b + d % 2 * 2 + p, step_q6(unit) + 2 * g), whole);
+        const __m512i integers = _mm512_mulhi_epi16(_mm512_shuffle_epi8(codes, pairs[p]), scales[g]);
+        _mm512_storeu_si512(out + at_q6(4 * b + d % 2 * 2 + p, step_q6(unit) + 2 * g), integers);
       }
     }
   }
@@ -235,7 +235,7 @@ inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __
 template <DType D>
 [[gnu::noinline]] inline void fill_q6(bytes* const (&rows)[16], int64_t K, int64_t block, uint8_t* out) {
   constexpr int64_t kUnits = kBlockQ6 / kUnitQ6;
-  const int64_t units = smaller(kUnits, whole_parts(K - block * kBlockQ6, kUnitQ6)), at = block * kUnits * kUnitBytesQ6;
+  const int64_t units = smaller(kUnits, ceil_div(K - block * kBlockQ6, kUnitQ6)), at = block * kUnits * kUnitBytesQ6;
   __m128i in[16];
   __m512i of_groups[4];
   __m512 scales;
@@ -243,7 +243,7 @@ template <DType D>
     in[r] = _mm_maskz_loadu_epi8(static_cast<__mmask16>(units == kUnits ? 0xFFFF : (1 << 4 * units) - 1), rows[r] + at + 48 * units);
     scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * block);
   }
-  turn(in, of_groups);
+  transpose(in, of_groups);
   for (int64_t unit = 0; unit < 2 * halves_q6(K, block); ++unit) {
     uint8_t* next = out + (unit + 1 < kUnits ? 0 : PanelOf<D>::kBytes);  // as own_steps(), for steps that are not contiguous
     for (int64_t i = 0; i < 4 * kLanes; ++i) __builtin_prefetch(next + at_q6(i % kLanes, step_q6((unit + 1) % kUnits) + i / kLanes * 2), 1);
@@ -267,7 +267,7 @@ inline void fill_panel(const PackedRows& w, int64_t count, int64_t first, int64_
       for (int64_t g = 0; g < groups; ++g) fill_q6<D>(rows, w.K, first + g, out + g * PanelOf<D>::kBytes);
     } else if constexpr (Record<D>::kQ8) {
       for (int64_t g = 0; g < groups; ++g)
-        fill_q8<D>(rows, w.K, first + g, smaller(4, whole_parts(w.K - (first + g) * kGroupQ8, kBlockWeights)), out + g * PanelOf<D>::kBytes);
+        fill_q8<D>(rows, w.K, first + g, smaller(4, ceil_div(w.K - (first + g) * kGroupQ8, kBlockWeights)), out + g * PanelOf<D>::kBytes);
     } else {
       for (int64_t g = 0; g < groups; g += kEight)
         fill_eight<D>(rows, w.K, first + g, smaller(kEight, groups - g), out + g * PanelOf<D>::kBytes);

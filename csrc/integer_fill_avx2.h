@@ -18,7 +18,7 @@ constexpr int64_t kEightRows = 16, kPanelEights256 = 3;  // rows of a panel, and
 constexpr int64_t eight_panel_floats(int64_t eights) { return eights * kEight * (16 + 2) * kEightRows; }
 constexpr int64_t eight_sums_floats(int64_t tokens) { return tokens * kEight * kEightRows; }
 
-static_assert(eight_panel_floats(kPanelEights256) <= kWholePanelFloats && eight_sums_floats(1) <= whole_sums_floats(1));
+static_assert(eight_panel_floats(kPanelEights256) <= kIntegerPanelFloats && eight_sums_floats(1) <= integer_sums_floats(1));
 
 constexpr int8_t kFloatsPlus = 12;  // added to the integers of mx4, so that none is negative
 constexpr int64_t kHalfBytes = 32, kStepBytes = 2 * kHalfBytes;  // a vector is half a step
@@ -40,14 +40,14 @@ using EightOf = EightGroup<Record<D>::kInt8, kPanelZeros<D>, Record<D>::kQ8>;
 // How many records a panel holds. One of q8 takes little more than half the room of another.
 template <DType D>
 inline constexpr int64_t kHeld = Record<D>::kQ8 ? 5 : kPanelEights256;
-static_assert(kHeld<DType::q8> * kEight * EightOf<DType::q8>::kBytes <= kWholePanelFloats * 4);
+static_assert(kHeld<DType::q8> * kEight * EightOf<DType::q8>::kBytes <= kIntegerPanelFloats * 4);
 
 // True where a block of a panel has eight lanes, of a q8 group or a q6 block, in place of eight groups of 32.
 template <DType D>
 inline constexpr bool kInLanes = Record<D>::kQ8 || Record<D>::kQ6;
 
 // Transposes 8 rows of four 32-bit words: word d of row r goes to lane r of out[d].
-inline void turn_eight(const __m128i (&rows)[8], __m256i (&out)[4]) {
+inline void transpose_eight(const __m128i (&rows)[8], __m256i (&out)[4]) {
   __m256i in[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) in[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(rows[i]), rows[4 + i], 1);
@@ -76,7 +76,7 @@ inline void parts_in_lanes(__m256i words, __m256i (&parts)[kParts<D>]) {
     constexpr auto kPlus = static_cast<int16_t>(R::kPlus);
     if constexpr (R::kInt8 && R::kFloats) parts[i] = _mm256_add_epi8(parts[i], _mm256_set1_epi8(kFloatsPlus));
     if constexpr (!R::kInt8 && !R::kFloats && !R::kZeros)
-      parts[i] = _mm256_sub_epi16(parts[i], _mm256_set1_epi16(R::kBytesMet && i % 2 == 0 ? 17 * kPlus : kPlus));
+      parts[i] = _mm256_sub_epi16(parts[i], _mm256_set1_epi16(R::kByteProducts && i % 2 == 0 ? 17 * kPlus : kPlus));
   }
 }
 
@@ -87,7 +87,7 @@ inline void put_numbers(bytes* const (&rows)[8], int64_t at, int64_t groups, uin
 #pragma GCC unroll 8
   for (int r = 0; r < 8; ++r) numbers[r] = groups == kEight ? pair_numbers<4>(rows[r] + at) : some_numbers(rows[r] + at, groups);
   __m256i words[4];
-  turn_eight(numbers, words);
+  transpose_eight(numbers, words);
   const auto put = [&](int64_t g, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + g * EightOf<D>::kBytes), v); };
 #pragma GCC unroll 4
   for (int64_t g = 0; g < kEight; g += 2) {
@@ -111,7 +111,7 @@ template <DType D>
       in[r] = R::kQ2 ? _mm_loadl_epi64(at) : _mm_loadu_si128(at);
     }
     __m256i words[4];
-    turn_eight(in, words);
+    transpose_eight(in, words);
     if constexpr (R::kQ2) spread_eight_q2(words);
 #pragma GCC unroll 4
     for (int d = 0; d < 4; ++d) {
@@ -132,20 +132,20 @@ template <DType D>
 template <DType D>
 [[gnu::noinline]] inline void fill_eight_q6(bytes* const (&rows)[8], int64_t K, int64_t block, uint8_t* out, NextBlock& next) {
   using P = EightOf<D>;
-  const int64_t units = smaller(kBlockQ6 / kUnitQ6, whole_parts(K - block * kBlockQ6, kUnitQ6));
-  alignas(32) int16_t whole[8][kBlockQ6];
+  const int64_t units = smaller(kBlockQ6 / kUnitQ6, ceil_div(K - block * kBlockQ6, kUnitQ6));
+  alignas(32) int16_t integers[8][kBlockQ6];
   float scales[8];
   for (int r = 0; r < 8; ++r) {
     next.one_call();
-    whole_block_q6(rows[r] + block * kBlockQ6 / kUnitQ6 * kUnitBytesQ6, units, whole[r]);
+    unpack_block_q6(rows[r] + block * kBlockQ6 / kUnitQ6 * kUnitBytesQ6, units, integers[r]);
     scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * block);
   }
   for (int64_t four = 0; four < halves_q6(K, block) * kBlockQ6 / 16; ++four) {
     __m128i in[8];
 #pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) in[r] = _mm_load_si128(reinterpret_cast<const __m128i*>(whole[r] + 8 * four));
+    for (int r = 0; r < 8; ++r) in[r] = _mm_load_si128(reinterpret_cast<const __m128i*>(integers[r] + 8 * four));
     __m256i words[4];
-    turn_eight(in, words);
+    transpose_eight(in, words);
 #pragma GCC unroll 4
     for (int64_t d = 0; d < 4; ++d)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (four % 2 * 4 + d) * P::kBytes + four / 2 * kStepBytes), words[d]);
@@ -158,8 +158,8 @@ template <DType D>
 template <DType D>
 [[gnu::noinline]] inline void fill_eight_q8(bytes* const (&rows)[8], int64_t K, int64_t group, uint8_t* out, NextBlock& next) {
   using P = EightOf<D>;
-  const int64_t blocks = smaller(kGroupQ8 / kBlockWeights, whole_parts(K - group * kGroupQ8, kBlockWeights));
-  const int64_t halves = whole_parts(blocks, 2);
+  const int64_t blocks = smaller(kGroupQ8 / kBlockWeights, ceil_div(K - group * kGroupQ8, kBlockWeights));
+  const int64_t halves = ceil_div(blocks, 2);
   // Two neighbouring bytes of every four, each to the upper half of 16 bits.
   const __m256i first = _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13));
   const __m256i second = _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 2, -128, 3, -128, 6, -128, 7, -128, 10, -128, 11, -128, 14, -128, 15));
@@ -170,7 +170,7 @@ template <DType D>
 #pragma GCC unroll 8
       for (int r = 0; r < 8; ++r) in[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + group * kGroupQ8 + 16 * step));
     __m256i words[4];
-    turn_eight(in, words);
+    transpose_eight(in, words);
 #pragma GCC unroll 4
     for (int64_t d = 0; d < 4; ++d) {
       const auto put = [&](int64_t lane, __m256i order) {

@@ -28,15 +28,15 @@ inline Lanes four_numbers(bytes* at, int64_t apart) {
 template <DType D, bool kVnni, int p>
 [[gnu::always_inline]] inline void add_pair_of_four(bytes* x, const Records& w, bytes* scales, [[maybe_unused]] int64_t to_zeros, Lanes (&lanes)[4]) {
   using R = Record<D>;
-  __m256i whole[4];
+  __m256i dots[4];
 #pragma GCC unroll 4
   for (int n = 0; n < 4; ++n) {
     __m256i parts[kParts<D>];
     parts_of<D>(w.of(n) + 2 * p * R::kGroupBytes, parts);
-    whole[n] = whole_of_pair<D, kVnni>(x + p * R::kPairBytes, parts);
+    dots[n] = dots_of_pair<D, kVnni>(x + p * R::kPairBytes, parts);
   }
   const auto of_token = [&](int64_t at) { return _mm256_permute_ps(load_lanes(x + at), p * 0x55); };
-  Lanes sum = _mm256_cvtepi32_ps(fours_added(twos_added(whole[0], whole[1]), twos_added(whole[2], whole[3])));
+  Lanes sum = _mm256_cvtepi32_ps(fours_added(twos_added(dots[0], dots[1]), twos_added(dots[2], dots[3])));
   if constexpr (!R::kFloats) {
     Lanes zeros = _mm256_set1_ps(R::kPlus);
     if constexpr (R::kZeros) zeros = four_numbers(scales + to_zeros + 4 * p, w.apart);
@@ -73,7 +73,7 @@ template <DType D, bool kVnni, int M, int N>
                                                   [[maybe_unused]] const Lanes (&acc)[M][N], [[maybe_unused]] float* out) {
 #if defined(__AVX2__)
   if constexpr (M == 1 && N == 4 && !Record<D>::kQ8 && !Record<D>::kQ6) {
-    switch (whole_parts(left, kGroupQ4)) {
+    switch (ceil_div(left, kGroupQ4)) {
       case 2: return put_four<D, kVnni, 1>(x.at, w, scales, to_zeros, acc, out), true;
       case 4: return put_four<D, kVnni, 2>(x.at, w, scales, to_zeros, acc, out), true;
       case 6: return put_four<D, kVnni, 3>(x.at, w, scales, to_zeros, acc, out), true;

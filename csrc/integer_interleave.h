@@ -14,19 +14,19 @@ namespace coterie::COTERIE_ISA {
 
 // Bytes per token of an interleaved record, and the offsets of the sums and scales of its groups of 32.
 template <bool kQ8, bool kInt8, bool kShared>
-struct Beside {
+struct Interleaved {
   static constexpr int64_t kGroupBytes = kGroupQ4 * (kInt8 ? 2 : kShared ? 3 : 4) / 2;
   static constexpr int64_t kSumsAt = kQ8 ? kGroupQ8 * (kInt8 ? 1 : 2) : kEight * kGroupBytes, kScalesAt = kSumsAt + (kQ8 ? 0 : 32);
   static constexpr int64_t kBytes = kScalesAt + 32;
 };
 
 template <DType D>
-using BesideOf = Beside<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared>;
+using InterleavedOf = Interleaved<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared>;
 
 #if defined(__AVX512F__)
 
 // Transposes 16 rows of four 32-bit words: word d of row r goes to lane r of out[d].
-inline void turn(const __m128i (&rows)[16], __m512i (&out)[4]) {
+inline void transpose(const __m128i (&rows)[16], __m512i (&out)[4]) {
   __m512i in[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -42,7 +42,7 @@ inline void turn(const __m128i (&rows)[16], __m512i (&out)[4]) {
 // Writes four words of each of 16 rows: those of the first eight rows to `low`, of the others to `high`.
 inline void put_eights(const __m128i (&rows)[16], uint8_t* low, uint8_t* high) {
   __m512i words[4];
-  turn(rows, words);
+  transpose(rows, words);
 #pragma GCC unroll 4
   for (int d = 0; d < 4; ++d) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + 32 * d), _mm512_castsi512_si256(words[d]));
@@ -64,7 +64,7 @@ inline void put_words(const uint8_t* const (&of)[kPanelTokens], int64_t at, int6
 
 // Splits and interleaves two groups of numbers whose weights share bytes, at offset `at` of eight records.
 inline void put_shared(const uint8_t* const (&of)[kPanelTokens], int64_t at, uint8_t* out) {
-  constexpr int64_t kGroup = kPanelTokens * Beside<false, false, true>::kGroupBytes;
+  constexpr int64_t kGroup = kPanelTokens * Interleaved<false, false, true>::kGroupBytes;
   __m128i a[16], b[16], c[16];
   const __m128i byte = _mm_set1_epi16(255);
   const auto joined = [&](__m128i even, __m128i odd) { return _mm_or_si128(_mm_and_si128(even, byte), _mm_slli_epi16(odd, 8)); };
@@ -90,9 +90,9 @@ inline void put_shared(const uint8_t* const (&of)[kPanelTokens], int64_t at, uin
 // Interleaves the records of up to eight tokens, which follow one another, `size_bytes` each.
 // Missing tokens repeat the last one.
 template <DType D>
-inline void put_side_by_side(const uint8_t* records, int64_t size_bytes, int64_t tokens, uint8_t* out) {
+inline void interleave_records(const uint8_t* records, int64_t size_bytes, int64_t tokens, uint8_t* out) {
   using R = Record<D>;
-  using B = BesideOf<D>;
+  using B = InterleavedOf<D>;
   const uint8_t* of[kPanelTokens];
   for (int64_t t = 0; t < kPanelTokens; ++t) of[t] = records + (t < tokens ? t : tokens - 1) * size_bytes;
   for (int64_t at = 0; at < size_bytes; at += R::kBytes, out += kPanelTokens * B::kBytes) {

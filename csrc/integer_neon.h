@@ -70,8 +70,8 @@ inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4(both_halves(v[0])
 // b * 256 + a.
 inline int32x4_t joined(int32x4_t a, int32x4_t b) { return vmlaq_s32(a, b, vdupq_n_s32(256)); }
 
-// lanes += whole * scale.
-[[gnu::always_inline]] inline void add_scaled(float32x4_t whole, float32x4_t scale, float32x4_t& lanes) { lanes = vaddq_f32(lanes, vmulq_f32(whole, scale)); }
+// lanes += dots * scale.
+[[gnu::always_inline]] inline void add_scaled(float32x4_t dots, float32x4_t scale, float32x4_t& lanes) { lanes = vaddq_f32(lanes, vmulq_f32(dots, scale)); }
 
 // Adds both halves of eight lanes of integer sums, times the scales of the weights and of the record at `x`.
 template <DType D>
@@ -116,11 +116,11 @@ template <DType D, int M, int N>
       const float32x4_t of_weight = splat(widen<DType::bf16>(scale + (first + n) * w.apart));
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) {
-        const auto whole = [&](int half) {
+        const auto dots = [&](int half) {
           const int32x4_t negative = M == 1 ? lower[m][n][half] : vaddq_s32(lower[m][n][half], all[n][half]);
           return vsubq_s32(vshlq_n_s32(upper[m][n][half], 8), negative);
         };
-        add_halves<D>(whole(0), whole(1), of_weight, x.of(m), acc[m][first + n]);
+        add_halves<D>(dots(0), dots(1), of_weight, x.of(m), acc[m][first + n]);
       }
     }
   }
@@ -131,7 +131,7 @@ template <DType D, bool kBytes, int M, int N>
 [[gnu::always_inline]] inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   using R = Record<D>;
   if constexpr (kBytes && !R::kInt8) return add_group_split<D>(x, w, scale, blocks, acc);
-  int32x4_t whole[M][N][2] = {};
+  int32x4_t dots[M][N][2] = {};
 #pragma GCC unroll 1
   for (int64_t i = 0; i < blocks * kBlockWeights; i += 32)
 #pragma GCC unroll 2
@@ -144,11 +144,11 @@ template <DType D, bool kBytes, int M, int N>
         for (int m = 0; m < M; ++m) {
           bytes* q = x.of(m) + (R::kInt8 ? 1 : 2) * (i + 16 * half);
           if constexpr (kBytes) {
-            add_bytes(weights, load_bytes(q), whole[m][n][half]);
+            add_bytes(weights, load_bytes(q), dots[m][n][half]);
           } else if constexpr (R::kInt8) {
-            add_fours(weights, load_bytes(q), whole[m][n][half]);
+            add_fours(weights, load_bytes(q), dots[m][n][half]);
           } else {
-            add_even_odd(even, odd, load_eight(q), load_eight(q + 16), whole[m][n]);
+            add_even_odd(even, odd, load_eight(q), load_eight(q + 16), dots[m][n]);
           }
         }
       }
@@ -156,7 +156,7 @@ template <DType D, bool kBytes, int M, int N>
   for (int n = 0; n < N; ++n) {
     const float32x4_t of_weight = splat(widen<DType::bf16>(scale + n * w.apart));
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) add_halves<D>(whole[m][n][0], whole[m][n][1], of_weight, x.of(m), acc[m][n]);
+    for (int m = 0; m < M; ++m) add_halves<D>(dots[m][n][0], dots[m][n][1], of_weight, x.of(m), acc[m][n]);
   }
 }
 
@@ -206,7 +206,7 @@ template <DType D>
 // M tokens' products with one group of a row; `x`: the group's place in their records.
 // Gives four numbers each, whose sum is the group's.
 template <DType D, bool kBytes, int M>
-[[gnu::always_inline]] inline void whole_of_group(const Records& x, bytes* w, int32x4_t (&whole)[M]) {
+[[gnu::always_inline]] inline void dots_of_group(const Records& x, bytes* w, int32x4_t (&dots)[M]) {
   using R = Record<D>;
   constexpr bool kSplit = kBytes && !R::kInt8;
   std::conditional_t<kBytes || R::kInt8, int8x16_t[2], int16x8_t[4]> parts;
@@ -223,17 +223,17 @@ template <DType D, bool kBytes, int M>
       int32x4_t lower = of_128, upper = vdupq_n_s32(0);
       add_bytes(parts[0], load_bytes(q), lower), add_bytes(parts[0], load_bytes(q + 32), upper);
       add_bytes(parts[1], load_bytes(q + 64), lower), add_bytes(parts[1], load_bytes(q + 96), upper);
-      whole[m] = joined(lower, upper);
+      dots[m] = joined(lower, upper);
     } else if constexpr (kBytes) {
-      whole[m] = vdupq_n_s32(0);
-      add_bytes(parts[0], load_bytes(q), whole[m]), add_bytes(parts[1], load_bytes(q + 32), whole[m]);
+      dots[m] = vdupq_n_s32(0);
+      add_bytes(parts[0], load_bytes(q), dots[m]), add_bytes(parts[1], load_bytes(q + 32), dots[m]);
     } else if constexpr (R::kInt8) {
-      whole[m] = vdupq_n_s32(0);
-      add_fours(parts[0], load_bytes(q), whole[m]), add_fours(parts[1], load_bytes(q + 32), whole[m]);
+      dots[m] = vdupq_n_s32(0);
+      add_fours(parts[0], load_bytes(q), dots[m]), add_fours(parts[1], load_bytes(q + 32), dots[m]);
     } else {
-      whole[m] = vdupq_n_s32(0);
+      dots[m] = vdupq_n_s32(0);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) add_eight_products(parts[i], load_eight(q + 32 * i), whole[m]);
+      for (int i = 0; i < 4; ++i) add_eight_products(parts[i], load_eight(q + 32 * i), dots[m]);
     }
   }
 }
@@ -260,23 +260,23 @@ template <DType D, bool kBytes, int kPairs, int M, int N>
   const uint32x4_t of_zeros = R::kZeros ? pair_numbers<kPairs>(scales + to_zeros) : none;
 #pragma GCC unroll 2
   for (int odd = 0; odd < 2; ++odd) {
-    int32x4_t whole[4][M];
+    int32x4_t dots[4][M];
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p) {
       if (p < kPairs) {
-        whole_of_group<D, kBytes>({x.at + p * R::kPairBytes + odd * 16, x.apart}, w + (2 * p + odd) * R::kGroupBytes, whole[p]);
+        dots_of_group<D, kBytes>({x.at + p * R::kPairBytes + odd * 16, x.apart}, w + (2 * p + odd) * R::kGroupBytes, dots[p]);
       } else {
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) whole[p][m] = vdupq_n_s32(0);
+        for (int m = 0; m < M; ++m) dots[p][m] = vdupq_n_s32(0);
       }
       if (p % 2 == 1)
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) whole[p - 1][m] = vpaddq_s32(whole[p - 1][m], whole[p][m]);
+        for (int m = 0; m < M; ++m) dots[p - 1][m] = vpaddq_s32(dots[p - 1][m], dots[p][m]);
     }
     const float32x4_t of_weight = one_of_each(of_weights, odd), zeros = R::kZeros ? one_of_each(of_zeros, odd) : splat(R::kPlus);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      float32x4_t sums = vcvtq_f32_s32(vpaddq_s32(whole[0][m], whole[2][m]));
+      float32x4_t sums = vcvtq_f32_s32(vpaddq_s32(dots[0][m], dots[2][m]));
       if constexpr (!R::kFloats) sums = vsubq_f32(sums, vmulq_f32(zeros, load_four(x.of(m) + R::kSumsAt + 16 * odd)));
       add_scaled(sums, vmulq_f32(of_weight, load_four(x.of(m) + R::kScalesAt + 16 * odd)), odd ? acc[m][n].high : acc[m][n].low);
     }

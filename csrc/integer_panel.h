@@ -24,7 +24,7 @@ COTERIE_WIDE Word word_of(const uint8_t* place, int m) {
 }
 
 // A block of a panel. After the `last` one, the sums of M tokens become dot products of `rows` rows.
-struct WholeBlock {
+struct IntegerBlock {
   const uint8_t* panel;
   int64_t groups;
   bool first, last;
@@ -47,7 +47,7 @@ inline void put_panel(const float* sums, int64_t rows, float* out, int64_t out_s
 
 // M tokens times kSteps steps of a panel; at(step): where the tokens' words are.
 template <bool kInt8, int64_t kSteps, int M, class At>
-COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2]) {
+COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&dots)[M][2]) {
 #pragma GCC unroll 16
   for (int64_t step = 0; step < kSteps; ++step) {
     const __m512i a = _mm512_loadu_si512(panel + step * 2 * kVectorBytes), b = _mm512_loadu_si512(panel + (step * 2 + 1) * kVectorBytes);
@@ -55,9 +55,9 @@ COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2])
     for (int m = 0; m < M; ++m) {
       const __m512i q = _mm512_set1_epi32(word_of<int32_t>(at(step), m));
       if constexpr (kInt8) {
-        whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], b, q);
+        dots[m][0] = _mm512_dpbusd_epi32(dots[m][0], a, q), dots[m][1] = _mm512_dpbusd_epi32(dots[m][1], b, q);
       } else {
-        whole[m][0] = _mm512_dpwssd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpwssd_epi32(whole[m][1], b, q);
+        dots[m][0] = _mm512_dpwssd_epi32(dots[m][0], a, q), dots[m][1] = _mm512_dpwssd_epi32(dots[m][1], b, q);
       }
     }
   }
@@ -67,20 +67,20 @@ COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2])
 template <bool kInt8, bool kShared, int M>
 COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* panel, float* sums) {
   using P = PanelGroup<false, kInt8, kShared, false>;
-  using B = Beside<false, kInt8, kShared>;
+  using B = Interleaved<false, kInt8, kShared>;
   const int64_t lane = lane_of(g);
-  __m512i whole[M][2];
+  __m512i dots[M][2];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm512_setzero_si512();
+  for (int m = 0; m < M; ++m) dots[m][0] = dots[m][1] = _mm512_setzero_si512();
   if constexpr (kShared) {
     const uint8_t* q = x + g * kPanelTokens * B::kGroupBytes;
-    add_steps<true, 8, M>(panel, [&](int64_t step) { return q + 32 * step; }, whole);
+    add_steps<true, 8, M>(panel, [&](int64_t step) { return q + 32 * step; }, dots);
 #pragma GCC unroll 16
-    for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm512_slli_epi32(whole[i / 2][i % 2], 8);
-    add_steps<true, 4, M>(panel + 8 * 2 * kVectorBytes, [&](int64_t step) { return q + 32 * (8 + step); }, whole);
+    for (int i = 0; i < 2 * M; ++i) dots[i / 2][i % 2] = _mm512_slli_epi32(dots[i / 2][i % 2], 8);
+    add_steps<true, 4, M>(panel + 8 * 2 * kVectorBytes, [&](int64_t step) { return q + 32 * (8 + step); }, dots);
   } else {
     const uint8_t* q = x + kPanelTokens * (g / 2 * 2 * B::kGroupBytes + g % 2 * 16);
-    add_steps<kInt8, P::kSteps, M>(panel, [&](int64_t step) { return q + kPanelTokens * (step / 4 * 32 + step % 4 * 4); }, whole);
+    add_steps<kInt8, P::kSteps, M>(panel, [&](int64_t step) { return q + kPanelTokens * (step / 4 * 32 + step % 4 * 4); }, dots);
   }
   const uint8_t *sum_at = x + kPanelTokens * (B::kSumsAt + 4 * lane), *scale_at = x + kPanelTokens * (B::kScalesAt + 4 * lane);
 #pragma GCC unroll 2
@@ -89,7 +89,7 @@ COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* pa
     [[maybe_unused]] const Wide zeros = P::kZeros ? _mm512_loadu_ps(panel + P::kZerosAt + half * kVectorBytes) : scales;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      Wide codes = _mm512_cvtepi32_ps(whole[m][half]);
+      Wide codes = _mm512_cvtepi32_ps(dots[m][half]);
       if constexpr (P::kZeros) codes = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(word_of<float>(sum_at, m)), codes);
       float* to = sums + (lane * M + m) * kPanelRows + 16 * half;
       _mm512_storeu_ps(to, _mm512_fmadd_ps(codes, _mm512_mul_ps(scales, _mm512_set1_ps(word_of<float>(scale_at, m))), _mm512_loadu_ps(to)));
@@ -102,7 +102,7 @@ COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* pa
 template <bool kInt8, bool kQ6, int M>
 COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_unused]] int64_t halves, float* sums) {
   using P = PanelGroup<!kQ6, kInt8, false, kQ6>;
-  using B = Beside<!kQ6, kInt8, false>;
+  using B = Interleaved<!kQ6, kInt8, false>;
   constexpr int64_t kLaneSteps = P::kSteps / kLanes, kAtOnce = kQ6 ? kLaneSteps / 2 : kLaneSteps;
   Wide scale[M][2];
 #pragma GCC unroll 8
@@ -115,11 +115,11 @@ COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_u
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const uint8_t *steps = panel + lane * kLaneSteps * 2 * kVectorBytes, *taken = panel + P::kTakenAt + lane * 2 * kVectorBytes;
     const uint8_t* q_at = x + kPanelTokens * lane * 4;
-    __m512i whole[M][2];
+    __m512i dots[M][2];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      whole[m][0] = kInt8 ? _mm512_loadu_si512(taken) : _mm512_setzero_si512();
-      whole[m][1] = kInt8 ? _mm512_loadu_si512(taken + kVectorBytes) : _mm512_setzero_si512();
+      dots[m][0] = kInt8 ? _mm512_loadu_si512(taken) : _mm512_setzero_si512();
+      dots[m][1] = kInt8 ? _mm512_loadu_si512(taken + kVectorBytes) : _mm512_setzero_si512();
     }
     const auto add = [&](const uint8_t* from, const uint8_t* word_at) __attribute__((always_inline, target("avx512vnni"))) {
 #pragma GCC unroll 16
@@ -130,9 +130,9 @@ COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_u
           const auto word = word_of<uint32_t>(word_at + kPanelTokens * step * 32, m);
           const __m512i q = _mm512_set1_epi32(static_cast<int32_t>(kInt8 ? word ^ 0x80808080u : word));
           if constexpr (kInt8) {
-            whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], q, a), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], q, b);
+            dots[m][0] = _mm512_dpbusd_epi32(dots[m][0], q, a), dots[m][1] = _mm512_dpbusd_epi32(dots[m][1], q, b);
           } else {
-            whole[m][0] = _mm512_dpwssd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpwssd_epi32(whole[m][1], b, q);
+            dots[m][0] = _mm512_dpwssd_epi32(dots[m][0], a, q), dots[m][1] = _mm512_dpwssd_epi32(dots[m][1], b, q);
           }
         }
       }
@@ -144,13 +144,13 @@ COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_u
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         float* to = sums + (lane * M + m) * kPanelRows + 16 * half;
-        _mm512_storeu_ps(to, add_wide(whole[m][half], scale[m][half], _mm512_loadu_ps(to)));
+        _mm512_storeu_ps(to, add_wide(dots[m][half], scale[m][half], _mm512_loadu_ps(to)));
       }
   }
 }
 
 template <bool kQ8, bool kInt8, bool kShared, bool kQ6, int M>
-[[gnu::noinline, gnu::target("avx512vnni")]] inline void panel_dots(const uint8_t* x, const WholeBlock& b, float* sums, float* out) {
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void panel_dots(const uint8_t* x, const IntegerBlock& b, float* sums, float* out) {
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kPanelRows);
   const uint8_t* panel = b.panel;
   for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kShared, kQ6>::kBytes) {
@@ -160,24 +160,24 @@ template <bool kQ8, bool kInt8, bool kShared, bool kQ6, int M>
     } else {
       add_panel_group<kInt8, kShared, M>(x, of, panel, sums);
     }
-    if (of + 1 == kEight) x += kPanelTokens * Beside<kQ8, kInt8, kShared>::kBytes;
+    if (of + 1 == kEight) x += kPanelTokens * Interleaved<kQ8, kInt8, kShared>::kBytes;
   }
   if (b.last) put_panel<M>(sums, b.rows, out, b.out_stride);
 }
 
-// `tokens` x N dot products with N rows, as whole_tokens() computes them,
+// `tokens` x N dot products with N rows, as integer_tokens() computes them,
 // from interleaved records of `size_bytes` per token.
 template <DType D>
-inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
+inline void integer_panel(bytes* records, int64_t size_bytes, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
   using R = Record<D>;
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
   constexpr int64_t kGroup = R::kQ6 ? kBlockQ6 : R::kQ8 ? kGroupQ8 : kGroupQ4, kRecordGroups = R::kWeights / kGroup;
   constexpr int64_t kGroupBytes = scales_at(static_cast<int64_t>(D), kGroup);
-  const int64_t all = whole_parts(w.K, kGroup), step = kPanelEights * kEightWeights / kGroup;
+  const int64_t all = ceil_div(w.K, kGroup), step = kPanelEights * kEightWeights / kGroup;
   for (int64_t row = 0; row < N; row += kPanelRows, w.at += kPanelRows * w.apart) {
     const int64_t rows = smaller(kPanelRows, N - row);
     for (int64_t g = 0; g < all; g += step) {
-      const WholeBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride, halves_q6(w.K, all - 1)};
+      const IntegerBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride, halves_q6(w.K, all - 1)};
       fill_panel<D>(w, rows, g, block.groups, panel);
       bytes* next = block.last ? w.at + kPanelRows * w.apart : w.at + (g + step) * kGroupBytes;
       const int64_t next_bytes = all <= step ? w.apart : smaller(step, block.last ? all : all - g - step) * kGroupBytes;
@@ -187,8 +187,8 @@ inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, Pack
         for (; t + M <= tokens; t += M) {
           if (M == kPanelTokens || t % kPanelTokens == 0) fetched.one_call();
           const int64_t place = t % kPanelTokens;
-          bytes* x = records + (t - place) * size_bytes + g / kRecordGroups * kPanelTokens * BesideOf<D>::kBytes + 4 * place;
-          float* sums = work.sums + (block.first && block.last ? 0 : whole_sums_floats(t));  // one place, in the L1 cache, if no sums are kept
+          bytes* x = records + (t - place) * size_bytes + g / kRecordGroups * kPanelTokens * InterleavedOf<D>::kBytes + 4 * place;
+          float* sums = work.sums + (block.first && block.last ? 0 : integer_sums_floats(t));  // one place, in the L1 cache, if no sums are kept
           panel_dots<R::kQ8, R::kInt8, R::kShared, R::kQ6, M>(x, block, sums, out + t * out_stride + row);
         }
       };

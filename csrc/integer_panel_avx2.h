@@ -28,9 +28,9 @@ struct EightBlock {
 // Integer sums of M tokens times 16 rows over some steps.
 // With 8 bits but no AVX-VNNI, they have 16 bits until pairs_added().
 template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
-[[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&whole)[M][2]) {
+[[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&dots)[M][2]) {
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm256_setzero_si256();
+  for (int m = 0; m < M; ++m) dots[m][0] = dots[m][1] = _mm256_setzero_si256();
 #pragma GCC unroll 16
   for (int64_t step = kFirst; step < kFirst + kSteps; ++step) {
     const __m256i a = load_bytes(panel + step * kStepBytes), b = load_bytes(panel + step * kStepBytes + kHalfBytes);
@@ -39,12 +39,12 @@ template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t k
       int32_t word;
       std::memcpy(&word, x.of(m) + (kInLane ? step * 32 : step / 4 * 32 + step % 4 * 4), sizeof word);
       const __m256i q = _mm256_set1_epi32(word);
-      add_part<kInt8, kVnni>(a, q, whole[m][0]), add_part<kInt8, kVnni>(b, q, whole[m][1]);
+      add_part<kInt8, kVnni>(a, q, dots[m][0]), add_part<kInt8, kVnni>(b, q, dots[m][1]);
     }
   }
   if constexpr (kInt8 && !kVnni)
 #pragma GCC unroll 16
-    for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = pairs_added(whole[i / 2][i % 2]);
+    for (int i = 0; i < 2 * M; ++i) dots[i / 2][i % 2] = pairs_added(dots[i / 2][i % 2]);
 }
 
 // M tokens times one group of a panel, or one lane of q8 and q6 (kInLane): adds to the sums of its lane.
@@ -55,17 +55,17 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni,
                                                    [[maybe_unused]] const float* times, float* sums) {
   using P = EightGroup<kInt8, kZeros, kQ8>;
   constexpr bool kInLane = kQ8 || kQ6, kApart = kInt8 && kFloats && !kVnni;
-  __m256i whole[M][2];
+  __m256i dots[M][2];
   if constexpr (kApart) {
     __m256i more[M][2];
     add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps / 2>(x, panel, more);
-    add_steps<kInt8, kInLane, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
+    add_steps<kInt8, kInLane, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, dots);
 #pragma GCC unroll 16
-    for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm256_add_epi32(whole[i / 2][i % 2], more[i / 2][i % 2]);
+    for (int i = 0; i < 2 * M; ++i) dots[i / 2][i % 2] = _mm256_add_epi32(dots[i / 2][i % 2], more[i / 2][i % 2]);
   } else if (kInLane && halves == 1) {
-    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps / 2>(x, panel, whole);
+    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps / 2>(x, panel, dots);
   } else {
-    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps>(x, panel, whole);
+    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps>(x, panel, dots);
   }
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -74,7 +74,7 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni,
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const auto splat = [&](int64_t at) { return _mm256_broadcast_ss(reinterpret_cast<const float*>(numbers.of(m) + at)); };
-      Lanes codes = _mm256_cvtepi32_ps(whole[m][half]);
+      Lanes codes = _mm256_cvtepi32_ps(dots[m][half]);
       if constexpr (kZeros) codes = _mm256_fnmadd_ps(zeros, splat(0), codes);
       float* to = sums + m * kEightRows + 8 * half;
       const Lanes of_both = kInLane ? _mm256_loadu_ps(times + m * kEightRows + 8 * half) : scales * splat(32);
@@ -155,12 +155,12 @@ struct EightWork {
   int64_t eights;
 };
 
-// `tokens` x N dot products with N rows, as whole_tokens() computes them; kVnni: with AVX-VNNI.
+// `tokens` x N dot products with N rows, as integer_tokens() computes them; kVnni: with AVX-VNNI.
 template <DType D, bool kVnni>
 inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const EightWork& work) {
   using R = Record<D>;
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
-  const int64_t all = kInLanes<D> ? whole_parts(w.K, R::kWeights) * kEight : whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
+  const int64_t all = kInLanes<D> ? ceil_div(w.K, R::kWeights) * kEight : ceil_div(w.K, kGroupQ4), step = work.eights * kEight;
   const int64_t last_weights = w.K - (all / kEight - 1) * R::kWeights, last_halves = last_weights > R::kWeights / 2 ? 2 : 1;
   for (int64_t row = 0; row < N; row += kEightRows, w.at += kEightRows * w.apart) {
     const int64_t rows = smaller(kEightRows, N - row), next_bytes = kEightRows * w.apart, ahead = larger(next_bytes, kEightAheadBytes);

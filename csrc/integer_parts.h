@@ -13,7 +13,7 @@ inline __m256i load_bytes(bytes* at) { return bytes_at(at); }
 inline __m256i pairs_added(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
 // Forces an accumulator to be updated now: compilers would rather add products of several steps first, and spill many.
-[[gnu::always_inline]] inline __m256i kept(__m256i sum) {
+[[gnu::always_inline]] inline __m256i pin_in_register(__m256i sum) {
   asm("" : "+x"(sum));
   return sum;
 }
@@ -24,18 +24,18 @@ inline bool has_narrow_products() {
   return has;
 }
 
-// whole += weights * q: 16-bit integers, or unsigned by signed bytes. Inline assembly: intrinsics would need the file
-// compiled for AVX-VNNI. Without it, `whole` has 16-bit sums of byte products, for pairs_added().
+// dots += weights * q: 16-bit integers, or unsigned by signed bytes. Inline assembly: intrinsics would need the file
+// compiled for AVX-VNNI. Without it, `dots` has 16-bit sums of byte products, for pairs_added().
 template <bool kInt8, bool kVnni>
-[[gnu::always_inline]] inline void add_part(__m256i weights, const __m256i_u& q, __m256i& whole) {
+[[gnu::always_inline]] inline void add_part(__m256i weights, const __m256i_u& q, __m256i& dots) {
   if constexpr (kVnni && kInt8) {
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(whole) : "x"(weights), "xm"(q));
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(dots) : "x"(weights), "xm"(q));
   } else if constexpr (kVnni) {
-    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(whole) : "x"(weights), "xm"(q));
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(dots) : "x"(weights), "xm"(q));
   } else if constexpr (kInt8) {
-    whole = kept(_mm256_add_epi16(whole, _mm256_maddubs_epi16(weights, q)));
+    dots = pin_in_register(_mm256_add_epi16(dots, _mm256_maddubs_epi16(weights, q)));
   } else {
-    whole = kept(_mm256_add_epi32(whole, _mm256_madd_epi16(weights, q)));
+    dots = pin_in_register(_mm256_add_epi32(dots, _mm256_madd_epi16(weights, q)));
   }
 }
 
@@ -64,7 +64,7 @@ template <DType D>
     parts[1] = _mm256_and_si256(_mm256_srli_epi16(v, 1), two);
     parts[2] = _mm256_and_si256(_mm256_srli_epi16(v, 3), two);
     parts[3] = _mm256_and_si256(_mm256_srli_epi16(v, 5), two);
-  } else if constexpr (R::kBytesMet) {
+  } else if constexpr (R::kByteProducts) {
     const __m256i half = _mm256_set1_epi16(15);
     parts[0] = _mm256_and_si256(v, _mm256_set1_epi16(255)), parts[1] = _mm256_and_si256(v, half);
     parts[2] = _mm256_srli_epi16(v, 8), parts[3] = _mm256_and_si256(parts[2], half);

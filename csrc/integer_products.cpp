@@ -34,7 +34,7 @@ inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) 
 
 // M tokens times the first N rows; out[m * out_stride + n]. With `fetches`, prefetches the weights after these.
 template <DType D, bool kVnni, int M, int N>
-[[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
+[[gnu::noinline]] inline void integer_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
   constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 || R::kQ6 ? 2 : 2 * kEight;
   const int64_t zeros_apart = R::kZeros ? to_zeros(rows.K) : 0;
@@ -43,7 +43,7 @@ template <DType D, bool kVnni, int M, int N>
   Lanes acc[M][N];
 #pragma GCC unroll 8
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = Lanes{};
-  int64_t left = R::kQ8 ? rows.K : whole_parts(rows.K, kGroupQ4) * kGroupQ4;
+  int64_t left = R::kQ8 ? rows.K : ceil_div(rows.K, kGroupQ4) * kGroupQ4;
 #pragma GCC unroll 1
   for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
     if (fetches) fetch_packed(ahead, N * kRow);
@@ -72,7 +72,7 @@ template <DType D, bool kVnni, int M, int N>
 template <DType D, int M, int P>
 COTERIE_WIDE bool add_wide_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Wide (&acc)[M][P]) {
   if constexpr (!Record<D>::kQ8) {
-    switch (whole_parts(left, kGroupQ4)) {
+    switch (ceil_div(left, kGroupQ4)) {
       case 2: return add_wide_q4<D, 1>(x, w, scales, to_zeros, acc), true;
       case 4: return add_wide_q4<D, 2>(x, w, scales, to_zeros, acc), true;
       case 6: return add_wide_q4<D, 3>(x, w, scales, to_zeros, acc), true;
@@ -82,7 +82,7 @@ COTERIE_WIDE bool add_wide_rest(const Records& x, const Records& w, bytes* scale
   return false;
 }
 
-// As whole_dots, for the first P pairs of rows. What is left after whole records is added row by row.
+// As integer_dots, for the first P pairs of rows. What is left after whole records is added row by row.
 template <DType D, int M, int P>
 [[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
@@ -92,7 +92,7 @@ template <DType D, int M, int P>
   Records w{rows.at, rows.apart};
   bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
   Wide acc[M][P] = {};
-  int64_t left = R::kQ8 ? rows.K : whole_parts(rows.K, kGroupQ4) * kGroupQ4;
+  int64_t left = R::kQ8 ? rows.K : ceil_div(rows.K, kGroupQ4) * kGroupQ4;
 #pragma GCC unroll 1
   for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
     if (fetches) fetch_packed(ahead, N * kRow);
@@ -117,7 +117,7 @@ template <DType D, int M, int P>
   put_lanes(sums, out, out_stride);
 }
 
-// As whole_dots, with 512-bit vectors along rows of q6.
+// As integer_dots, with 512-bit vectors along rows of q6.
 template <DType D, int M, int N>
 [[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots_q6(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
@@ -133,7 +133,7 @@ template <DType D, int M, int N>
   }
   if (left > 0) {
     if (fetches) fetch_packed(ahead, N * kRow);
-    if (whole_parts(left, kUnitQ6) == 2) {
+    if (ceil_div(left, kUnitQ6) == 2) {
       add_wide_q6<D, 1>(x, w, scales, acc);
     } else {
       add_rest<D, false>(x, w, scales, 0, left, acc);
@@ -163,17 +163,17 @@ inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* o
 // At most 4 tokens times N rows, as many at a time as accumulators fit in registers.
 // With `fetches`, prefetches the weights after these.
 template <DType D, bool kVnni, int M>
-inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+inline void integer_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   constexpr int kRows = M == 1 && !Record<D>::kQ6 ? 4 : 2;
   int64_t n = 0;
 #if defined(__AVX512F__)
   if constexpr (kInPairs<D>) n = wide_rows<D, M>(x, rows, N, out, out_stride, fetches);
 #endif
-  for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, kVnni, M, kRows>(x, rows, out + n, out_stride, fetches);
-  for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, kVnni, M, 1>(x, rows, out + n, out_stride, fetches);
+  for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) integer_dots<D, kVnni, M, kRows>(x, rows, out + n, out_stride, fetches);
+  for (; n < N; ++n, rows.at += rows.apart) integer_dots<D, kVnni, M, 1>(x, rows, out + n, out_stride, fetches);
 }
 
-constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // tokens at once
+constexpr int64_t kIntegerTokens = 4, kWideTokens = 8;  // tokens at once
 
 #if defined(__AVX512F__)
 
@@ -181,23 +181,23 @@ constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // tokens at once
 template <DType D>
 inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   const int64_t n = wide_rows<D, kWideTokens>(x, rows, N, out, out_stride, fetches);
-  for (int64_t m = 0; n < N && m < kWideTokens; m += kWholeTokens)
-    whole_rows<D, false, kWholeTokens>({x.of(m), x.apart}, rows, N - n, out + m * out_stride + n, out_stride, fetches && m == 0);
+  for (int64_t m = 0; n < N && m < kWideTokens; m += kIntegerTokens)
+    integer_rows<D, false, kIntegerTokens>({x.of(m), x.apart}, rows, N - n, out + m * out_stride + n, out_stride, fetches && m == 0);
 }
 
 #endif
 
-// All tokens times N rows, kWholeTokens at a time, or kWideTokens with AVX-512.
+// All tokens times N rows, kIntegerTokens at a time, or kWideTokens with AVX-512.
 template <DType D, bool kVnni>
-inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
+inline void integer_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
   int64_t t = 0;
 #if defined(__AVX512F__)
   if constexpr (kInPairs<D>)
     for (; t + kWideTokens <= tokens; t += kWideTokens, x.at += kWideTokens * x.apart, out += kWideTokens * out_stride)
       wide_tokens<D>(x, rows, N, out, out_stride, t == 0);
 #endif
-  for (; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
-    const auto some = [&]<int M>() { whole_rows<D, kVnni, M>(x, rows, N, out, out_stride, t == 0); };
+  for (; t < tokens; t += kIntegerTokens, x.at += kIntegerTokens * x.apart, out += kIntegerTokens * out_stride) {
+    const auto some = [&]<int M>() { integer_rows<D, kVnni, M>(x, rows, N, out, out_stride, t == 0); };
     switch (tokens - t) {
       case 1: some.template operator()<1>(); break;
       case 2: some.template operator()<2>(); break;
@@ -225,7 +225,6 @@ inline void put_token(const float* x, int64_t K, uint8_t* record) {
 }
 
 #if defined(COTERIE_NEON)
-// The records of one token, for byte dot products or without them: tests call both.
 void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record) {
   with_packed(dtype, [&]<DType D>() { dot ? put_token<D, true>(x, K, record) : put_token<D>(x, K, record); });
 }
@@ -234,16 +233,16 @@ void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* rec
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[maybe_unused]] int64_t tokens, [[maybe_unused]] bool many,
                  uint8_t* records) {
 #if defined(__AVX512F__)
-  if (!has_whole_products()) return avx2::put_records(x, K, dtype, token, tokens, many, records);
+  if (!has_integer_products()) return avx2::put_records(x, K, dtype, token, tokens, many, records);
 #endif
   const int64_t size_bytes = records_bytes(dtype, K);
   with_packed(dtype, [&]<DType D>() {
 #if defined(__AVX512F__)
     if (many) {
       const int64_t place = token % kPanelTokens, first = token - place;
-      uint8_t* made = records + whole_parts(tokens, kPanelTokens) * kPanelTokens * size_bytes;  // after the tile, until there are eight
+      uint8_t* made = records + ceil_div(tokens, kPanelTokens) * kPanelTokens * size_bytes;  // after the tile, until there are eight
       put_token<D>(x, K, made + place * size_bytes);
-      if (place + 1 == kPanelTokens || token + 1 == tokens) put_side_by_side<D>(made, size_bytes, place + 1, records + first * size_bytes);
+      if (place + 1 == kPanelTokens || token + 1 == tokens) interleave_records<D>(made, size_bytes, place + 1, records + first * size_bytes);
       return;
     }
 #endif
@@ -254,16 +253,16 @@ void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[mayb
   });
 }
 
-constexpr int64_t kRowsTogether = 4, kFewWholeTokens = 16;
+constexpr int64_t kRowsTogether = 4, kFewIntegerTokens = 16;
 
 // Few tokens: all of them are multiplied by some rows while these are in the L1 cache.
 // Many: some at a time by all rows.
 template <DType D>
 inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t tokens, PackedRows rows, int64_t N, float* out, int64_t out_stride) {
-  const int64_t together = tokens > kWholeTokens && tokens <= kFewWholeTokens ? kRowsTogether : N;
+  const int64_t together = tokens > kIntegerTokens && tokens <= kFewIntegerTokens ? kRowsTogether : N;
   const auto run = [&]<bool kVnni>() {
     for (int64_t n = 0; n < N; n += together, rows.at += together * rows.apart)
-      whole_tokens<D, kVnni>(x, tokens, rows, smaller(together, N - n), out + n, out_stride);
+      integer_tokens<D, kVnni>(x, tokens, rows, smaller(together, N - n), out + n, out_stride);
   };
 #if (defined(__AVX2__) && !defined(__AVX512F__)) || defined(COTERIE_NEON)
   if (vnni) return run.template operator()<true>();
@@ -278,9 +277,9 @@ template <DType D>
 [[gnu::noinline]] inline void eight_tile(bool vnni, const Records& x, int64_t tokens, const PackedRows& rows, int64_t N, float* out,
                                          int64_t out_stride, float* held, float* held_sums) {
   if (held != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {held, held_sums, kHeld<D>});
-  alignas(64) float panel[eight_panel_floats(1)], sums[eight_sums_floats(kFewWholeTokens)];
-  for (int64_t t = 0; t < tokens; t += kFewWholeTokens)
-    eight_panel<D>(vnni, {x.of(t), x.apart}, smaller(kFewWholeTokens, tokens - t), rows, N, out + t * out_stride, out_stride, {panel, sums, 1});
+  alignas(64) float panel[eight_panel_floats(1)], sums[eight_sums_floats(kFewIntegerTokens)];
+  for (int64_t t = 0; t < tokens; t += kFewIntegerTokens)
+    eight_panel<D>(vnni, {x.of(t), x.apart}, smaller(kFewIntegerTokens, tokens - t), rows, N, out + t * out_stride, out_stride, {panel, sums, 1});
 }
 
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
@@ -288,10 +287,10 @@ void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dt
   const Records x{records, records_bytes(dtype, K)};
   with_packed(dtype, [&]<DType D>() {
     const PackedRows rows = packed_rows<D>(w, K);
-    if constexpr (D == DType::q8) {  // up to kFewWholeTokens are faster row by row
+    if constexpr (D == DType::q8) {  // up to kFewIntegerTokens are faster row by row
       if (panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {panel, sums, kHeld<D>});
     } else if constexpr (D != DType::q8_int8) {  // both operands are signed: a panel of bytes would take as many instructions as rows do
-      if (tokens > kWholeTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, panel, sums);
+      if (tokens > kIntegerTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, panel, sums);
     }
     rows_tile<D>(vnni, x, tokens, rows, N, out, out_stride);
   });
@@ -309,15 +308,15 @@ void narrow_tile(bool dot, bytes* records, int64_t tokens, bytes* w, int64_t dty
 
 #endif
 
-void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+void integer_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                 [[maybe_unused]] const Work& work) {
 #if defined(__AVX512F__)
-  if (!has_whole_products())
+  if (!has_integer_products())
     return avx2::narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work.panel, work.sums);
   const int64_t size_bytes = records_bytes(dtype, K);
   with_packed(dtype, [&]<DType D>() {
     const PackedRows rows = packed_rows<D>(w, K);
-    if (work.panel != nullptr) return whole_panel<D>(records, size_bytes, tokens, rows, N, out, out_stride, work);
+    if (work.panel != nullptr) return integer_panel<D>(records, size_bytes, tokens, rows, N, out, out_stride, work);
     rows_tile<D>(false, {records, size_bytes}, tokens, rows, N, out, out_stride);
   });
 #elif defined(__AVX2__)

@@ -22,16 +22,16 @@ constexpr int64_t kPanelRows = 32, kPanelEights = 6, kPanelTokens = 8;
 // Floats of such a panel, and of the sums of `tokens` tokens.
 // With AVX2 those of integer_panel_avx2.h, which AVX-512's have room for too.
 #if defined(__AVX512F__)
-constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
-constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }
+constexpr int64_t kIntegerPanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
+constexpr int64_t integer_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }
 #else
-constexpr int64_t kWholePanelFloats = W == 8 ? 3 * kEight * (16 + 2) * 16 : 0;
-constexpr int64_t whole_sums_floats(int64_t tokens) { return W == 8 ? tokens * kEight * 16 : 0; }
+constexpr int64_t kIntegerPanelFloats = W == 8 ? 3 * kEight * (16 + 2) * 16 : 0;
+constexpr int64_t integer_sums_floats(int64_t tokens) { return W == 8 ? tokens * kEight * 16 : 0; }
 #endif
 
 // Bytes of the records of a tile's tokens; of many tokens also of those that are about to be interleaved.
 constexpr int64_t tile_records_bytes(int64_t dtype, int64_t tokens, int64_t K, bool many) {
-  return (many ? (whole_parts(tokens, kPanelTokens) + 1) * kPanelTokens : tokens) * records_bytes(dtype, K);
+  return (many ? (ceil_div(tokens, kPanelTokens) + 1) * kPanelTokens : tokens) * records_bytes(dtype, K);
 }
 
 // Writes the records of token `token` of `tokens` in a tile; called in the order of tokens. One token's follow the
@@ -40,6 +40,6 @@ void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_
 
 // out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, as put_records wrote
 // them. `work` has memory for many tokens only.
-void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
+void integer_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
 
 }  // namespace coterie::COTERIE_ISA

@@ -52,7 +52,7 @@ inline __m256i group_q6(const __m256i (&codes)[2], int g, __m256i scale) {
 }
 
 // Unpacks a block in the order of a record's groups; missing units are zero.
-inline void whole_block_q6(bytes* block, int64_t units, int16_t (&out)[kBlockQ6]) {
+inline void unpack_block_q6(bytes* block, int64_t units, int16_t (&out)[kBlockQ6]) {
   int32_t scales[kGroupsQ6];
   scales_q6(block + 48 * units, units, scales);
   for (int64_t unit = 0; unit < kGroupsQ6 / 4; ++unit) {
@@ -68,7 +68,7 @@ inline void whole_block_q6(bytes* block, int64_t units, int16_t (&out)[kBlockQ6]
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
   constexpr int kSums = M == 1 ? 2 : 1;  // for a single token two that alternate, to hide their latency
-  __m256i whole[kSums][M][N] = {};
+  __m256i dots[kSums][M][N] = {};
   int32_t scales[N][kGroupsQ6];
 #pragma GCC unroll 2
   for (int n = 0; n < N; ++n) scales_q6(w.of(n) + 48 * units, units, scales[n]);
@@ -82,7 +82,7 @@ template <DType D, bool kVnni, int M, int N>
       __m256i wide[N];
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) wide[n] = group_q6(codes[n], g, _mm256_set1_epi32(scales[n][4 * unit + g]));
-      add_products_16<kVnni, M, N>(x, place_q6(4 * unit + g), wide, whole[g % kSums]);
+      add_products_16<kVnni, M, N>(x, place_q6(4 * unit + g), wide, dots[g % kSums]);
     }
   }
 #pragma GCC unroll 2
@@ -90,7 +90,7 @@ template <DType D, bool kVnni, int M, int N>
     const Lanes of_weight = scale_lanes(scale + n * w.apart);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      const __m256i all = kSums == 1 ? whole[0][m][n] : _mm256_add_epi32(whole[0][m][n], whole[kSums - 1][m][n]);
+      const __m256i all = kSums == 1 ? dots[0][m][n] : _mm256_add_epi32(dots[0][m][n], dots[kSums - 1][m][n]);
       acc[m][n] = add_product(all, of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt), acc[m][n]);
     }
   }
@@ -110,7 +110,7 @@ template <DType D, bool kVnni, int M, int N>
 // Including its scale a weight exceeds a byte, so these are 16-bit products on every CPU.
 template <DType D, bool, int M, int N>
 [[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
-  int32x4_t whole[M][N][2] = {};
+  int32x4_t dots[M][N][2] = {};
 #pragma GCC unroll 1
   for (int64_t unit = 0; unit < units; ++unit) {
     int8x16_t codes[N][2][2];
@@ -129,7 +129,7 @@ template <DType D, bool, int M, int N>
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) {
           bytes* q = x.of(m) + 2 * place_q6(4 * unit + g);
-          add_even_odd(even, odd, load_eight(q), load_eight(q + 16), whole[m][n]);
+          add_even_odd(even, odd, load_eight(q), load_eight(q + 16), dots[m][n]);
         }
       }
   }
@@ -137,7 +137,7 @@ template <DType D, bool, int M, int N>
   for (int n = 0; n < N; ++n) {
     const float32x4_t of_weight = splat(widen<DType::bf16>(scale + n * w.apart));
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) add_halves<D>(whole[m][n][0], whole[m][n][1], of_weight, x.of(m), acc[m][n]);
+    for (int m = 0; m < M; ++m) add_halves<D>(dots[m][n][0], dots[m][n][1], of_weight, x.of(m), acc[m][n]);
   }
 }
 
@@ -147,12 +147,12 @@ template <DType D, bool kVnni, int M, int N>
 inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) {
-      int32_t whole[kLanes] = {};
+      int32_t dots[kLanes] = {};
       for (int64_t k = 0; k < units * kUnitQ6; ++k)
-        whole[k % 16 / 2] += weight_q6(w.of(n), units, k) * whole_at<D>(x.of(m), place_q6(k / 16) + k % 16);
+        dots[k % 16 / 2] += weight_q6(w.of(n), units, k) * integer_at<D>(x.of(m), place_q6(k / 16) + k % 16);
       const float of_weight = widen<DType::bf16>(scale + n * w.apart);
       for (int64_t i = 0; i < kLanes; ++i)
-        acc[m][n].lane[i] += static_cast<float>(whole[i]) * (of_weight * lane_number(x.of(m), Record<D>::kScalesAt, i));
+        acc[m][n].lane[i] += static_cast<float>(dots[i]) * (of_weight * lane_number(x.of(m), Record<D>::kScalesAt, i));
     }
 }
 
@@ -182,7 +182,7 @@ COTERIE_WIDE void add_wide_q6(const Records& x, const Records& w, bytes* scale, 
     const auto* own = reinterpret_cast<const __m128i*>(block + 48 * kUnits);
     const __m512i upper = _mm512_slli_epi32(_mm512_cvtepi8_epi32(kPairs == 2 ? _mm_loadu_si128(own) : _mm_loadl_epi64(own)), 22);
     const __m512i scales = _mm512_or_si512(upper, _mm512_srli_epi32(upper, 16));
-    __m512i whole[M] = {};
+    __m512i dots[M] = {};
 #pragma GCC unroll 2
     for (int p = 0; p < kPairs; ++p) {
       __m512i codes[2];
@@ -193,13 +193,13 @@ COTERIE_WIDE void add_wide_q6(const Records& x, const Records& w, bytes* scale, 
         const __m512i wide = g % 2 == 0 ? _mm512_unpacklo_epi8(none, codes[g / 2]) : _mm512_unpackhi_epi8(none, codes[g / 2]);
         const __m512i times = _mm512_mulhi_epi16(wide, of_group);
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) whole[m] = _mm512_dpwssd_epi32(whole[m], times, _mm512_loadu_si512(x.of(m) + 2 * (128 * p + 32 * g)));
+        for (int m = 0; m < M; ++m) dots[m] = _mm512_dpwssd_epi32(dots[m], times, _mm512_loadu_si512(x.of(m) + 2 * (128 * p + 32 * g)));
       }
     }
     const Lanes of_weight = scale_lanes(scale + n * w.apart);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const __m256i lanes = _mm256_add_epi32(_mm512_castsi512_si256(whole[m]), _mm512_extracti64x4_epi64(whole[m], 1));
+      const __m256i lanes = _mm256_add_epi32(_mm512_castsi512_si256(dots[m]), _mm512_extracti64x4_epi64(dots[m], 1));
       acc[m][n] = add_product(lanes, of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt), acc[m][n]);
     }
   }

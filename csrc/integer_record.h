@@ -2,11 +2,11 @@
 // packed weights that they are multiplied by.
 // Knows nothing about weights' values or dot products.
 //
-//   scale = largest magnitude of a group / most;  q = x * (most / largest), rounded to the nearest integer, ties to even
+//   scale = largest magnitude of a group / max_integer;  q = x * (max_integer / largest), rounded to the nearest integer, ties to even
 //
-// `most` is 32767 or 127. A group that holds an infinity or a NaN has the scale NaN, which reaches the result.
+// `max_integer` is 32767 or 127. A group that holds an infinity or a NaN has the scale NaN, which reaches the result.
 //
-// For q4 and q4z with 16 bits `most` is 30464, and 12 of the 16 bits can be chosen: two weights share a byte, l + 16 h,
+// For q4 and q4z with 16 bits `max_integer` is 30464, and 12 of the 16 bits can be chosen: two weights share a byte, l + 16 h,
 // and are multiplied by x and y. With
 //   x = a + 256 b, y = 16 a + 256 c      l x + h y = (l + 16 h) a + 256 (l b + h c)
 // that is three products of bytes, where 16 bits take four. So y is rounded to a multiple of 16, and x to a number that
@@ -21,7 +21,7 @@
 //   q4z, q2, mx4  | as q4
 //   q6            | q of a block of 256: int16, in 16 groups of 16 in the order below | unused, 8 floats | scale x 8 floats |
 //
-// For q6 `most` is 16383: its integers reach 32 * 128 with their scales included, and the 32 products that a lane has
+// For q6 `max_integer` is 16383: its integers reach 32 * 128 with their scales included, and the 32 products that a lane has
 // of a block add up to less than 2^31. In each 128 weights, group g is followed by group 4 + g.
 //
 // Codes are stored with an offset: q4z's is the group's zero point, q4's 8, q2's (whose codes count twice) 3. The
@@ -37,9 +37,9 @@ namespace coterie::COTERIE_ISA {
 // into 16 bits:
 //   l x + h y = (l + 16 h) y / 16 + l (x - y / 16)
 #if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr bool kMeetsBytes = true;
+constexpr bool kMultipliesBytes = true;
 #else
-constexpr bool kMeetsBytes = false;
+constexpr bool kMultipliesBytes = false;
 #endif
 
 constexpr int64_t kLanes = 8;
@@ -52,12 +52,12 @@ constexpr int64_t lane_of(int64_t g) { return g % 2 * 4 + g / 2; }
 // The layout of a record: the weights that it is multiplied by, its bytes, and the offsets of its parts.
 template <DType D>
 struct Record {
-  static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
+  static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = int8_activations(static_cast<int64_t>(D));
   static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D)), kQ2 = is_q2(static_cast<int64_t>(D));
   static constexpr bool kFloats = has_floats(static_cast<int64_t>(D));
   static constexpr bool kQ6 = is_q6(static_cast<int64_t>(D));
   static constexpr bool kShared = D == DType::q4 || D == DType::q4z;  // x and y as above
-  static constexpr bool kBytesMet = kShared && kMeetsBytes;
+  static constexpr bool kByteProducts = kShared && kMultipliesBytes;
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kEightWeights;
   static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // bytes of two groups' q
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // q8 has no sums
@@ -65,7 +65,7 @@ struct Record {
   static constexpr int64_t kBytes = kScalesAt + 32;
   static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);  // bytes of a group of weights
   static constexpr float kPlus = kQ2 ? 3.0f : 8.0f;                   // the offset of codes, where there are no zero points
-  static constexpr float kMost = kInt8 ? 127.0f : kShared ? 30464.0f : kQ6 ? 16383.0f : 32767.0f;
+  static constexpr float kMaxInteger = kInt8 ? 127.0f : kShared ? 30464.0f : kQ6 ? 16383.0f : 32767.0f;
 };
 
 // Calls `body` with the packed type as a template argument.
@@ -93,18 +93,18 @@ constexpr int64_t place_q6(int64_t g) { return g / 8 * 128 + g % 4 * 32 + g / 4 
 
 // Bytes of the records of a token.
 constexpr int64_t records_bytes(int64_t dtype, int64_t K) {
-  return with_packed(dtype, [&]<DType D>() { return whole_parts(K, Record<D>::kWeights) * Record<D>::kBytes; });
+  return with_packed(dtype, [&]<DType D>() { return ceil_div(K, Record<D>::kWeights) * Record<D>::kBytes; });
 }
 
 // The largest magnitude of a group; and 0, or NaN if a number is not finite, which is added to the scale.
 struct Extent {
   float largest, zero;
 
-  float scale(float most) const { return largest / most + zero; }
+  float scale(float max_integer) const { return largest / max_integer + zero; }
   // The factor from x to q; 0 for a group of zeros, or nearly.
-  float steps(float most) const {
-    const float steps = most / largest;
-    return steps <= 3.4028235e38f ? steps : 0.0f;
+  float inverse_scale(float max_integer) const {
+    const float inverse_scale = max_integer / largest;
+    return inverse_scale <= 3.4028235e38f ? inverse_scale : 0.0f;
   }
 };
 
@@ -113,10 +113,10 @@ struct Extent {
 template <int64_t G>
 inline Extent extent_of(const float* x) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
-  __m256 most = _mm256_setzero_ps(), zero = most;
+  __m256 largest = _mm256_setzero_ps(), zero = largest;
   for (int64_t i = 0; i < G; i += 8) {
     const __m256 v = _mm256_loadu_ps(x + i);
-    most = _mm256_max_ps(most, _mm256_and_ps(v, magnitude));
+    largest = _mm256_max_ps(largest, _mm256_and_ps(v, magnitude));
     zero = _mm256_fmadd_ps(v, _mm256_setzero_ps(), zero);  // NaN where v is not finite
   }
   const auto halves = [](__m256 v, auto join) {
@@ -124,21 +124,21 @@ inline Extent extent_of(const float* x) {
     four = join(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(join(four, _mm_movehdup_ps(four)));
   };
-  return {halves(most, [](__m128 a, __m128 b) { return _mm_max_ps(a, b); }),
+  return {halves(largest, [](__m128 a, __m128 b) { return _mm_max_ps(a, b); }),
           halves(zero, [](__m128 a, __m128 b) { return _mm_add_ps(a, b); })};
 }
 
-// 16 numbers times `steps`, rounded, in order.
-inline __m256i round_16(const float* x, __m256 steps) {
-  const auto eight = [&](int64_t i) { return _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * steps); };
+// 16 numbers times `inverse_scale`, rounded, in order.
+inline __m256i round_16(const float* x, __m256 inverse_scale) {
+  const auto eight = [&](int64_t i) { return _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * inverse_scale); };
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(eight(0), eight(8)), 0xD8);
 }
 
 template <DType D>
-inline void round_group(const float* x, __m256 steps, uint8_t* q) {
+inline void round_group(const float* x, __m256 inverse_scale, uint8_t* q) {
   const auto put = [](uint8_t* at, __m256i value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value); };
   for (int64_t i = 0; i < kGroupQ8; i += 32) {
-    const __m256i low = round_16(x + i, steps), high = round_16(x + i + 16, steps);
+    const __m256i low = round_16(x + i, inverse_scale), high = round_16(x + i + 16, inverse_scale);
     if constexpr (Record<D>::kInt8) {
       put(q + i, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8));
     } else {
@@ -153,28 +153,28 @@ inline __m128i halves_added(__m256i v) { return _mm_add_epi32(_mm256_castsi256_s
 // Writes one group of a record of q4 or a similar type: its half of each part.
 // Returns four numbers whose sum is that of q.
 template <DType D>
-inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
+inline __m128i round_half(const float* x, __m256 inverse_scale, uint8_t* pair) {
   const auto put = [&](int64_t at, __m256i value) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at), _mm256_castsi256_si128(value));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at + 32), _mm256_extracti128_si256(value, 1));
   };
-  __m256i low = round_16(x, steps), high = round_16(x + 16, steps), met[2] = {low, high};
+  __m256i low = round_16(x, inverse_scale), high = round_16(x + 16, inverse_scale), factors[2] = {low, high};
   const __m256i ones = _mm256_set1_epi16(1);
   if constexpr (Record<D>::kShared) {
     const auto sixteens = [](__m256i v, short half) { return _mm256_andnot_si256(_mm256_set1_epi16(15), _mm256_add_epi16(v, _mm256_set1_epi16(half))); };
     high = sixteens(high, 8);
     const __m256i rest = _mm256_srai_epi16(high, 4);
-    const __m256i beside = sixteens(_mm256_sub_epi16(low, rest), 7);
-    low = _mm256_add_epi16(rest, beside);
-    met[0] = Record<D>::kBytesMet ? rest : low, met[1] = Record<D>::kBytesMet ? beside : high;
+    const __m256i residual = sixteens(_mm256_sub_epi16(low, rest), 7);
+    low = _mm256_add_epi16(rest, residual);
+    factors[0] = Record<D>::kByteProducts ? rest : low, factors[1] = Record<D>::kByteProducts ? residual : high;
   }
   if constexpr (Record<D>::kInt8) {
     put(0, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8));
   } else {
     const auto join = [](__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8); };
     const auto even = [](__m256i v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 16); };
-    put(0, join(even(met[0]), even(met[1])));
-    put(64, join(_mm256_srai_epi32(met[0], 16), _mm256_srai_epi32(met[1], 16)));
+    put(0, join(even(factors[0]), even(factors[1])));
+    put(64, join(_mm256_srai_epi32(factors[0], 16), _mm256_srai_epi32(factors[1], 16)));
   }
   return halves_added(_mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)));
 }
@@ -182,13 +182,13 @@ inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
 // Writes the sum of four numbers of each of eight groups to its lane.
 inline void put_sums(const __m128i (&fours)[kEight], uint8_t* sums) {
   const auto pair = [&](int g) { return _mm256_setr_m128i(fours[g], fours[g + 1]); };
-  const __m256i whole = _mm256_hadd_epi32(_mm256_hadd_epi32(pair(0), pair(2)), _mm256_hadd_epi32(pair(4), pair(6)));
-  _mm256_storeu_ps(reinterpret_cast<float*>(sums), _mm256_cvtepi32_ps(whole));
+  const __m256i totals = _mm256_hadd_epi32(_mm256_hadd_epi32(pair(0), pair(2)), _mm256_hadd_epi32(pair(4), pair(6)));
+  _mm256_storeu_ps(reinterpret_cast<float*>(sums), _mm256_cvtepi32_ps(totals));
 }
 
-inline void round_16_q6(const float* x, __m256 steps, uint8_t* q) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), round_16(x, steps)); }
+inline void round_16_q6(const float* x, __m256 inverse_scale, uint8_t* q) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), round_16(x, inverse_scale)); }
 
-inline __m256 splat_steps(float steps) { return _mm256_set1_ps(steps); }
+inline __m256 splat_inverse_scale(float inverse_scale) { return _mm256_set1_ps(inverse_scale); }
 
 #else
 
@@ -205,13 +205,13 @@ inline Extent extent_of(const float* x) {
 
 // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
 template <DType D>
-inline int16_t round_one(float x, float steps) {
-  const auto q = static_cast<int16_t>(to_bits(x * steps + 12582912.0f));
+inline int16_t round_one(float x, float inverse_scale) {
+  const auto q = static_cast<int16_t>(to_bits(x * inverse_scale + 12582912.0f));
   return Record<D>::kInt8 ? static_cast<int8_t>(q) : q;
 }
 
 template <DType D>
-inline void put_whole(uint8_t* record, int64_t index, int16_t q) {
+inline void put_integer(uint8_t* record, int64_t index, int16_t q) {
   if constexpr (Record<D>::kInt8) {
     record[index] = static_cast<uint8_t>(q);
   } else {
@@ -220,21 +220,21 @@ inline void put_whole(uint8_t* record, int64_t index, int16_t q) {
 }
 
 template <DType D>
-inline void round_group(const float* x, float steps, uint8_t* q) {
-  for (int64_t i = 0; i < kGroupQ8; ++i) put_whole<D>(q, i, round_one<D>(x[i], steps));
+inline void round_group(const float* x, float inverse_scale, uint8_t* q) {
+  for (int64_t i = 0; i < kGroupQ8; ++i) put_integer<D>(q, i, round_one<D>(x[i], inverse_scale));
 }
 
 template <DType D>
-inline float round_half(const float* x, float steps, uint8_t* pair) {
+inline float round_half(const float* x, float inverse_scale, uint8_t* pair) {
   float sum = 0.0f;
   for (int64_t i = 0; i < kGroupQ4; ++i) {
     const int64_t part = Record<D>::kInt8 ? i / 16 : i / 16 + i % 2 * 2, place = Record<D>::kInt8 ? i % 16 : i % 16 / 2;
-    int16_t q = round_one<D>(x[i], steps);
+    int16_t q = round_one<D>(x[i], inverse_scale);
     if constexpr (Record<D>::kShared) {
-      const int high = ((i < 16 ? round_one<D>(x[16 + i], steps) : q) + 8) & ~15, rest = high / 16;
+      const int high = ((i < 16 ? round_one<D>(x[16 + i], inverse_scale) : q) + 8) & ~15, rest = high / 16;
       q = static_cast<int16_t>(i < 16 ? rest + ((q - rest + 7) & ~15) : high);
     }
-    put_whole<D>(pair + part * 32, place, q);
+    put_integer<D>(pair + part * 32, place, q);
     sum += q;
   }
   return sum;
@@ -244,11 +244,11 @@ inline void put_sums(const float (&of)[kEight], uint8_t* sums) {
   for (int64_t g = 0; g < kEight; ++g) std::memcpy(sums + 4 * lane_of(g), &of[g], sizeof(float));
 }
 
-inline void round_16_q6(const float* x, float steps, uint8_t* q) {
-  for (int64_t i = 0; i < 16; ++i) put_whole<DType::q6>(q, i, round_one<DType::q6>(x[i], steps));
+inline void round_16_q6(const float* x, float inverse_scale, uint8_t* q) {
+  for (int64_t i = 0; i < 16; ++i) put_integer<DType::q6>(q, i, round_one<DType::q6>(x[i], inverse_scale));
 }
 
-inline float splat_steps(float steps) { return steps; }
+inline float splat_inverse_scale(float inverse_scale) { return inverse_scale; }
 
 #endif
 
@@ -259,20 +259,20 @@ inline void put_record(const float* x, uint8_t* record) {
   const auto put_scale = [&](int64_t lane, float scale) { std::memcpy(record + R::kScalesAt + 4 * lane, &scale, sizeof scale); };
   if constexpr (R::kQ8 || R::kQ6) {
     const Extent extent = extent_of<R::kWeights>(x);
-    const auto steps = splat_steps(extent.steps(R::kMost));
+    const auto inverse_scale = splat_inverse_scale(extent.inverse_scale(R::kMaxInteger));
     if constexpr (R::kQ6) {
-      for (int64_t g = 0; g < R::kWeights / 16; ++g) round_16_q6(x + 16 * g, steps, record + 2 * place_q6(g));
+      for (int64_t g = 0; g < R::kWeights / 16; ++g) round_16_q6(x + 16 * g, inverse_scale, record + 2 * place_q6(g));
       std::memset(record + R::kSumsAt, 0, 32);
     } else {
-      round_group<D>(x, steps, record);
+      round_group<D>(x, inverse_scale, record);
     }
-    for (int64_t lane = 0; lane < kLanes; ++lane) put_scale(lane, extent.scale(R::kMost));
+    for (int64_t lane = 0; lane < kLanes; ++lane) put_scale(lane, extent.scale(R::kMaxInteger));
   } else {
-    decltype(round_half<D>(x, splat_steps(0.0f), record)) sums[kEight];
+    decltype(round_half<D>(x, splat_inverse_scale(0.0f), record)) sums[kEight];
     for (int64_t g = 0; g < kEight; ++g, x += kGroupQ4) {
       const Extent extent = extent_of<kGroupQ4>(x);
-      sums[g] = round_half<D>(x, splat_steps(extent.steps(R::kMost)), record + g / 2 * R::kPairBytes + g % 2 * 16);
-      put_scale(lane_of(g), extent.scale(R::kMost));
+      sums[g] = round_half<D>(x, splat_inverse_scale(extent.inverse_scale(R::kMaxInteger)), record + g / 2 * R::kPairBytes + g % 2 * 16);
+      put_scale(lane_of(g), extent.scale(R::kMaxInteger));
     }
     put_sums(sums, record + R::kSumsAt);
   }

@@ -19,18 +19,18 @@ namespace coterie::COTERIE_ISA {
 
 template <int64_t G>
 inline Extent neon_extent(const float* x) {
-  float32x4_t most = splat(0.0f), zero = most;
+  float32x4_t largest = splat(0.0f), zero = largest;
   for (int64_t i = 0; i < G; i += 4) {
     const float32x4_t v = vld1q_f32(x + i);
-    most = vmaxnmq_f32(most, vabsq_f32(v));
+    largest = vmaxnmq_f32(largest, vabsq_f32(v));
     zero = vfmaq_f32(zero, v, splat(0.0f));  // NaN where v is not finite
   }
-  return {vmaxnmvq_f32(most), sum(zero)};
+  return {vmaxnmvq_f32(largest), sum(zero)};
 }
 
-// 8 numbers times `steps`, rounded.
-inline int16x8_t round_eight(const float* x, float32x4_t steps) {
-  const auto four = [&](int64_t i) { return vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), steps)); };
+// 8 numbers times `inverse_scale`, rounded.
+inline int16x8_t round_eight(const float* x, float32x4_t inverse_scale) {
+  const auto four = [&](int64_t i) { return vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), inverse_scale)); };
   return vqmovn_high_s32(vqmovn_s32(four(0)), four(4));
 }
 
@@ -58,10 +58,10 @@ inline void put_even_odd(int16x8_t first, int16x8_t second, uint8_t* q) {
 }
 
 template <DType D, bool kBytes>
-inline void neon_round_group(const float* x, float32x4_t steps, uint8_t* q) {
+inline void neon_round_group(const float* x, float32x4_t inverse_scale, uint8_t* q) {
   for (int64_t i = 0; i < kGroupQ8; i += 32) {
     int16x8_t v[4];
-    for (int j = 0; j < 4; ++j) v[j] = round_eight(x + i + 8 * j, steps);
+    for (int j = 0; j < 4; ++j) v[j] = round_eight(x + i + 8 * j, inverse_scale);
     for (int j = 0; j < 2; ++j) {
       if constexpr (Record<D>::kInt8) {
         put_bytes<D>(v[2 * j], v[2 * j + 1], 0, q + i + 16 * j);
@@ -79,9 +79,9 @@ inline void neon_round_group(const float* x, float32x4_t steps, uint8_t* q) {
 // Writes one group of a record of q4 or a similar type: its half of each part.
 // Returns four numbers whose sum is that of q.
 template <DType D, bool kBytes>
-inline int32x4_t neon_round_half(const float* x, float32x4_t steps, uint8_t* pair) {
+inline int32x4_t neon_round_half(const float* x, float32x4_t inverse_scale, uint8_t* pair) {
   int16x8_t v[4];
-  for (int i = 0; i < 4; ++i) v[i] = round_eight(x + 8 * i, steps);
+  for (int i = 0; i < 4; ++i) v[i] = round_eight(x + 8 * i, inverse_scale);
   if constexpr (Record<D>::kShared) {
     const auto sixteens = [](int16x8_t a, int16_t half) { return vbicq_s16(vaddq_s16(a, vdupq_n_s16(half)), vdupq_n_s16(15)); };
     for (int i = 0; i < 2; ++i) {
@@ -107,8 +107,8 @@ inline int32x4_t neon_round_half(const float* x, float32x4_t steps, uint8_t* pai
 // Writes the sum of four numbers of each of eight groups to its lane.
 inline void neon_put_sums(const int32x4_t (&fours)[kEight], uint8_t* sums) {
   for (int g = 0; g < 2; ++g) {
-    const int32x4_t whole = vpaddq_s32(vpaddq_s32(fours[g], fours[g + 2]), vpaddq_s32(fours[g + 4], fours[g + 6]));
-    vst1q_f32(reinterpret_cast<float*>(sums) + 4 * g, vcvtq_f32_s32(whole));
+    const int32x4_t totals = vpaddq_s32(vpaddq_s32(fours[g], fours[g + 2]), vpaddq_s32(fours[g + 4], fours[g + 6]));
+    vst1q_f32(reinterpret_cast<float*>(sums) + 4 * g, vcvtq_f32_s32(totals));
   }
 }
 
@@ -119,21 +119,21 @@ inline void put_neon_record(const float* x, uint8_t* record) {
   const auto put_scale = [&](int64_t lane, float scale) { std::memcpy(record + R::kScalesAt + 4 * lane, &scale, sizeof scale); };
   if constexpr (R::kQ8 || R::kQ6) {
     const Extent extent = neon_extent<R::kWeights>(x);
-    const float32x4_t steps = splat(extent.steps(R::kMost));
+    const float32x4_t inverse_scale = splat(extent.inverse_scale(R::kMaxInteger));
     if constexpr (R::kQ6) {
       for (int64_t g = 0; g < R::kWeights / 16; ++g)
-        put_even_odd(round_eight(x + 16 * g, steps), round_eight(x + 16 * g + 8, steps), record + 2 * place_q6(g));
+        put_even_odd(round_eight(x + 16 * g, inverse_scale), round_eight(x + 16 * g + 8, inverse_scale), record + 2 * place_q6(g));
       std::memset(record + R::kSumsAt, 0, 32);
     } else {
-      neon_round_group<D, kBytes>(x, steps, record);
+      neon_round_group<D, kBytes>(x, inverse_scale, record);
     }
-    for (int64_t lane = 0; lane < kLanes; ++lane) put_scale(lane, extent.scale(R::kMost));
+    for (int64_t lane = 0; lane < kLanes; ++lane) put_scale(lane, extent.scale(R::kMaxInteger));
   } else {
     int32x4_t fours[kEight];
     for (int64_t g = 0; g < kEight; ++g, x += kGroupQ4) {
       const Extent extent = neon_extent<kGroupQ4>(x);
-      fours[g] = neon_round_half<D, kBytes>(x, splat(extent.steps(R::kMost)), record + g / 2 * R::kPairBytes + g % 2 * 16);
-      put_scale(lane_of(g), extent.scale(R::kMost));
+      fours[g] = neon_round_half<D, kBytes>(x, splat(extent.inverse_scale(R::kMaxInteger)), record + g / 2 * R::kPairBytes + g % 2 * 16);
+      put_scale(lane_of(g), extent.scale(R::kMaxInteger));
     }
     neon_put_sums(fours, record + R::kSumsAt);
   }

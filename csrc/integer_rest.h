@@ -8,11 +8,11 @@ namespace coterie::COTERIE_ISA {
 template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   if constexpr (Record<D>::kQ8) {
-    add_group_q8<D, kVnni>(x, w, scales, whole_parts(left, kBlockWeights), acc);
+    add_group_q8<D, kVnni>(x, w, scales, ceil_div(left, kBlockWeights), acc);
   } else if constexpr (Record<D>::kQ6) {
-    add_block_q6<D, kVnni>(x, w, scales, whole_parts(left, kUnitQ6), acc);
+    add_block_q6<D, kVnni>(x, w, scales, ceil_div(left, kUnitQ6), acc);
   } else {
-    for (int n = 0; n < N; ++n) add_few<D, kVnni>(x, w.of(n), whole_parts(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
+    for (int n = 0; n < N; ++n) add_few<D, kVnni>(x, w.of(n), ceil_div(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
   }
 }
 
@@ -36,14 +36,14 @@ template <DType D, bool kVnni, int M, int N>
                                                   [[maybe_unused]] Lanes (&acc)[M][N]) {
 #if defined(__AVX2__) || defined(COTERIE_NEON)
   if constexpr (Record<D>::kQ6) {
-    if (whole_parts(left, kUnitQ6) == 2) return add_block_q6<D, kVnni>(x, w, scales, 2, acc), true;
+    if (ceil_div(left, kUnitQ6) == 2) return add_block_q6<D, kVnni>(x, w, scales, 2, acc), true;
   } else if constexpr (!Record<D>::kQ8) {
     const auto add = [&]<int kPairs>() {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) add_pairs<D, kVnni, kPairs>(x, w.of(n), scales + n * w.apart, to_zeros, n, acc);
       return true;
     };
-    switch (whole_parts(left, kGroupQ4)) {
+    switch (ceil_div(left, kGroupQ4)) {
       case 2: return add.template operator()<1>();
       case 4: return add.template operator()<2>();
       case 6: return add.template operator()<3>();

@@ -11,7 +11,7 @@ namespace coterie::COTERIE_ISA {
 #if defined(__AVX512F__)
 
 // Whether this CPU has integer dot products: an AVX-512 CPU of 2017 does not.
-inline bool has_whole_products() {
+inline bool has_integer_products() {
   static const bool has = __builtin_cpu_supports("avx512vnni");
   return has;
 }
@@ -29,14 +29,14 @@ COTERIE_WIDE __m512i both_rows(bytes* a, bytes* b) { return _mm512_inserti64x4(_
 COTERIE_WIDE Wide both_lanes(Lanes a, Lanes b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
 COTERIE_WIDE __m512i twice(bytes* at) { return _mm512_broadcast_i64x4(load_bytes(at)); }
 COTERIE_WIDE Wide twice_lanes(bytes* at) { return _mm512_broadcast_f32x8(load_lanes(at)); }
-COTERIE_WIDE Wide add_wide(__m512i whole, Wide scale, Wide acc) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, acc); }
+COTERIE_WIDE Wide add_wide(__m512i dots, Wide scale, Wide acc) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scale, acc); }
 
 // M tokens times P pairs of rows over one group of q8.
 template <DType D, int M, int P>
 COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, Wide (&acc)[M][P]) {
   using R = Record<D>;
   constexpr int64_t kStep = R::kInt8 ? 32 : 16;  // weights of a row at once
-  __m512i whole[M][P] = {};
+  __m512i dots[M][P] = {};
 #pragma GCC unroll 2
   for (int64_t i = 0; i < kGroupQ8; i += kStep)
 #pragma GCC unroll 8
@@ -48,13 +48,13 @@ COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, 
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           const __m512i q = twice(x.of(m) + i);
-          whole[m][p] = _mm512_dpbusd_epi32(whole[m][p], magnitude, _mm512_mask_sub_epi8(q, negative, _mm512_setzero_si512(), q));
+          dots[m][p] = _mm512_dpbusd_epi32(dots[m][p], magnitude, _mm512_mask_sub_epi8(q, negative, _mm512_setzero_si512(), q));
         }
       } else {
         const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a)), high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b));
         const __m512i weight = _mm512_cvtepi8_epi16(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) whole[m][p] = _mm512_dpwssd_epi32(whole[m][p], weight, twice(x.of(m) + 2 * i));
+        for (int m = 0; m < M; ++m) dots[m][p] = _mm512_dpwssd_epi32(dots[m][p], weight, twice(x.of(m) + 2 * i));
       }
     }
 #pragma GCC unroll 8
@@ -62,7 +62,7 @@ COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, 
     bytes* at = scale + 2 * p * w.apart;
     const Wide of_weight = both_lanes(scale_lanes(at), scale_lanes(at + w.apart));
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) acc[m][p] = add_wide(whole[m][p], of_weight * twice_lanes(x.of(m) + R::kScalesAt), acc[m][p]);
+    for (int m = 0; m < M; ++m) acc[m][p] = add_wide(dots[m][p], of_weight * twice_lanes(x.of(m) + R::kScalesAt), acc[m][p]);
   }
 }
 
@@ -81,7 +81,7 @@ COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales,
   using R = Record<D>;
   constexpr int kParts = R::kInt8 ? 2 : 4;
   const __m512i part = R::kInt8 ? _mm512_set1_epi8(15) : _mm512_set1_epi16(15);
-  __m512i whole[4][M][P];
+  __m512i dots[4][M][P];
 #pragma GCC unroll 4
   for (int g = 0; g < kPairs; ++g) {
     __m512i parts[P][kParts];
@@ -93,7 +93,7 @@ COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales,
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      __m512i(&sum)[P] = whole[g][m];
+      __m512i(&sum)[P] = dots[g][m];
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) sum[p] = _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -110,7 +110,7 @@ COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales,
       }
       if (g % 2 == 1)
 #pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) sum[p] = twos_added(whole[g - 1][m][p], sum[p]);
+        for (int p = 0; p < P; ++p) sum[p] = twos_added(dots[g - 1][m][p], sum[p]);
     }
   }
   const __m512i none = _mm512_setzero_si512();
@@ -122,8 +122,8 @@ COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales,
     if constexpr (R::kZeros) zeros = both_in_lanes<kPairs>(at + to_zeros, at + w.apart + to_zeros);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const __m512i first = kPairs == 1 ? twos_added(whole[0][m][p], none) : whole[1][m][p];
-      const __m512i second = kPairs == 4 ? whole[3][m][p] : kPairs == 3 ? twos_added(whole[2][m][p], none) : none;
+      const __m512i first = kPairs == 1 ? twos_added(dots[0][m][p], none) : dots[1][m][p];
+      const __m512i second = kPairs == 4 ? dots[3][m][p] : kPairs == 3 ? twos_added(dots[2][m][p], none) : none;
       const Wide all = _mm512_cvtepi32_ps(fours_added(first, second));
       const Wide codes = _mm512_fnmadd_ps(zeros, twice_lanes(x.of(m) + R::kSumsAt), all);
       acc[m][p] = _mm512_fmadd_ps(codes, of_weight * twice_lanes(x.of(m) + R::kScalesAt), acc[m][p]);

@@ -13,17 +13,17 @@ namespace coterie::COTERIE_ISA {
 template <class Op>
 inline uint8_t* row_address(const Op& op, int64_t sequence, int64_t position, KeyOrValue part, int64_t kv_head) {
   if (!is_kv8(op.kv_dtype)) return page_address(op, sequence, position, part, kv_head);
-  Op halves = op;
-  halves.kv_dtype = static_cast<int64_t>(DType::bf16), halves.C = page_row_bytes(op.kv_dtype, op.C) / 2;
-  return page_address(halves, sequence, position, part, kv_head);
+  Op as_bf16 = op;
+  as_bf16.kv_dtype = static_cast<int64_t>(DType::bf16), as_bf16.C = page_row_bytes(op.kv_dtype, op.C) / 2;
+  return page_address(as_bf16, sequence, position, part, kv_head);
 }
 
 // Quantises up to 32 channels to a block of kv8, scaled by the largest magnitude and rounded to nearest. One that is
 // not finite makes all of them NaN.
 inline void store_block(uint8_t* at, const float* x, int64_t count) {
-  uint32_t most = 0;
-  for (int64_t c = 0; c < count; ++c) most = std::max(most, to_bits(x[c]) & 0x7FFFFFFFu);
-  const uint16_t half = narrow_bf16(from_bits(most) / 127.0f);
+  uint32_t largest = 0;
+  for (int64_t c = 0; c < count; ++c) largest = std::max(largest, to_bits(x[c]) & 0x7FFFFFFFu);
+  const uint16_t half = narrow_bf16(from_bits(largest) / 127.0f);
   const float scale = widen_bf16(half);
   const bool finite = scale > 0.0f && scale <= 0x1p127f;
   std::memcpy(at, &half, sizeof half);

@@ -43,7 +43,7 @@ inline void add_rows(const Ends& ends, bytes* rows, int64_t N, int64_t row_size,
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
       bytes* at = rows + (c + s * W) * size_of(static_cast<int64_t>(D));
-      w[s] = kPart ? load_weights_part<D>(at, count) : kept(load_weights<D>(at));
+      w[s] = kPart ? load_weights_part<D>(at, count) : pin_in_register(load_weights<D>(at));
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
@@ -61,7 +61,7 @@ inline void add_rows(const Ends& ends, bytes* rows, int64_t N, int64_t row_size,
 }
 
 template <DType D, int M>
-inline void absorb(const Ends& ends, bytes* rows, int64_t N, int64_t R) {
+inline void to_latent(const Ends& ends, bytes* rows, int64_t N, int64_t R) {
   constexpr int kWide = M == 1 ? 8 : 2;  // as many accumulators as registers allow
   const int64_t row_size = R * size_of(static_cast<int64_t>(D));
   int64_t c = 0;
@@ -79,10 +79,10 @@ inline void dot_rows(const Ends& ends, bytes* rows, int64_t R, int64_t row_size,
   for (; c + W <= R; c += W) {
     V w[S];
 #pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) w[s] = kept(load_weights<D>(rows + s * row_size + c * size));
+    for (int s = 0; s < S; ++s) w[s] = pin_in_register(load_weights<D>(rows + s * row_size + c * size));
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      const V x = kept(load(ends.x + m * ends.x_step + c));
+      const V x = pin_in_register(load(ends.x + m * ends.x_step + c));
 #pragma GCC unroll 4
       for (int s = 0; s < S; ++s) acc[m][s] = fma(x, w[s], acc[m][s]);
     }
@@ -97,7 +97,7 @@ inline void dot_rows(const Ends& ends, bytes* rows, int64_t R, int64_t row_size,
 }
 
 template <DType D, int M>
-inline void unfold(const Ends& ends, bytes* rows, int64_t count, int64_t R) {
+inline void from_latent(const Ends& ends, bytes* rows, int64_t count, int64_t R) {
   constexpr int kRows = kRegisters == 32 || M == 1 ? 4 : 2;  // as many accumulators as registers allow
   const int64_t row_size = R * size_of(static_cast<int64_t>(D));
   int64_t n = 0;

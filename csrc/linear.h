@@ -9,42 +9,42 @@ namespace coterie::COTERIE_ISA {
 constexpr int64_t kNoTile = -1;  // the tile number of a thread that has copied nothing
 
 // Rows of a step: `T` of them from `first` on, and their weight.
-struct Some {
+struct RowShare {
   int64_t first, T;
   bytes* weight;
 };
 
 template <class Op>
-Some all_rows(const Op& op) {
+RowShare all_rows(const Op& op) {
   return {0, op.T, op.weight};
 }
 
 template <class Op>
-Forms linear_forms(const Op& op, const Some& some) {
-  return forms_of(some.T, op.weight_dtype);
+Forms linear_forms(const Op& op, const RowShare& rows) {
+  return forms_of(rows.T, op.weight_dtype);
 }
 
 template <class Op>
-int64_t linear_units(const Op& op, const Some& some) {
-  return units_in_parts(some.T, op.N, parts_of(some.T, op.weight_dtype));
+int64_t linear_units(const Op& op, const RowShare& rows) {
+  return units_in_parts(rows.T, op.N, parts_of(rows.T, op.weight_dtype));
 }
 
 // Includes a tile of sums where a residual is added before they are stored.
 template <class Op>
-int64_t linear_scratch_bytes(const Op& op, const Some& some) {
+int64_t linear_scratch_bytes(const Op& op, const RowShare& rows) {
   constexpr bool kAdds = requires { op.residual; };
-  return input_bytes(some.T, op.K, linear_forms(op, some)) + work_bytes(some.T, op.K) + (kAdds ? bytes_of(token_tile(some.T) * kTileRows) : 0);
+  return input_bytes(rows.T, op.K, linear_forms(op, rows)) + work_bytes(rows.T, op.K) + (kAdds ? bytes_of(token_tile(rows.T) * kTileRows) : 0);
 }
 
 template <class Op>
-void linear_unit(const Op& op, const Some& some, int64_t unit, Scratch& scratch) {
-  Block block = block_in_parts(unit, some.T, op.N, parts_of(some.T, op.weight_dtype));
-  block.token += some.first;
-  const Input x = take_input(scratch, op.x, block, some.T, op.K, linear_forms(op, some));
-  const Work work = take_work(scratch, some.T, op.K);
-  const Weight weight{some.weight, op.weight_dtype, op.bias, op.bias_dtype, op.scale};
+void linear_unit(const Op& op, const RowShare& rows, int64_t unit, Scratch& scratch) {
+  Block block = block_in_parts(unit, rows.T, op.N, parts_of(rows.T, op.weight_dtype));
+  block.token += rows.first;
+  const Input x = take_input(scratch, op.x, block, rows.T, op.K, linear_forms(op, rows));
+  const Work work = take_work(scratch, rows.T, op.K);
+  const Weight weight{rows.weight, op.weight_dtype, op.bias, op.bias_dtype, op.scale};
   if constexpr (requires { op.residual; }) {
-    float* out = scratch.floats(token_tile(some.T) * kTileRows);
+    float* out = scratch.floats(token_tile(rows.T) * kTileRows);
     const int64_t part_at = rows_of_part(block.parts);
     linear_block(x, block, weight, op.K, out, kTileRows, part_at, work);
     for (int64_t t = 0; t < block.tokens; ++t)
@@ -65,7 +65,7 @@ void linear_unit(const Op& op, const Some& some, int64_t unit, Scratch& scratch)
 //   rows      | 0 1 2 3 4 | 5       | 6 7     |      first 0 5 6 8
 //   weight    | each[0]   | each[1] | each[2] |      units of share 0, then those of share 1, ..
 template <class Op>
-Some share_of(const Op& op, int64_t share) {
+RowShare share_of(const Op& op, int64_t share) {
   return {op.first[share], op.first[share + 1] - op.first[share], op.each[share]};
 }
 
@@ -78,23 +78,23 @@ int64_t each_units(const Op& op) {
 
 template <class Op>
 int64_t each_scratch_bytes(const Op& op) {
-  int64_t most = 0;
+  int64_t max_bytes = 0;
   for (int64_t share = 0; share < op.shares; ++share) {
     const int64_t size = linear_scratch_bytes(op, share_of(op, share));
-    most = size > most ? size : most;
+    max_bytes = size > max_bytes ? size : max_bytes;
   }
-  return most;
+  return max_bytes;
 }
 
 template <class Op>
 void each_unit(const Op& op, int64_t unit, Scratch& scratch) {
   for (int64_t share = 0;; ++share) {
-    const Some some = share_of(op, share);
-    const int64_t units = linear_units(op, some);
+    const RowShare rows = share_of(op, share);
+    const int64_t units = linear_units(op, rows);
     if (unit < units) {
       // Few tokens are not copied, and this unit's scratch overwrites the tile of another share.
-      if (some.T <= kFewTokens && !linear_forms(op, some).any()) scratch.holds(kNoTile);
-      return linear_unit(op, some, unit, scratch);
+      if (rows.T <= kFewTokens && !linear_forms(op, rows).any()) scratch.holds(kNoTile);
+      return linear_unit(op, rows, unit, scratch);
     }
     unit -= units;
   }

@@ -5,14 +5,14 @@
 
 // A layer's recurrent state of each sequence (state.h):
 // it begins at unit `first_unit` of the blocks in the sequence's table.
-#define COTERIE_KEPT(FIELD)                                                                                          \
+#define COTERIE_STATE(FIELD)                                                                                          \
   FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, state_tables)                           \
   FIELD(integer, table_width) FIELD(uint8_t*, kv) FIELD(integer, block_bytes) FIELD(integer, unit_bytes)             \
   FIELD(integer, first_unit)
 
 // plain: 1 omits the silu after the sum. bias: a number per channel; null for none.
 #define COTERIE_CAUSAL_CONV(FIELD)                                                                                   \
-  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) COTERIE_KEPT(FIELD) FIELD(f32*, y)         \
+  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) COTERIE_STATE(FIELD) FIELD(f32*, y)         \
   FIELD(integer, T) FIELD(integer, B) FIELD(integer, N) FIELD(integer, taps) FIELD(integer, plain)                   \
   FIELD(bytes*, bias) FIELD(integer, bias_dtype)
 
@@ -25,7 +25,7 @@
 // x: per token q, then k, of `key_heads` heads of K channels, then v of H heads of C. a, b: two gates per value head.
 #define COTERIE_GATED_DELTA(FIELD)                                                                                   \
   FIELD(const f32*, x) FIELD(const f32*, a) FIELD(const f32*, b) FIELD(bytes*, a_log) FIELD(integer, a_log_dtype)    \
-  FIELD(bytes*, dt_bias) FIELD(integer, dt_bias_dtype) COTERIE_KEPT(FIELD) FIELD(f32*, y) FIELD(integer, T)          \
+  FIELD(bytes*, dt_bias) FIELD(integer, dt_bias_dtype) COTERIE_STATE(FIELD) FIELD(f32*, y) FIELD(integer, T)          \
   FIELD(integer, B) FIELD(integer, key_heads) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
 
 #define COTERIE_GATED_DELTA_NORM(FIELD)                                                                              \
@@ -38,7 +38,7 @@
 #define COTERIE_SELECTIVE_SCAN(FIELD)                                                                                \
   FIELD(const f32*, x) FIELD(const f32*, dt) FIELD(bytes*, a_log) FIELD(integer, a_log_dtype)                        \
   FIELD(bytes*, dt_bias) FIELD(integer, dt_bias_dtype) FIELD(bytes*, skip) FIELD(integer, skip_dtype)                \
-  FIELD(real, least) FIELD(real, most) COTERIE_KEPT(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B)        \
+  FIELD(real, least) FIELD(real, most) COTERIE_STATE(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B)        \
   FIELD(integer, groups) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
 
 #define COTERIE_SELECTIVE_SCAN_GATE(FIELD) COTERIE_SELECTIVE_SCAN(FIELD) FIELD(const f32*, z)

@@ -22,12 +22,12 @@
 
 namespace coterie::COTERIE_ISA {
 
-constexpr int64_t whole_parts(int64_t count, int64_t part) { return (count + part - 1) / part; }
+constexpr int64_t ceil_div(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
 // Bytes of a row before its scales.
 constexpr int64_t scales_at(int64_t dtype, int64_t K) {
-  if (is_q6(dtype)) return whole_parts(K, kUnitQ6) * kUnitBytesQ6;
-  const int64_t weights = whole_parts(K, kBlockWeights) * kBlockWeights;
+  if (is_q6(dtype)) return ceil_div(K, kUnitQ6) * kUnitBytesQ6;
+  const int64_t weights = ceil_div(K, kBlockWeights) * kBlockWeights;
   return is_q8(dtype) ? weights : is_q2(dtype) ? weights / 4 : weights / 2;
 }
 
@@ -35,7 +35,7 @@ constexpr int64_t scales_at(int64_t dtype, int64_t K) {
 constexpr int8_t kTwiceFloats[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // Bytes from a group's scale to its zero point.
-constexpr int64_t to_zeros(int64_t K) { return whole_parts(K, kGroupQ4) * 2; }
+constexpr int64_t to_zeros(int64_t K) { return ceil_div(K, kGroupQ4) * 2; }
 
 // The integer of weight k of a group of q2.
 constexpr int q2_weight(bytes* group, int64_t k) {
@@ -54,7 +54,7 @@ inline int weight_q6(bytes* block, int64_t units, int64_t k) {
 inline void widen_row_q6(bytes* row, int64_t K, float* out) {
   bytes* scales = row + scales_at(static_cast<int64_t>(DType::q6), K);
   for (int64_t first = 0; first < K; first += kBlockQ6, scales += 2) {
-    const int64_t count = K - first < kBlockQ6 ? K - first : kBlockQ6, units = whole_parts(count, kUnitQ6);
+    const int64_t count = K - first < kBlockQ6 ? K - first : kBlockQ6, units = ceil_div(count, kUnitQ6);
     bytes* block = row + first / kUnitQ6 * kUnitBytesQ6;
     for (int64_t k = 0; k < count; ++k) out[first + k] = static_cast<float>(weight_q6(block, units, k)) * widen<DType::bf16>(scales);
   }

@@ -40,15 +40,15 @@ template <bool kNative>
   else sums = fma(even_columns(x), even_columns(w), fma(odd_columns(x), odd_columns(w), sums));
 }
 
-// Keeps a loaded vector in its register, as kept() of vec.h.
-inline I kept_pairs(I pairs) {
+// As pin_in_register() of vec.h.
+inline I pin_in_register(I pairs) {
   asm("" : "+v"(pairs));
   return pairs;
 }
 
 // Transposes W rows of W pairs: pair p of all rows goes to out + p * W.
 // Does what transpose() of attend_copied.h does to floats, in fewer cycles.
-inline void turn(const V* rows, float* out) {
+inline void transpose_pairs(const V* rows, float* out) {
   V quads[4][4];  // [i][four rows]: lane l of 128 bits has pair 4 * l + i
 #pragma GCC unroll 4
   for (int four = 0; four < 4; ++four) {

@@ -29,10 +29,10 @@ template <int M>
   for (int64_t step = 0; step < steps; ++step, x += W, panel += kGroupRows * W) {
     V xv[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) xv[m] = kept(load(x + m * x_stride));
+    for (int m = 0; m < M; ++m) xv[m] = pin_in_register(load(x + m * x_stride));
 #pragma GCC unroll 8
     for (int n = 0; n < kGroupRows; ++n) {
-      const V wv = kept(load(panel + n * W));
+      const V wv = pin_in_register(load(panel + n * W));
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) acc[m][n] = fma(xv[m], wv, acc[m][n]);
     }

@@ -8,6 +8,7 @@
 // A dot product adds the same terms in the same order as in tile.h, so it is bit-identical.
 #pragma once
 
+#include "panel_work.h"
 #include "scratch.h"
 #include "streams.h"
 
@@ -24,12 +25,6 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Columns of a block: K divided evenly, in multiples of 32.
 constexpr int64_t block_columns(int64_t K) { return tiles(tiles(K, tiles(K, kBlockColumns)), 32) * 32; }
-
-// Scratch of the panel paths, this one and that of integer_panel.h. Both are null for few tokens.
-struct Work {
-  float* panel;  // [kBlockRows / 4][columns / W][4][W]
-  float* sums;   // [tokens][kBlockRows][W], when K has several blocks
-};
 
 constexpr int64_t panel_floats(int64_t K) { return kBlockRows * block_columns(K); }
 constexpr int64_t sums_floats(int64_t tokens, int64_t K) { return K > kBlockColumns ? tokens * kBlockRows * W : 0; }

@@ -18,7 +18,7 @@ struct ScanToken {
 // One token and one chunk of kColumns: S = decay * S + write x, y += read S.
 // `x` is the input times the token's step size.
 inline void scan_step(const ScanToken& token, const float* x, int64_t K, float* S, float* y) {
-  V sums[kRowsBeside][kVectors] = {}, in[kVectors];
+  V sums[kRowsAtOnce][kVectors] = {}, in[kVectors];
   const V decay = splat(token.decay);
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) in[i] = load(x + i * W);
@@ -32,14 +32,14 @@ inline void scan_step(const ScanToken& token, const float* x, int64_t K, float* 
       out[i] = fma(read, now, out[i]);
     }
   };
-  for (; k + kRowsBeside <= K; k += kRowsBeside)
+  for (; k + kRowsAtOnce <= K; k += kRowsAtOnce)
 #pragma GCC unroll 8
-    for (int beside = 0; beside < kRowsBeside; ++beside) row(k + beside, sums[beside]);
+    for (int r = 0; r < kRowsAtOnce; ++r) row(k + r, sums[r]);
   for (; k < K; ++k) row(k, sums[0]);
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
     V all = sums[0][i];
-    for (int beside = 1; beside < kRowsBeside; ++beside) all = all + sums[beside][i];
+    for (int r = 1; r < kRowsAtOnce; ++r) all = all + sums[r][i];
     store(y + i * W, load(y + i * W) + all);
   }
 }
@@ -62,7 +62,7 @@ inline void scan_head(const Op& op, int64_t sequence, int64_t head, Scratch& scr
   float* in = scratch.floats(kDeltaTokens * wide);
   float* out = scratch.floats(kDeltaTokens * wide);
   float* spread = scratch.floats(K * kColumns);
-  float* matrix = kept_unit(op, sequence, head);
+  float* matrix = state_unit(op, sequence, head);
   const auto of_head = [&](bytes* numbers, int64_t dtype) { return widen_number(numbers + head * size_of(dtype), dtype); };
   const float rate = std::exp(of_head(op.a_log, op.a_log_dtype)), bias = of_head(op.dt_bias, op.dt_bias_dtype);
   const float skip = of_head(op.skip, op.skip_dtype);

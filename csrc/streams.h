@@ -21,24 +21,24 @@ namespace coterie::COTERIE_ISA {
 #endif
 }
 
-constexpr int64_t kBeside = 4;  // interleaved tokens; the last ones may be fewer. A single token is a plain row
+constexpr int64_t kInterleaved = 4;  // tokens that are interleaved; the last ones may be fewer. A single token is a plain row
 
-constexpr int64_t whole_vectors(int64_t K) { return (K + W - 1) / W * W; }
-constexpr int64_t beside_floats(int64_t tokens, int64_t K) { return tokens * whole_vectors(K); }
+constexpr int64_t padded_to_vectors(int64_t K) { return (K + W - 1) / W * W; }
+constexpr int64_t interleaved_floats(int64_t tokens, int64_t K) { return tokens * padded_to_vectors(K); }
 
 // Writes a token's row to its place among `tokens` interleaved ones,
 // W numbers at a time, each vector passed through `made`.
 template <class Made>
-inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out, Made made) {
-  const int64_t first = token / kBeside * kBeside, together = tokens - first < kBeside ? tokens - first : kBeside;
-  float* at = out + first * whole_vectors(K) + (token - first) * W;
+inline void interleave(const float* row, int64_t K, int64_t token, int64_t tokens, float* out, Made made) {
+  const int64_t first = token / kInterleaved * kInterleaved, together = tokens - first < kInterleaved ? tokens - first : kInterleaved;
+  float* at = out + first * padded_to_vectors(K) + (token - first) * W;
   int64_t k = 0;
   for (; k + W <= K; k += W, at += together * W) store(at, made(load(row + k)));
   if (k < K) store(at, made(load_part(row + k, K - k)));
 }
 
-inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out) {
-  put_beside(row, K, token, tokens, out, [](V numbers) { return numbers; });
+inline void interleave(const float* row, int64_t K, int64_t token, int64_t tokens, float* out) {
+  interleave(row, K, token, tokens, out, [](V numbers) { return numbers; });
 }
 
 // acc[m * N + n] += vector m of `x` * w[n].
@@ -61,7 +61,7 @@ inline void add_products(const float* x, const V (&w)[N], V (&acc)[M * N]) {
 #endif
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    const V xv = kept(load(x + m * W));
+    const V xv = pin_in_register(load(x + m * W));
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) acc[m * N + n] = fma(xv, w[n], acc[m * N + n]);
   }
@@ -111,7 +111,7 @@ inline void with_streams(int64_t tokens, Body body) {
 template <class Form, int N>
 inline void dots_group(const typename Form::Number* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
                        int64_t ahead, bool at_once) {
-  constexpr int kTokens = kRegisters == 32 || N < 4 ? kBeside : 2;  // as registers allow: with 4 rows 2 tokens
+  constexpr int kTokens = kRegisters == 32 || N < 4 ? kInterleaved : 2;  // as registers allow: with 4 rows 2 tokens
   int64_t t = 0;
   const auto some = [&]<int M>() {
     const bool fetch = t == 0 ? at_once && tokens <= kTokens : t < 2 * kTokens;

@@ -11,8 +11,8 @@ namespace {
 
 constexpr uint32_t kPending = 0, kFailed = 2;
 
-constexpr uint32_t number_of(uint64_t turn) { return static_cast<uint32_t>(turn >> 32); }
-constexpr int64_t left_of(uint64_t turn) { return static_cast<int64_t>(turn & UINT32_MAX); }
+constexpr uint32_t number_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+constexpr int64_t left_of(uint64_t ticket) { return static_cast<int64_t>(ticket & UINT32_MAX); }
 
 // Waits for a row's gate; false if it failed. Waiters sleep on the gate's own word,
 // which costs the signaller a system call: gates are rare.
@@ -84,8 +84,8 @@ Walked Team::run(const Row* rows, int64_t count, const Feed* feed) {
   Scratch& scratch = *scratch_[0];
   over_.store(false, std::memory_order_relaxed);
   open_next(scratch);
-  for (uint64_t turn = turn_.load(std::memory_order_acquire); !over_.load(std::memory_order_acquire); turn = wait_past(turn, over_))
-    help(turn, 0);
+  for (uint64_t ticket = ticket_.load(std::memory_order_acquire); !over_.load(std::memory_order_acquire); ticket = wait_past(ticket, over_))
+    help(ticket, 0);
   calls_ += 1;
   instructions_ += job_.instructions;
   const Walked walked{job_.step, job_.next};
@@ -139,10 +139,10 @@ void Team::run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratc
   }
 }
 
-// Works on the instruction of `turn` until no unit is left to claim. job_ may be read only while holding a claimed
+// Works on the instruction of `ticket` until no unit is left to claim. job_ may be read only while holding a claimed
 // unit: no other instruction is opened before that unit is counted as done.
-void Team::help(uint64_t turn, int me) {
-  const uint32_t number = number_of(turn);
+void Team::help(uint64_t ticket, int me) {
+  const uint32_t number = number_of(ticket);
   Scratch& scratch = *scratch_[me];
   bool begun = false;
   for (int i = 0; i < threads(); ++i) {  // its own share, then those of others
@@ -164,10 +164,10 @@ void Team::help(uint64_t turn, int me) {
   }
 }
 
-// Returns the first turn seen with another number, or any turn once `over` is set.
-uint64_t Team::wait_past(uint64_t turn, const std::atomic<bool>& over) {
+// Returns the first ticket seen with another number, or any ticket once `over` is set.
+uint64_t Team::wait_past(uint64_t ticket, const std::atomic<bool>& over) {
   uint64_t now;
-  const auto changed = [&] { return number_of(now = turn_.load()) != number_of(turn) || over.load(); };
+  const auto changed = [&] { return number_of(now = ticket_.load()) != number_of(ticket) || over.load(); };
   for (int i = 0; i < kSpins; ++i) {
     if (changed()) return now;
     relax();
@@ -177,17 +177,17 @@ uint64_t Team::wait_past(uint64_t turn, const std::atomic<bool>& over) {
 }
 
 void Team::publish(int64_t units) {
-  const uint64_t number = number_of(turn_.load(std::memory_order_relaxed)) + 1;
+  const uint64_t number = number_of(ticket_.load(std::memory_order_relaxed)) + 1;
   for (int i = 0; i < threads(); ++i) {
     const auto left = static_cast<uint64_t>(share_begin(units, i + 1) - share_begin(units, i));
     shares_[i].left.store(number << 32 | left, std::memory_order_release);
   }
-  turn_.store(number << 32 | static_cast<uint64_t>(units));
+  ticket_.store(number << 32 | static_cast<uint64_t>(units));
   bell_.ring();
 }
 
 void Team::work(int me) {
-  for (uint64_t turn = 0; !stop_.load(std::memory_order_relaxed); turn = wait_past(turn, stop_)) help(turn, me);
+  for (uint64_t ticket = 0; !stop_.load(std::memory_order_relaxed); ticket = wait_past(ticket, stop_)) help(ticket, me);
 }
 
 int64_t Team::memory_bytes() const {

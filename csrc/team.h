@@ -1,7 +1,7 @@
 // A persistent team of threads that walks an instruction list together, once or for several steps.
 // Knows nothing about what the instructions do, nor about Python.
 //
-//   turn   | instruction number | units |        one word for the team: a new number tells threads to go on to that instruction
+//   ticket | instruction number | units |        one word for the team: a new number tells threads to go on to that instruction
 //   share  | instruction number | units left |   one word per thread: decrementing `units left` claims a unit. A thread drains its own
 //                                                share first, in order, so that it reads weights as one stream, then steals from others
 //   list   i: units 0 1 2 3 4 5                  the thread that finishes an instruction's last unit opens the next one: it runs small
@@ -80,8 +80,8 @@ class Team {
   bool open_step();
   void run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratch& scratch);
   int64_t share_begin(int64_t units, int thread) const { return units * thread / threads(); }
-  void help(uint64_t turn, int me);
-  uint64_t wait_past(uint64_t turn, const std::atomic<bool>& over);
+  void help(uint64_t ticket, int me);
+  uint64_t wait_past(uint64_t ticket, const std::atomic<bool>& over);
   void publish(int64_t units);
   void work(int me);
   void stop();
@@ -94,7 +94,7 @@ class Team {
   std::vector<std::thread> workers_;
   Job job_;
 
-  alignas(kLine) std::atomic<uint64_t> turn_{0};
+  alignas(kLine) std::atomic<uint64_t> ticket_{0};
   alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction; a thread adds them share by share
   alignas(kLine) Bell bell_;
   std::atomic<bool> over_{true};  // no run is in progress

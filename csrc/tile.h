@@ -99,8 +99,8 @@ inline void pad_row(float* row, int64_t T, int64_t width) {
 }
 
 // Enough for every type of weights, as an op's may be of several.
-constexpr int64_t work_panel_floats(int64_t K) { return larger(panel_floats(K), kWholePanelFloats); }
-constexpr int64_t work_sums_floats(int64_t T, int64_t K) { return larger(sums_floats(token_tile(T), K), whole_sums_floats(token_tile(T))); }
+constexpr int64_t work_panel_floats(int64_t K) { return larger(panel_floats(K), kIntegerPanelFloats); }
+constexpr int64_t work_sums_floats(int64_t T, int64_t K) { return larger(sums_floats(token_tile(T), K), integer_sums_floats(token_tile(T))); }
 
 constexpr int64_t work_bytes(int64_t T, int64_t K) {
   return T <= kFewTokens ? 0 : bytes_of(work_panel_floats(K)) + bytes_of(work_sums_floats(T, K));
@@ -126,15 +126,15 @@ constexpr void each_set(uint32_t bits, Body body) {
 // a bit per type), interleaved for kernels of few tokens (streams.h), or rounded to bfloat16 (bf16_products.h).
 struct Forms {
   uint32_t records = 0;
-  bool beside = false, rounded = false;
-  constexpr bool any() const { return records != 0 || beside || rounded; }
+  bool interleaved = false, rounded = false;
+  constexpr bool any() const { return records != 0 || interleaved || rounded; }
 };
 
 template <class... DTypes>
 constexpr Forms forms_of(int64_t T, DTypes... dtypes) {
   const auto bit = [](int64_t dtype) { return is_packed(dtype) ? uint32_t{1} << packed_index(dtype) : 0; };
-  const bool as_they_are = ((!is_packed(dtypes) && !meets_bf16(dtypes)) || ...);
-  return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && as_they_are, (meets_bf16(dtypes) || ...)};
+  const bool as_they_are = ((!is_packed(dtypes) && !bf16_activations(dtypes)) || ...);
+  return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && as_they_are, (bf16_activations(dtypes) || ...)};
 }
 
 // A tile's tokens in each format that is needed; null for the others. `many`: they are multiplied by a panel.
@@ -142,12 +142,12 @@ struct Copies {
   uint32_t wanted = 0;
   bool many = false;
   uint8_t* records[kPackedTypes] = {};
-  float* beside = nullptr;
+  float* interleaved = nullptr;
   float* rounded = nullptr;
 
   void put(int64_t token, int64_t tokens, const float* x, int64_t K) const {
     each_set(wanted, [&](int i) { put_records(x, K, packed_type(i), token, tokens, many, records[i]); });
-    if (beside != nullptr) put_beside(x, K, token, tokens, beside);
+    if (interleaved != nullptr) interleave(x, K, token, tokens, interleaved);
     if (rounded != nullptr) put_rounded(x, K, token, tokens, many, rounded);
   }
 };
@@ -159,7 +159,7 @@ constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) {
 constexpr int64_t tile_tokens(int64_t T) { return T <= kFewTokens ? T : token_tile(T); }
 
 constexpr int64_t copies_bytes(const Forms& forms, int64_t T, int64_t K) {
-  int64_t size = forms.beside ? bytes_of(beside_floats(T, K)) : 0;
+  int64_t size = forms.interleaved ? bytes_of(interleaved_floats(T, K)) : 0;
   if (forms.rounded) size += bytes_of(rounded_floats(tile_tokens(T), K, T > kFewTokens));
   each_set(forms.records, [&](int i) { size += bytes_of(records_floats(packed_type(i), T, K)); });
   return size;
@@ -170,7 +170,7 @@ inline Copies take_copies(Scratch& scratch, const Forms& forms, int64_t T, int64
   each_set(forms.records, [&](int i) {
     copies.records[i] = reinterpret_cast<uint8_t*>(scratch.floats(records_floats(packed_type(i), T, K)));
   });
-  if (forms.beside) copies.beside = scratch.floats(beside_floats(T, K));
+  if (forms.interleaved) copies.interleaved = scratch.floats(interleaved_floats(T, K));
   if (forms.rounded) copies.rounded = scratch.floats(rounded_floats(tile_tokens(T), K, T > kFewTokens));
   return copies;
 }
@@ -182,8 +182,8 @@ struct Input {
   Copies copies = {};
   // In the format of streams.h.
   const float* few(int64_t tokens, int64_t dtype) const {
-    if (meets_bf16(dtype)) return copies.rounded;
-    return tokens == 1 ? x : copies.beside;
+    if (bf16_activations(dtype)) return copies.rounded;
+    return tokens == 1 ? x : copies.interleaved;
   }
 };
 
@@ -216,9 +216,9 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
 // `tokens` x N dot products with the N rows of K weights at `w`.
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
-  if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride, work);
-  const bool rounded = meets_bf16(dtype);
-  if (kHalves && rounded) return halves_tile(in.copies.rounded, tokens, w, N, K, out, out_stride, work.sums);
+  if (is_packed(dtype)) return integer_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride, work);
+  const bool rounded = bf16_activations(dtype);
+  if (kBf16Tiles && rounded) return bf16_tile(in.copies.rounded, tokens, w, N, K, out, out_stride, work.sums);
   if (work.panel != nullptr) {
     const float* many = rounded ? in.copies.rounded : in.x;
     return panel_tile(many, rounded ? rounded_stride(K) : in.stride, tokens, w, dtype, N, K, out, out_stride, work);
@@ -230,8 +230,8 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
 template <int Streams>
 inline void tile_along(const Input& in, int64_t tokens, int64_t dtype, const Rows<Streams>& rows, int64_t each, int64_t K, float* out,
                        int64_t out_stride, int64_t out_step) {
-  if constexpr (kHalves && Streams == 4)
-    if (meets_bf16(dtype)) return halves_along(in.copies.rounded, tokens, rows, each, K, out, out_stride, out_step);
+  if constexpr (kBf16Tiles && Streams == 4)
+    if (bf16_activations(dtype)) return bf16_along(in.copies.rounded, tokens, rows, each, K, out, out_stride, out_step);
   few_along(in.few(tokens, dtype), tokens, dtype, rows, each, K, out, out_stride, out_step);
 }
 

@@ -129,7 +129,7 @@ inline void store(float* at, V v) { std::memcpy(at, &v, sizeof v); }
 
 // Keeps a loaded vector in its register: compilers would rather fold the load
 // into every use, and loads per cycle are few.
-inline V kept(V v) {
+inline V pin_in_register(V v) {
 #if defined(__GNUC__) && defined(__x86_64__)
   asm("" : "+v"(v));
 #elif defined(COTERIE_NEON)

@@ -35,7 +35,7 @@ void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t firs
   const int64_t each = op.unit_bytes / 4 / (op.taps - 1);
   for (int64_t done = 0; done < width;) {
     const int64_t channel = first + done, count = smaller(width - done, each - channel % each);
-    body(kept_unit(op, sequence, channel / each) + tap * each + channel % each, done, count);
+    body(state_unit(op, sequence, channel / each) + tap * each + channel % each, done, count);
     done += count;
   }
 }

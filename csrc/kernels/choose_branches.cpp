@@ -11,7 +11,7 @@ namespace coterie::COTERIE_ISA {
 
 namespace {
 
-constexpr float kLeast = 1e-30f;  // least magnitude of a taken branch's weight: 0 means not taken
+constexpr float kMinWeight = 1e-30f;  // smallest magnitude of a taken branch's weight: 0 means not taken
 
 // y = exp(x - max(x)) over one row; returns the sum.
 float exponentials(const float* x, int64_t E, float* y) {
@@ -111,7 +111,7 @@ void run(const ChooseBranches& op, int64_t unit, Scratch& scratch) {
     for (int64_t e = 0; e < op.E; ++e) {
       const float own = op.factors == nullptr ? 1.0f : widen_number(op.factors + e * size_of(op.factors_dtype), op.factors_dtype);
       const float weight = y[e] / total * factor * own;
-      y[e] = marked[e] != kTaken ? 0.0f : std::fabs(weight) < kLeast ? kLeast : weight;
+      y[e] = marked[e] != kTaken ? 0.0f : std::fabs(weight) < kMinWeight ? kMinWeight : weight;
     }
   }
   scratch.stored((last - first) * op.E * 4);

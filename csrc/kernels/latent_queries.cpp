@@ -16,7 +16,7 @@ void run(const LatentQueries& op, int64_t unit, Scratch& scratch) {
   const Ends ends{op.x + before * x_width, op.H * x_width, op.y + before * y_width, op.H * y_width};
   bytes* rows = head_row(op, mine.head, 0);
   with_dtype(op.weight_dtype, [&]<DType D>() {
-    each_tokens_at_once(tokens, [&]<int M>(int64_t t) { absorb<D, M>(ends.from(t), rows, op.N, op.latent); });
+    each_tokens_at_once(tokens, [&]<int M>(int64_t t) { to_latent<D, M>(ends.from(t), rows, op.N, op.latent); });
   });
   float* cosines = scratch.floats(half);
   float* sines = scratch.floats(half);

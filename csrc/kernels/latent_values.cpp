@@ -13,7 +13,7 @@ void run(const LatentValues& op, int64_t unit, Scratch& scratch) {
   const Ends ends{op.x + before * op.latent, op.H * op.latent, op.y + before * op.V, op.H * op.V};
   bytes* rows = head_row(op, mine.head, op.N);
   with_dtype(op.weight_dtype, [&]<DType D>() {
-    each_tokens_at_once(tokens, [&]<int M>(int64_t t) { unfold<D, M>(ends.from(t), rows, op.V, op.latent); });
+    each_tokens_at_once(tokens, [&]<int M>(int64_t t) { from_latent<D, M>(ends.from(t), rows, op.V, op.latent); });
   });
   scratch.stored(tokens * op.V * 4);
 }

@@ -15,7 +15,7 @@ from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 
 WIDEST = 512  # csrc/attend_bf16.h
-SPAN = 256  # csrc/attend.h: weights are rounded beside the largest score of a span
+SPAN = 256  # csrc/attend_span.h: weights are rounded beside the largest score of a span
 
 
 @pytest.fixture(params=kernels.ISAS, scope="module")

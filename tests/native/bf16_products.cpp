@@ -2,38 +2,11 @@
 #include <array>
 
 #include "plain.h"
+#include "../../csrc/bf16_products_isa.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
-#endif
-
-#if defined(__x86_64__)
-// Functions whose argument `native` chooses between AVX512-BF16 and two FMAs, whatever the dispatch would choose.
-namespace coterie::avx512 {
-void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool many, float* out);
-void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums);
-
-// Copies of the structs in csrc/attend.h and csrc/attend_copied.h.
-struct Span {
-  bytes* keys[256];
-  int64_t to_head, to_value, dtype, C, width, value_channels, value_width;
-  bool follow;
-};
-struct Query {
-  const float* q;
-  int64_t first, last;
-  float *partial, *state;
-  const float* bias;
-};
-struct Copy {
-  float *keys, *values;
-  bytes* rows[256];
-};
-void round_query(float* row, int64_t width);
-void copy_halves(const Span& span, int64_t first, int64_t last, Copy& copy);
-void attend_halves(bool native, const Copy& copy, const Span& span, const Query* queries, int64_t count, float scale, float cap, float* scores);
-}  // namespace coterie::avx512
 #endif
 
 namespace testing {
@@ -59,7 +32,7 @@ void test_linear(int64_t T, int64_t N, int64_t K) {
   std::vector<Row> rows = {linear_row(x.data(), w.at(), bias, whole.data(), T, N, K)};
   for (int64_t t = 0, size = 1; t < T; t += size, size = std::min(size + 1, T - t))
     rows.push_back(linear_row(x.data() + t * K, w.at(), bias, parts.data() + t * N, size, N, K));
-  everywhere("halves", rows, {output(whole), output(parts)}, [&] {
+  everywhere("bf16", rows, {output(whole), output(parts)}, [&] {
     return whole == parts && close(whole, linear(widened(rounded(x)), w, bias, T, N, K), 3e-6);
   });
 }
@@ -79,7 +52,7 @@ void test_fused(int64_t T, int64_t D, int64_t F, bool both) {
       row_of(Opcode::norm_gate_up_silu_mul, NormGateUpSiluMul{x.data(), scale.at(), scale.type(), 1e-5, 0.0, nullptr, 0, 0, gate.at(), kBoth, nullptr, 0,
                                                               up.at(), other, nullptr, 0, fused.data(), T, D, F}),
   };
-  everywhere("halves fused", rows, {output(product), output(fused)}, [&] { return fused == product; });
+  everywhere("bf16 fused", rows, {output(product), output(fused)}, [&] { return fused == product; });
 }
 
 // Weights that end where readable memory ends.
@@ -93,7 +66,7 @@ void test_end_of_memory([[maybe_unused]] int64_t T, [[maybe_unused]] int64_t N, 
   std::memcpy(at, w.at(), size);
   const std::vector<float> x = random_floats(T * K);
   std::vector<float> y(T * N);
-  everywhere("halves at the end of memory", {linear_row(x.data(), at, none, y.data(), T, N, K)}, {output(y)},
+  everywhere("bf16 at the end of memory", {linear_row(x.data(), at, none, y.data(), T, N, K)}, {output(y)},
              [&] { return close(y, linear(widened(rounded(x)), w, none, T, N, K), 3e-6); });
   munmap(memory, (pages + 1) * page);
 #endif
@@ -136,19 +109,19 @@ std::vector<float> any(int64_t count, int least_exponent, int exponents) {
 // for few tokens and many, in buffers of exactly the size needed.
 void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int exponents) {
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return;
-  const std::vector<float> x = any(T * K, least_exponent, exponents), met = rounded(x);
+  const std::vector<float> x = any(T * K, least_exponent, exponents), rounded_x = rounded(x);
   const Tensor w = tensor(any(N * K, least_exponent, exponents), DType::bf16);
-  const int64_t stride = N + 1, token_halves = ((K + 31) / 32 | 1) * 32;
-  std::vector<float> wanted(T * stride), tile(T * token_halves / 2), sums((T + 5) / 6 * 6 * 32 * 16);
+  const int64_t stride = N + 1, token_numbers = ((K + 31) / 32 | 1) * 32;
+  std::vector<float> wanted(T * stride), tile(T * token_numbers / 2), sums((T + 5) / 6 * 6 * 32 * 16);
   for (int64_t t = 0; t < T; ++t) {
     avx512::put_rounded(x.data() + t * K, K, t, T, sums.size() > 0, tile.data());
-    for (int64_t n = 0; n < N; ++n) wanted[t * stride + n] = dot_of_lanes(&met[t * K], &w.values[n * K], K);
+    for (int64_t n = 0; n < N; ++n) wanted[t * stride + n] = dot_of_lanes(&rounded_x[t * K], &w.values[n * K], K);
   }
   for (const bool native : {false, true})
     for (float* work : {static_cast<float*>(nullptr), sums.data()}) {
       if ((native && !__builtin_cpu_supports("avx512bf16")) || (work == nullptr && T > 16)) continue;
       std::vector<float> out(T * stride);
-      avx512::halves_tile(native, tile.data(), T, w.at(), N, K, out.data(), stride, work);
+      avx512::bf16_tile(native, tile.data(), T, w.at(), N, K, out.data(), stride, work);
       const std::string how = std::string(native ? "AVX512-BF16" : "two fma") + (work != nullptr ? ", many" : ", few");
       check(same_bits(out, wanted), how + " of exponents from " + std::to_string(least_exponent));
     }
@@ -157,29 +130,29 @@ void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int expo
 // With and without AVX512-BF16, attention is bit-identical, whatever the exponents of queries, keys and values.
 void test_attention(int64_t C, int64_t first, int64_t last, int least_exponent, int exponents) {
   if (!__builtin_cpu_supports("avx512bf16")) return;
-  constexpr int64_t kQueries = 7, kSpan = 256;
+  constexpr int64_t kQueries = 7;
   const int64_t width = (C + 31) / 32 * 32, partial = width + 16;
   const std::vector<float> numbers = any(2 * kSpan * C + kQueries * width, least_exponent, exponents);
   const Tensor rows = tensor(std::vector<float>(numbers.begin(), numbers.begin() + 2 * kSpan * C), DType::bf16);
   std::vector<float> q(numbers.end() - kQueries * width, numbers.end()), keys(kSpan * width), values(kSpan * width);
-  avx512::Span span{{}, 0, kSpan * C * 2, rows.type(), C, width, C, width, false};
+  Span span{{}, 0, kSpan * C * 2, rows.type(), C, width, C, width, false};
   for (int64_t j = 0; j < kSpan; ++j) span.keys[j] = rows.at() + 2 * C * std::clamp(j, first, last - 1);
   for (int64_t i = 0; i < kQueries; ++i) {
     std::fill(&q[i * width] + C, &q[i * width] + width, 0.0f);
     avx512::round_query(&q[i * width], width);
   }
-  avx512::Copy copy{keys.data(), values.data(), {}};
-  avx512::copy_halves(span, first, last, copy);
+  Copy copy{keys.data(), values.data(), {}};
+  avx512::copy_bf16(span, first, last, copy);
   std::vector<float> found[2];
   for (const bool native : {false, true}) {
     std::vector<float>& sums = found[native];
     std::vector<float> scores(kQueries * kSpan);
     sums.resize(kQueries * partial);
-    avx512::Query queries[kQueries];
+    Query queries[kQueries];
     for (int64_t i = 0; i < kQueries; ++i) queries[i] = {&q[i * width], first, last - (last - first > kQueries ? i : 0), &sums[i * partial], nullptr, nullptr};
     const unsigned before = __builtin_ia32_stmxcsr();
     __builtin_ia32_ldmxcsr(before | 0x8040);  // flush denormals, as a unit of attention does
-    avx512::attend_halves(native, copy, span, queries, kQueries, 0.125f, 0.0f, scores.data());
+    avx512::attend_bf16(native, copy, span, queries, kQueries, 0.125f, 0.0f, scores.data());
     __builtin_ia32_ldmxcsr(before);
   }
   check(same_bits(found[0], found[1]), "attention by two fma, of exponents from " + std::to_string(least_exponent));
@@ -189,7 +162,7 @@ void test_attention(int64_t C, int64_t first, int64_t last, int least_exponent, 
 
 }  // namespace
 
-void test_halves() {
+void test_bf16_products() {
   const std::vector<std::array<int64_t, 3>> shapes = {{0, 3, 5},   {1, 1, 1},    {1, 37, 31},  {1, 130, 33}, {2, 5, 32},   {3, 97, 65},
                                                       {7, 1, 100}, {16, 35, 96}, {17, 4, 577}, {21, 39, 40}, {135, 6, 1153}, {19, 33, 2500}};
   for (const auto& [T, N, K] : shapes) test_linear(T, N, K);

@@ -59,7 +59,7 @@ double layer_over_mean(const std::vector<Region>& layer, int64_t threads) {
 }
 
 void test_layers() {
-  constexpr double kMost[] = {1.08, 1.15, 1.65, 2.6};  // with 8, 16, 32 and 64 threads
+  constexpr double kMaxRatios[] = {1.08, 1.15, 1.65, 2.6};  // with 8, 16, 32 and 64 threads
   const bool shown = std::getenv("COTERIE_DIVISION") != nullptr;
   for (const Isa& isa : compiled_isas()) {
     if (!isa.supported()) continue;
@@ -69,7 +69,7 @@ void test_layers() {
         const std::string what = std::string(shape.name) + (dtype == DType::q4 ? ", q4, " : ", bf16, ") + isa.name;
         for (size_t i = 0; i < std::size(kThreads); ++i) {
           const double over = layer_over_mean(layer, kThreads[i]);
-          check(over <= kMost[i], what + " is evenly divided among " + std::to_string(kThreads[i]));
+          check(over <= kMaxRatios[i], what + " is evenly divided among " + std::to_string(kThreads[i]));
           if (!shown) continue;
           std::printf("%-20s %2d threads: layer %.2f;", what.c_str(), static_cast<int>(kThreads[i]), over);
           for (const Region& region : layer)

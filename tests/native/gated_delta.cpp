@@ -15,15 +15,15 @@ double length(const float* x, int64_t K) {
   return std::sqrt(squares);
 }
 
-Doubles recurred(const Shape& s, const Layer& layer, const float* x, const float* a, const float* b, bool begins, Plain& kept) {
+Doubles recurred(const Shape& s, const Layer& layer, const float* x, const float* a, const float* b, bool begins, Plain& state) {
   const auto [key_heads, H, K, C, taps] = s;
-  if (begins) kept.matrices.assign(static_cast<size_t>(H * K * C), 0.0);
+  if (begins) state.matrices.assign(static_cast<size_t>(H * K * C), 0.0);
   Doubles y(static_cast<size_t>(H * C));
   for (int64_t h = 0; h < H; ++h) {
     const float *q = x + h / (H / key_heads) * K, *k = q + key_heads * K, *v = x + 2 * key_heads * K + h * C;
     const double decay = std::exp(-std::exp(layer.a_log[h]) * std::log1p(std::exp(a[h] + layer.dt_bias[h])));
     const double beta = 1 / (1 + std::exp(-b[h])), q_length = length(q, K) * std::sqrt(K), k_length = length(k, K);
-    double* matrix = kept.matrices.data() + h * K * C;
+    double* matrix = state.matrices.data() + h * K * C;
     for (int64_t c = 0; c < C; ++c) {
       double known = 0;
       for (int64_t i = 0; i < K; ++i) known += k[i] / k_length * (matrix[i * C + c] *= decay);
@@ -41,21 +41,21 @@ void test_net(const Shape& s, DType dtype) {
   const int64_t N = s.channels();
   const Layer layer{weight(N, taps, dtype), weight(H, 1, dtype), weight(H, 1, dtype), norm_weight(C, dtype)};
   const std::vector<i32> sequence[2] = {{0, 0, 0, 1, 1}, {1, 0, 0, 0, 0}}, positions[2] = {{0, 1, 2, 0, 1}, {2, 3, 4, 5, 6}};
-  Kept kept(s);
+  State state(s);
   std::vector<Row> rows;
   std::vector<float> x[2], a[2], b[2], z[2], mixed[2], y[2], gated[2];
-  std::vector<Output> outputs = {output(kept.memory)};
+  std::vector<Output> outputs = {output(state.memory)};
   for (int step = 0; step < 2; ++step) {
     const auto T = static_cast<int64_t>(positions[step].size());
     x[step] = random_floats(T * N), a[step] = random_floats(T * H), b[step] = random_floats(T * H), z[step] = random_floats(T * H * C);
     mixed[step].resize(x[step].size()), y[step].resize(z[step].size()), gated[step].resize(z[step].size());
     CausalConv conv{};
-    kept.operands(conv, s, positions[step], sequence[step], H);
+    state.operands(conv, s, positions[step], sequence[step], H);
     conv.x = x[step].data(), conv.weight = layer.taps.at(), conv.weight_dtype = layer.taps.type(), conv.y = mixed[step].data();
     conv.N = N, conv.taps = taps;
     rows.push_back(row_of(Opcode::causal_conv, conv));
     const auto net = [&](auto op, float* out) {
-      kept.operands(op, s, positions[step], sequence[step], 0);
+      state.operands(op, s, positions[step], sequence[step], 0);
       op.x = mixed[step].data(), op.a = a[step].data(), op.b = b[step].data(), op.y = out;
       op.a_log = layer.a_log.at(), op.a_log_dtype = layer.a_log.type();
       op.dt_bias = layer.dt_bias.at(), op.dt_bias_dtype = layer.dt_bias.type();

@@ -74,8 +74,8 @@ void test_prompts(const Shape& s, const std::vector<int64_t>& lengths, int64_t Z
       const float* row = row_at(pages, sequence[t], positions[t]);
       stored.insert(stored.end(), row, row + C);
       const Doubles latent(x.begin() + t * C, x.begin() + t * C + s.R), key(x.begin() + t * C + s.R, x.begin() + (t + 1) * C);
-      const Doubles normed = norm(latent, gain, s.R, 1e-6), turned = rope(key, {positions[t]}, inv_freq, 1, s.P, 1.25, interleaved);
-      kept.insert(kept.end(), normed.begin(), normed.end()), kept.insert(kept.end(), turned.begin(), turned.end());
+      const Doubles normed = norm(latent, gain, s.R, 1e-6), rotated = rope(key, {positions[t]}, inv_freq, 1, s.P, 1.25, interleaved);
+      kept.insert(kept.end(), normed.begin(), normed.end()), kept.insert(kept.end(), rotated.begin(), rotated.end());
       for (int64_t h = 0; h < s.H; ++h) {
         const float* query = &queries[(t * s.H + h) * (s.N + s.P)];
         for (int64_t r = 0; r < s.R; ++r) {

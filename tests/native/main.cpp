@@ -8,7 +8,7 @@ int main() {
   testing::test_branches();
   testing::test_gated_delta();
   testing::test_division();
-  testing::test_halves();
+  testing::test_bf16_products();
   testing::test_latent();
   testing::test_parts();
   testing::test_scan();

@@ -150,9 +150,9 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
     std::memcpy(static_cast<void*>(&relative), &op, sizeof op);
     relative.growth = 0, relative.sinks = nullptr, relative.reach = reach, relative.buckets = sloped ? nullptr : buckets.data();
     relative.bias = reinterpret_cast<bytes*>(bias.data()), relative.bias_dtype = static_cast<integer>(DType::f32);
-    const auto added = [&](int64_t head, int64_t behind) -> double {
-      if (sloped) return -bias[head] * static_cast<double>(std::abs(behind));
-      return bias[static_cast<int64_t>(buckets[std::clamp(behind, -reach, reach) + reach]) * H + head];
+    const auto added = [&](int64_t head, int64_t offset) -> double {
+      if (sloped) return -bias[head] * static_cast<double>(std::abs(offset));
+      return bias[static_cast<int64_t>(buckets[std::clamp(offset, -reach, reach) + reach]) * H + head];
     };
     const int64_t seen = window < 0 ? -longest : 0;
     everywhere("relative attention", {row_of(Opcode::relative_attention, relative)}, {output(y)},

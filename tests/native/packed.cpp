@@ -4,27 +4,11 @@
 
 #include "plain.h"
 #include "../../csrc/integer_products.h"
-
-#if defined(__x86_64__)
 #include "../../csrc/integer_products_isa.h"
 
-namespace coterie::avx512 {
-struct Work {
-  float *panel, *sums;
-};
-void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
-void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
-}  // namespace coterie::avx512
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
-
-// Functions whose argument `dot` chooses between byte dot products and none (csrc/integer_neon.h).
-namespace coterie::neon {
-void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
-void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record);
-void narrow_tile(bool dot, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride);
-}  // namespace coterie::neon
 #endif
 
 namespace testing {
@@ -119,13 +103,13 @@ Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool i
       float largest = 0.0f;
       const int64_t last = std::min(K, first + group);
       for (int64_t k = first; k < last; ++k) largest = std::max(largest, std::abs(static_cast<float>(x[t * K + k])));
-      const auto whole = [&](int64_t k) {
+      const auto integer_of = [&](int64_t k) {
         return largest == 0.0f || k >= last ? 0.0f : std::nearbyint(static_cast<float>(x[t * K + k]) * (most / largest));
       };
       for (int64_t k = first; k < last; ++k) {
-        float q = whole(k);
+        float q = integer_of(k);
         const bool second = k - first >= 16;
-        const float upper = std::floor((whole(second ? k : k + 16) + 8.0f) / 16.0f);
+        const float upper = std::floor((integer_of(second ? k : k + 16) + 8.0f) / 16.0f);
         if (shared) q = second ? 16.0f * upper : upper + 16.0f * std::floor((q - upper + 7.0f) / 16.0f);
         y[t * K + k] = static_cast<double>(q) * (largest / most);
       }
@@ -141,7 +125,7 @@ void test_linear(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
   const Linear op{x.data(), w.at(), type_of(w, int8), bias.at(), bias.type(), y.data(), T, N, K, 1.0};
   const LinearAdd add{x.data(), w.at(), type_of(w, int8), bias.at(), bias.type(), added.data(), T, N, K, 1.0, residual.data()};
   everywhere("packed linear", {row_of(Opcode::linear, op), row_of(Opcode::linear_add, add)}, {output(y), output(added)}, [&] {
-    const Doubles met = rounded_rows(widened(x), T, K, dtype, int8), wanted = linear(met, w, bias, T, N, K);
+    const Doubles activations = rounded_rows(widened(x), T, K, dtype, int8), wanted = linear(activations, w, bias, T, N, K);
     Doubles with_residual = wanted;
     for (int64_t i = 0; i < T * N; ++i) with_residual[i] += residual[i];
     return close(y, wanted, 2e-5) && close(added, with_residual, 2e-5);
@@ -229,12 +213,12 @@ void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
   for (int64_t t = 0; t < T; ++t) {
     std::vector<uint8_t> record(plain::records_bytes(type, K));
     avx512::put_records(x.data() + t * K, K, type, 0, 1, false, record.data());
-    avx512::whole_tile(record.data(), 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
+    avx512::integer_tile(record.data(), 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
   }
   std::vector<uint8_t> records(plain::tile_records_bytes(type, T, K, true));
   std::vector<float> panel(6 * 8 * (16 + 1) * 32), sums(T * 8 * 32);  // as in integer_products.h
   for (int64_t t = 0; t < T; ++t) avx512::put_records(x.data() + t * K, K, type, t, T, true, records.data());
-  avx512::whole_tile(records.data(), T, w.at(), type, N, K, out.data(), stride, {panel.data(), sums.data()});
+  avx512::integer_tile(records.data(), T, w.at(), type, N, K, out.data(), stride, {panel.data(), sums.data()});
   check(out == wanted, "AVX-512 by panels");
 }
 
@@ -258,7 +242,7 @@ void test_neon(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
     plain::put_records(x.data() + t * K, K, type, t, T, false, records.data());
     neon::put_records(x.data() + t * K, K, type, t, T, false, dispatched.data());
   }
-  plain::whole_tile(records.data(), T, w.at(), type, N, K, wanted.data(), stride, {nullptr, nullptr});
+  plain::integer_tile(records.data(), T, w.at(), type, N, K, wanted.data(), stride, {nullptr, nullptr});
   const bool has_dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
   for (const bool dot : {false, true}) {
     if (dot && !has_dot) continue;

@@ -97,14 +97,14 @@ struct Pages {
 
 inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::vector<i32>& positions, const std::vector<i32>& sequence,
                          int64_t H, int64_t layer, double scale, int64_t window, const float* sinks = nullptr,
-                         const std::function<double(int64_t head, int64_t behind)>& bias = {}) {
+                         const std::function<double(int64_t head, int64_t offset)>& bias = {}) {
   Doubles y(q.size());
   const int64_t C = pages.C, group = H / pages.K;
   for (size_t t = 0; t < positions.size(); ++t)
     for (int64_t h = 0; h < H; ++h) {
       const float* query = q.data() + (t * H + h) * C;
       int64_t own = positions[t];  // a bidirectional window: `positions` has the last position of its text
-      for (size_t behind = t + 1; window < 0 && behind < positions.size() && sequence[behind] == sequence[t]; ++behind) --own;
+      for (size_t later = t + 1; window < 0 && later < positions.size() && sequence[later] == sequence[t]; ++later) --own;
       const int64_t first = window != 0 ? std::max<int64_t>(0, own - std::abs(window) + 1) : 0;
       const int64_t last = window < 0 ? std::min<int64_t>(positions[t], own - window - 1) : positions[t];
       Doubles weights;

@@ -13,15 +13,15 @@ struct Layer {
   double least, most;
 };
 
-Doubles scanned(const Shape& s, const Layer& layer, const float* x, const float* dt, bool begins, Plain& kept) {
+Doubles scanned(const Shape& s, const Layer& layer, const float* x, const float* dt, bool begins, Plain& state) {
   const auto [groups, H, K, C, taps] = s;
-  if (begins) kept.matrices.assign(static_cast<size_t>(H * K * C), 0.0);
+  if (begins) state.matrices.assign(static_cast<size_t>(H * K * C), 0.0);
   Doubles y(static_cast<size_t>(H * C));
   for (int64_t h = 0; h < H; ++h) {
     const float *write = x + H * C + h / (H / groups) * K, *read = write + groups * K;
     const double step = std::clamp(std::log1p(std::exp(static_cast<double>(dt[h]) + layer.dt_bias[h])), layer.least, layer.most);
     const double decay = std::exp(-std::exp(layer.a_log[h]) * step);
-    double* matrix = kept.matrices.data() + h * K * C;
+    double* matrix = state.matrices.data() + h * K * C;
     for (int64_t c = 0; c < C; ++c) {
       y[h * C + c] = x[h * C + c] * layer.skip[h];
       for (int64_t k = 0; k < K; ++k) {
@@ -38,21 +38,21 @@ void test_space(const Shape& s, DType dtype, double least, double most) {
   const int64_t N = s.channels();
   const Layer layer{weight(N, taps, dtype), weight(N, 1, dtype), weight(H, 1, dtype), weight(H, 1, dtype), weight(H, 1, dtype), least, most};
   const std::vector<i32> sequence[2] = {{0, 0, 0, 1, 1}, {1, 0, 0, 0, 0}}, positions[2] = {{0, 1, 2, 0, 1}, {2, 3, 4, 5, 6}};
-  Kept kept(s);
+  State state(s);
   std::vector<Row> rows;
   std::vector<float> x[2], dt[2], z[2], mixed[2], y[2];
-  std::vector<Output> outputs = {output(kept.memory)};
+  std::vector<Output> outputs = {output(state.memory)};
   for (int step = 0; step < 2; ++step) {
     const auto T = static_cast<int64_t>(positions[step].size());
     x[step] = random_floats(T * N), dt[step] = random_floats(T * H), z[step] = random_floats(T * H * C);
     mixed[step].resize(x[step].size()), y[step].resize(z[step].size());
     CausalConv conv{};
-    kept.operands(conv, s, positions[step], sequence[step], H);
+    state.operands(conv, s, positions[step], sequence[step], H);
     conv.x = x[step].data(), conv.weight = layer.taps.at(), conv.weight_dtype = layer.taps.type(), conv.y = mixed[step].data();
     conv.bias = layer.bias.at(), conv.bias_dtype = layer.bias.type(), conv.N = N, conv.taps = taps;
     rows.push_back(row_of(Opcode::causal_conv, conv));
     const auto space = [&](auto op) {
-      kept.operands(op, s, positions[step], sequence[step], 0);
+      state.operands(op, s, positions[step], sequence[step], 0);
       op.x = mixed[step].data(), op.dt = dt[step].data(), op.y = y[step].data(), op.least = least, op.most = most;
       op.a_log = layer.a_log.at(), op.a_log_dtype = layer.a_log.type(), op.skip = layer.skip.at(), op.skip_dtype = layer.skip.type();
       op.dt_bias = layer.dt_bias.at(), op.dt_bias_dtype = layer.dt_bias.type();

@@ -18,12 +18,12 @@ struct Shape {
 };
 
 // The state of two sequences, in blocks of two units and a few spare bytes; the sequences' blocks alternate.
-struct Kept {
+struct State {
   int64_t width, block_bytes;
   std::vector<i32> tables;
   std::vector<uint8_t> memory;
 
-  explicit Kept(const Shape& s) : width((s.units() + 1) / 2), block_bytes(2 * s.unit_bytes() + 4) {
+  explicit State(const Shape& s) : width((s.units() + 1) / 2), block_bytes(2 * s.unit_bytes() + 4) {
     for (i32 sequence = 0; sequence < 2; ++sequence)
       for (i32 block = 0; block < width; ++block) tables.push_back(2 * block + sequence);
     memory.resize(static_cast<size_t>(2 * width * block_bytes));
@@ -43,17 +43,17 @@ struct Plain {
 };
 
 // A token's channels after the convolution and the activation; `bias`: one per channel, or null.
-inline Doubles convolved(const Shape& s, const Tensor& taps, const Tensor* bias, const float* x, bool begins, Plain& kept) {
+inline Doubles convolved(const Shape& s, const Tensor& taps, const Tensor* bias, const float* x, bool begins, Plain& state) {
   const int64_t N = s.channels(), past = s.taps - 1;
-  if (begins) kept.past.assign(static_cast<size_t>(past * N), 0.0);
-  Doubles window = kept.past, y(static_cast<size_t>(N));
+  if (begins) state.past.assign(static_cast<size_t>(past * N), 0.0);
+  Doubles window = state.past, y(static_cast<size_t>(N));
   window.insert(window.end(), x, x + N);
   for (int64_t n = 0; n < N; ++n) {
     double sum = bias ? (*bias)[n] : 0.0;
     for (int64_t tap = 0; tap < s.taps; ++tap) sum += window[tap * N + n] * taps[n * s.taps + tap];
     y[n] = silu(sum);
   }
-  kept.past.assign(window.begin() + N, window.end());
+  state.past.assign(window.begin() + N, window.end());
   return y;
 }
 

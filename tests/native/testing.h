@@ -117,9 +117,9 @@ inline std::string where(const std::string& what, const Crew& crew) {
 
 // The most scratch that any of the rows says it needs.
 inline int64_t promised_bytes(const Isa& isa, const std::vector<Row>& rows) {
-  int64_t most = 0;
-  for (const Row& row : rows) most = std::max(most, isa.kernel(row.opcode).scratch_bytes(row));
-  return most;
+  int64_t max_bytes = 0;
+  for (const Row& row : rows) max_bytes = std::max(max_bytes, isa.kernel(row.opcode).scratch_bytes(row));
+  return max_bytes;
 }
 
 // Fills the scratch of a team of one thread with NaNs, so that tests fail if a row reads scratch that it did not write.
@@ -176,7 +176,7 @@ void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
 void test_gated_delta();  // gated_delta.cpp
 void test_division();  // division.cpp
-void test_halves();  // bf16_products.cpp
+void test_bf16_products();  // bf16_products.cpp
 void test_latent();  // latent.cpp
 void test_parts();  // parts.cpp
 void test_scan();  // scan.cpp

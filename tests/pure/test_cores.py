@@ -72,7 +72,7 @@ LONGEST = {
 def test_the_sizes_of_units_are_those_of_the_kernels():
     """As the headers say them that the kernels are compiled from."""
     said = {}
-    for name in ("tile.h", "attend.h"):
+    for name in ("tile.h", "attend_span.h"):
         said |= dict(re.findall(r"constexpr int64_t (\w+) = ([0-9]+);", (CSRC / name).read_text()))
     names = ("kTileRows", "kManyBlocks", "kFewTokens", "kManyTokens", "kSpan")
     ours = (division.UNIT_ROWS, division.NARROW_UNITS, division.FEW_TOKENS, division.TILE_TOKENS, division.SPAN)
