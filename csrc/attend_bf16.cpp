@@ -102,10 +102,10 @@ void score_bf16(const Bf16Rows& keys, const Query* queries, int64_t count, float
   alignas(64) float transposed[kMaxBf16Channels / 2 * W];
   with_whole(keys.C, [&]<bool kWhole>() { transpose_keys<kWhole>(keys, 0, transposed); });
   with_products([&]<bool kNative>() {
-    const auto score = [&](int64_t m, auto prefetch) {
+    const auto score = [&](int64_t m, auto prefetcher) {
       with_count(smaller(kGroup, count - m), [&]<int M>() {
         score_pairs<kNative, M, 1>(queries[m].q, padded_bf16(keys.C), transposed, channel_pairs(keys.C), 0, splat(scale), scores + m * kSpan,
-                                   prefetch);
+                                   prefetcher);
       });
     };
     score(0, Prefetcher{prefetch});

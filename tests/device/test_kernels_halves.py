@@ -37,7 +37,7 @@ def rounded(x):
 
 
 def of_lanes(x_TK, w_NK):
-    """As csrc/bf16_products.h adds by AVX-512: a product of two bfloat16 is exact in float32, so its sum is rounded once."""
+    """csrc/bf16_products.h with AVX-512: a product of two bfloat16 is exact in float32, so its sum is rounded once."""
     T, N, K = len(x_TK), len(w_NK), x_TK.shape[1]
     steps = -(-K // 32)
     x, w = (np.pad(m, ((0, 0), (0, 32 * steps - K))).reshape(len(m), steps, 16, 2) for m in (x_TK, w_NK))
@@ -63,7 +63,7 @@ def test_linear_multiplies_activations_of_bfloat16(team, rng, T, N, K):
 
 @pytest.mark.parametrize(("T", "N", "K"), SIZES)
 def test_the_order_of_sums_is_the_one_that_is_said(team, rng, T, N, K):
-    """By AVX-512 that of bf16_products.h, whether the CPU has AVX512-BF16 or not; else that of weights that round nothing."""
+    """AVX-512: that of bf16_products.h, with AVX512-BF16 or without; else that of weights that round nothing."""
     x, w = random(rng, T, K), halves(rng, (N, K))
     plain = Weight(w.values, w.dtype, w.memory)
     wanted = of_lanes(rounded(x), w.values) if team.isa == "avx512" else linear(team, rounded(x), plain)
