@@ -24,8 +24,8 @@ from coterie.models.model import synthetic_model
 from coterie.spec.machine import MachineSpec
 
 SHAPE = "1b"
-NEAR_SHARE = 0.2  # HBM budget, at most, over all experts' bytes; the CPU's run has 2 GiB for 150 experts
-LEAST = 3  # experts in HBM at least, if there is room: with one, eviction has no choice and fetches cannot overlap
+NEAR_SHARE = 0.2  # upper bound on the HBM budget over all experts' bytes; the CPU's run has 2 GiB for 150 experts
+LEAST = 3  # minimum in HBM, if there is room: with one, eviction has no choice and fetches cannot overlap
 FOLDER_SHARE = 0.95  # of the temporary folder's free space
 
 

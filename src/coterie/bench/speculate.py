@@ -37,7 +37,7 @@ from coterie.engine.request import ChoiceParams, Request, SamplingParams
 from coterie.models.model import Model
 
 ANSWER_TOKENS = 128
-FORM_TOKENS = 320  # at most
+FORM_TOKENS = 320  # upper bound for a constrained answer
 SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)  # how often a token follows its predecessor as it did before; 0: nothing repeats
 PLAIN, GUESSED = "without", "with"
 _Counts: TypeAlias = tuple[int, int, int, int]  # tokens guessed, guessed right, sampled, and the steps for these

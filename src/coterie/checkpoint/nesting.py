@@ -9,7 +9,7 @@ Knows nothing about what the values mean.
 from __future__ import annotations
 
 BLANKS = " \t\r\n"
-MAX_BLANKS = 1024  # white space held back at most, since a call or a thought may begin or end after it
+MAX_BLANKS = 1024  # maximum white space held back, since a call or a thought may begin or end after it
 
 
 class Nested:

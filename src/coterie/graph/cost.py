@@ -279,8 +279,10 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
 
 
 def input_bytes(graph: Graph, ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
-    """Bytes read of an input: gathers read the rows they take, views the part they expose, together never more than
-    the whole; any other op reads all of it, once (see branch/cost.py).
+    """Bytes read of an input.
+
+    Gathers read the rows that they take, views the part that they expose, together never more than the whole; any other
+    op reads all of it, once. Branch matrices: see branch/cost.py.
     """
     whole = value_bytes(value, sizes)
     taken = [_taken_bytes(graph, op, value, sizes) for op in ops if value.name in op.inputs]

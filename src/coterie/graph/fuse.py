@@ -47,7 +47,7 @@ class Part:
 class Rule:
     """A row of a rule set. `name`: the kernel's; `reason`: why these ops belong in one kernel.
 
-    alike: roles whose ops must have equal attributes and, except for the first, equal inputs; all are present or none.
+    alike: roles whose ops must have equal attributes and equal inputs from the second on; all are present or none.
     share: roles whose ops read the same first input.
     heads: roles whose outputs [T, heads, C] have equal T and C, with C even, since kernels process channels in pairs.
     """

@@ -190,7 +190,7 @@ ATTENTION = ("attention", "alibi_attention", "relative_attention")
 # The only ops that communicate between ranks.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # of linear with packed weights; without it a CPU uses int16
-BF16 = "bf16"  # of ROUNDING: to bfloat16, beside bfloat16 weights or cached keys; without it a CPU keeps float32
+BF16 = "bf16"  # of ROUNDING: to bfloat16, with bfloat16 weights or cached keys; without it a CPU keeps float32
 INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits; a device that never rounds may run it
 OFFSET, CAP = "offset", "cap"  # optional attributes; absent means none
 GROWTH, GROWTH_STEP = "growth", "every"  # of attention: both or neither

@@ -25,7 +25,7 @@ class OpSpec:
     view: bool = False
 
     def operands(self, given: int) -> tuple[str, ...]:
-        """Names of the inputs of an op with `given` operands; not `given` names if no repetition count fits."""
+        """Names of the inputs of an op with `given` operands; more or fewer than `given` if no repetition fits."""
         marked = [name for name in self.inputs if "+" in name]
         each = max(1, (given - len(self.inputs) + len(marked)) // len(marked)) if marked else 1
         named = tuple(name for name in self.inputs for _ in range(each if name in marked else 1))

@@ -126,7 +126,7 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A graph cut into regions by a rule set. `weights` are in order of first use; a Binding lists their offsets so."""
+    """A graph cut into regions by a rule set. `weights`: in order of first use, as are the offsets in a Binding."""
 
     graph: Graph
     rule_set: str

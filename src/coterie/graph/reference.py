@@ -53,8 +53,9 @@ class Reference:
         self.fixed: dict[str, Array] = {**constants, **weights}
 
     def run(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> dict[str, Array]:
-        """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows, and
-        for pairs of texts also types.
+        """Run a step and return every value by name.
+
+        `rows` has tokens, positions, sequence, block_tables and rows, and for pairs of texts also types.
         """
         step = self.begun(rows, sampling, state)
         for op in self.graph.ops:
@@ -201,8 +202,10 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array
 
 
 def _weights(scores: Array, count: int, rounds: bool) -> Array:
-    """Softmax weights of the first `count` values. Rounding applies to exponentials relative to the largest of their
-    scores; a CPU uses the largest of each span of keys instead.
+    """Softmax weights of the first `count` values.
+
+    Rounding applies to exponentials relative to the largest of their scores; a CPU uses the largest of each span of
+    keys instead.
     """
     if not rounds:
         return softmax(scores)[:, :count]

@@ -27,8 +27,10 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 
 
 def distance_buckets(num_buckets: int) -> tuple[int, ...]:
-    """The bucket for each position of a key relative to the token, from -FARTHEST to FARTHEST. Half of the buckets are
-    for earlier keys. Within a half, short distances have a bucket each, longer ones share buckets by logarithm.
+    """The bucket for each position of a key relative to the token, from -FARTHEST to FARTHEST.
+
+    Half of the buckets are for earlier keys. Within a half, short distances have a bucket each, longer ones share
+    buckets by logarithm.
 
     Float32 as in transformers, since distances lie exactly on boundaries. Source: Raffel et al. 2020 (arXiv
     1910.10683), section 2.1, and MPNet's code.

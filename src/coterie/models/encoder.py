@@ -44,9 +44,10 @@ class HeadKeys:
 
 @dataclass(frozen=True, slots=True)
 class EncoderKeys:
-    """What is specific to a family of encoders. `model`: prefix of tensor names in files of models with a head;
-    `older_prefix`: that in files from before transformers supported the family.
+    """What is specific to a family of encoders.
 
+    `model`: prefix of tensor names in files of models with a head; `older_prefix`: that in files from before
+    transformers supported the family.
     `types`: name of the table of token types (which text of a pair). `first_position`: rows of the table of positions
     before that of the first token. `required`: config keys that must have this value or be absent. `post_norm`:
     norms follow the residual sums instead of preceding the blocks. `first_norm`: with norms before the blocks, whether
@@ -73,8 +74,10 @@ class EncoderKeys:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """What is specific to one encoder. `type_rows`: rows of the table of token types, 0 for none. `max_tokens`: limit
-    of a text's length, 0 if its positions imply it. The other fields are as in EncoderKeys.
+    """What is specific to one encoder.
+
+    `type_rows`: rows of the table of token types, 0 for none. `max_tokens`: limit of a text's length, 0 if its
+    positions imply it. The other fields are as in EncoderKeys.
     """
 
     type_rows: int

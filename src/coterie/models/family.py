@@ -187,7 +187,7 @@ class Family:
     delta_nets: bool = False  # some layers are delta nets instead of attention
     nets_by_key_heads: bool = False  # a delta net has two input projections, grouped by key head
     short_convs: bool = False  # some layers are short convolutions instead of attention
-    state_spaces: ScanKeys | None = None  # layers have a state space, instead of attention or beside it
+    state_spaces: ScanKeys | None = None  # layers have a state space, instead of attention or parallel to it
     single_blocks: bool = False  # each layer is a single block: a token mixer or a feed-forward block
     has_factors: bool = False  # some products have factors of their own (factors.py)
     gated_attention: bool = False  # attention output times sigmoid(gate); each head's gate follows its query

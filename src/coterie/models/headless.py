@@ -56,8 +56,10 @@ def with_model_prefix(checkpoint: Checkpoint, scores: bool = False) -> tuple[Che
 
 
 def _causal_classes(classes: Any) -> Any:
-    """Classes without a head, or with a scoring head (Qwen3Model, Gemma3TextModel, Qwen3ForSequenceClassification),
-    renamed to those with a language model head (Qwen3ForCausalLM); others unchanged.
+    """The classes of `architectures`, renamed to those with a language model head (Qwen3ForCausalLM).
+
+    This applies to those without a head or with a scoring head (Qwen3Model, Gemma3TextModel,
+    Qwen3ForSequenceClassification); others are unchanged.
     """
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return classes

@@ -44,8 +44,8 @@ from coterie.models.tensors import check_tensors, map_bytes, step_tensors
 from coterie.models.text_model import text_model_of
 
 AUTO, FLOAT32 = "auto", "float32"
-# Rounding of activations: float32 and int16, two names of one (16 bits beside quantised weights); int8 (8 bits beside
-# these); bf16 (bfloat16 beside bfloat16 weights).
+# Rounding of activations. float32 and int16 are synonyms: float32, but up to 16 bits in products with packed weights;
+# int8: 8 bits in most of those; bf16: bfloat16 in products with bfloat16 weights (docs/models.md has the table).
 ACTIVATIONS = (FLOAT32, INT16, INT8, BF16)
 KV_TYPES = (AUTO, INT8)  # types of cached keys and values: that of the weights, or 8 bits
 
@@ -184,8 +184,10 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
 
 
 def with_activations(model: Model, activations: str) -> Model:
-    """The model unchanged (float32, int16), or with activations rounded in products with packed weights (int8) or
-    bfloat16 ones (bf16). Raises UsageError for any other word.
+    """The model with its activations rounded as one of ACTIVATIONS says; float32 and int16 leave it unchanged.
+
+    int8 applies to products with packed weights, bf16 to those with bfloat16 weights. Raises UsageError for any other
+    word.
     """
     if activations not in ACTIVATIONS:
         fact = f"{activations!r} is not a type that activations can have"

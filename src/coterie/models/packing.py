@@ -140,8 +140,9 @@ def packing_of(raw: Mapping[str, Any], where: str, *, has_bytes: bool = True) ->
 
 
 def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is a matrix that may be packed: not one that chooses branches, gates a recurrent state or is
-    read head by head, and no table of biases.
+    """Whether a weight is a matrix that may be packed.
+
+    Not one that chooses branches, gates a recurrent state or is read head by head, and no table of biases.
     """
     return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, *HEADS, "bias", "bias.weight"))
 

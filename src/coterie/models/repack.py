@@ -56,9 +56,10 @@ REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then requa
 def repack_folder(
     source: str | Path, target: str | Path, layers: DType | None = None, tables: DType | None = None
 ) -> Quantized:
-    """Write an expert from a folder in another quantisation format. `layers`: a packed type or bfloat16; None for the
-    type that holds the codes unchanged. `tables`: a packed type for embedding and head; None leaves them unchanged.
+    """Write an expert from a folder in another quantisation format.
 
+    `layers`: a packed type or bfloat16; None for the type that holds the codes unchanged. `tables`: a packed type for
+    embedding and head; None leaves them unchanged.
     Raises UsageError if `target` exists, UnsupportedError if no type holds the codes or the format is unknown,
     CheckpointError if files are damaged, CapacityError if the disk is full. On failure nothing is left behind.
     """

@@ -68,7 +68,9 @@ class ScoreHead:
     of_tokens: bool = False
 
     def check(self, config: ModelConfig) -> None:
-        """Raise CheckpointError if the shapes of layers do not match; UnsupportedError if the result is not one number,
+        """Check that the head can be computed for a model of this config.
+
+        Raises CheckpointError if the shapes of layers do not match; UnsupportedError if the result is not one number,
         or if logits would need a bias, cap or scale.
         """
         if self.of_tokens and (config.head_bias or config.logits_cap or config.logits_scale != 1):

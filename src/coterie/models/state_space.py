@@ -82,8 +82,8 @@ class StateSpaces:
     """The layers that have a state space, instead of attention or parallel to it, and their heads and channels.
 
     `groups`: heads in a group share the write and read vectors (B and C in the Mamba-2 paper). `min_step` and
-    `max_step` bound a token's step size. `norms`: whether there is a norm, over as many groups; `norm_first`: it
-    precedes the gate. `factors`: of the channels for heads, write and read, before the convolution.
+    `max_step` bound a token's step size. `norms`: whether there is a norm, over each of these groups; `norm_first`:
+    it precedes the gate. `factors`: of the channels for heads, write and read, before the convolution.
     """
 
     layers: tuple[int, ...]

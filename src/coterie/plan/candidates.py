@@ -114,8 +114,10 @@ def max_excess(machine: Machine, goal: Goal, placement: Placement) -> dict[str, 
 def busy_states(
     machine: Machine, goal: Goal, placement: Placement, rate: float | None = None
 ) -> Iterator[tuple[int, State]]:
-    """The states of the machines most likely to be closest to a limit. These are the most loaded one for each number
-    of experts held, the most loaded one for each shape, and the one with the most load besides its heaviest expert.
+    """The states of the machines most likely to be closest to a limit.
+
+    These are the most loaded one for each number of experts held, the most loaded one for each shape, and the one with
+    the most load besides its heaviest expert.
     """
     loads = placement.loads(load_of_experts(machine, goal))
     has = placement.share > 0

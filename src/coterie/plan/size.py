@@ -43,9 +43,9 @@ CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # multiples of the number of 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The number of machines and the placement. `worst`: state of the machine closest to a limit; `bound`: why one
-    machine fewer is not enough.
+    """The number of machines and the placement.
 
+    `worst`: state of the machine closest to a limit; `bound`: why one machine fewer is not enough.
     `estimate`: the formulas' count, which a simulation may have corrected. The rest is always from the formulas:
     `helps`: improvements that raise the sustainable load, best first: (what, factor). `curve`: (experts, machines) for
     other numbers of experts, with 0 machines if the SLO cannot be met; computed at `curve_load` times the load, where
@@ -80,8 +80,9 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
 
 
 def placed(machine: Machine, goal: Goal, count: int) -> Placement:
-    """The placement on `count` machines: the solver's, unless the greedy one, by which machines are counted, is better
-    in any limit of the SLO. The solver balances loads, which is not all that matters.
+    """The placement on `count` machines: the solver's, unless the greedy one is better in any limit of the SLO.
+
+    Machines are counted by the greedy placement. The solver balances loads, which is not all that matters.
     """
     found = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
     greedy = by_rule(machine, goal, count)

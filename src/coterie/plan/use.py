@@ -16,8 +16,10 @@ SATURATED = 0.9  # a lane occupied for a larger share of the time is the bottlen
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Up to time `elapsed_s`: `drawn_s`, for each resource the time its traffic would take at full rate; `lanes_s`, how
-    long each lane was occupied (a program that waits for weights occupies its lane).
+    """The use of resources and lanes up to time `elapsed_s`.
+
+    `drawn_s`: for each resource, the time that its traffic would take at full rate. `lanes_s`: how long each lane was
+    occupied (a program that waits for weights occupies its lane).
     """
 
     elapsed_s: float

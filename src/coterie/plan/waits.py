@@ -22,8 +22,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """A request waits for others' steps (exponential with mean `steps_s`); on a miss also for its switch and, with
-    probability `link`, for those queued before it (exponential with mean `queue_s`).
+    """The waits of a request: for the steps of others, and on a miss also for its switch and those queued before it.
+
+    The former is exponential with mean `steps_s`; the latter, with probability `link`, exponential with mean `queue_s`.
     """
 
     groups: Sequence[Group]

@@ -11,16 +11,17 @@ from math import log
 HEADS = 32  # heads of the measured attention; x is normalised to them
 ELEMENT_WISE = "element-wise"
 GEMM, GEMM_FP8, GEMM_INT8, GEMM_INT4 = "gemm", "gemm-fp8", "gemm-int8", "gemm-int4"
-# Bytes per weight. FP8 weights are multiplied by FP8 activations in 8-bit arithmetic, integer ones by 16-bit ones.
+# Bytes per weight. FP8 weights are multiplied by FP8 activations in 8-bit arithmetic, integers by 16-bit activations.
 GEMMS = {GEMM: 2.0, GEMM_FP8: 1.0, GEMM_INT8: 1.0, GEMM_INT4: 0.5}
 DECODE = "attention-decode"
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`shape`: (m, n, k) of a GEMM; (heads, kv heads, channels, batch, length) of attention, where length is tokens in
-    prefill and context in decode, per sequence; (bytes, tokens) of an element-wise kernel.
+    """A kernel of a family.
 
+    `shape`: (m, n, k) of a GEMM; (heads, kv heads, channels, batch, length) of attention, where length is tokens in
+    prefill and context in decode, per sequence; (bytes, tokens) of an element-wise kernel.
     `planes`: parts of the KV cache that decode reads from memory: 2, or 1 if a benchmark used one buffer for both.
     """
 

@@ -95,8 +95,9 @@ def effort_s(device: str, kernel: Kernel) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """The rows of one x and form as (y, effort / seconds), by y. `rate`: seconds per effort beyond the last row; 0:
-    as at the last row.
+    """The rows of one x and form as (y, effort / seconds), by y.
+
+    `rate`: seconds per effort beyond the last row; 0: as at the last row.
     """
 
     x: float

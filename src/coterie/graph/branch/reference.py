@@ -37,7 +37,7 @@ from coterie.graph.ir import Op
 from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
 from coterie.graph.step import F32, Array, Run, Step
 
-_MAX_INT = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # for activations beside packed weights
+_MAX_INT = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # for activations multiplied by packed weights
 MIN_WEIGHT = np.float32(1e-30)  # smallest weight of a taken branch: 0 would mean not taken
 
 

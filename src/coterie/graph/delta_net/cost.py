@@ -13,7 +13,7 @@ from coterie.graph.flops import Flops, per_output, per_state_number
 from coterie.graph.ir import Graph, Op
 
 # Per number of a head's matrix: decay, k S, the update (a product and a sum each) and q S. The normalisation of q and k
-# and the two gates are negligible beside that.
+# and the two gates are negligible in comparison.
 _PER_NUMBER = 7
 
 

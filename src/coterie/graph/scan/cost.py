@@ -11,7 +11,7 @@ from coterie.graph.flops import NORM_FLOPS, Flops, per_output, per_state_number
 from coterie.graph.scan.ops import GROUP_NORM, MUL_ROW, SCAN
 
 # Per number of a head's matrix: decay, write and read (a product and a sum each). Step sizes and the skip connection
-# cost little beside that.
+# are negligible in comparison.
 _PER_NUMBER = 5
 
 

@@ -1,5 +1,4 @@
-"""Llama, versions 1 to 3.x: plain attention, biases only if the config asks for them; EuroBERT, an encoder of the same
-blocks.
+"""Llama, versions 1 to 3.x: plain attention, biases only if the config asks for them. EuroBERT: the same as an encoder.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -26,7 +26,7 @@ _NEVER = 1e20  # a factor at least this large means a pair is not rotated
 
 
 def with_single_values(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
-    """The keys with numbers instead of lists, and those of MADE. Raises CheckpointError, UnsupportedError."""
+    """The keys with numbers instead of lists, and the derived ones (MADE). Raises CheckpointError, UnsupportedError."""
     found = dict(keys)
     pattern, layers = keys.get(PATTERN), keys.get("block_count")
     if not isinstance(pattern, list) or len(pattern) != layers:

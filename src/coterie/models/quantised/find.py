@@ -124,8 +124,10 @@ def _refuse_leftovers(stored: Checkpoint, left: Mapping[str, TensorInfo], method
 
 
 def _means_nothing(stored: Checkpoint, name: str, info: TensorInfo, method: Method) -> bool:
-    """Whether a leftover is harmless: a zero bias, which AutoGPTQ adds to every module; a tied head stored again; a
-    buffer that is never read; or scales of a quantised KV cache.
+    """Whether a leftover is harmless.
+
+    That is a zero bias, which AutoGPTQ adds to every module; a tied head stored again; a buffer that is never read; or
+    scales of a quantised KV cache.
     """
     if name == HEAD_WEIGHT and EMBED_WEIGHT in stored.tensors:
         return equal_bytes(info, stored.tensors[EMBED_WEIGHT])

@@ -5,8 +5,8 @@
     HO       the same, launched by the hardware
 
 Predicted rows use batch 1 and the node's file. Fitted rows use a batch per benchmark, since those are not published,
-and four numbers shared by all. An unfused kernel's program has the size of a section's over the section's number of
-PyTorch kernels.
+and four numbers shared by all. An unfused kernel's program is as large as a section's divided by the section's number
+of PyTorch kernels.
 
 Knows nothing about how regions are priced.
 """

@@ -17,8 +17,10 @@ NODE, SOCKET = "sn40l-node", "sn40l-socket"
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Numbers shared by all benchmarks: launch by the host, load of a whole grid's program by the host, launch and load
-    by the hardware. `unfused_share`: a factor on the priced work of unfused kernels.
+    """Numbers shared by all benchmarks.
+
+    Seconds of a launch by the host, of a load of a whole grid's program by the host, of both by the hardware.
+    `unfused_share`: a factor on the priced work of unfused kernels.
     """
 
     host_launch_s: float

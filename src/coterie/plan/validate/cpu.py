@@ -54,8 +54,10 @@ Shapes = Callable[[str], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """Limits measured along with a result. `products`: flops per second by location of the weights: IN_REGISTERS and,
-    if the result has it, IN_CACHE for the row's number of tokens.
+    """Limits measured along with a result.
+
+    `products`: flops per second by location of the weights: IN_REGISTERS and, if the result has it, IN_CACHE for the
+    row's number of tokens.
     """
 
     bytes_per_s: float
@@ -186,8 +188,9 @@ def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit) ->
 
 
 def _one_token_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
-    """Time of a one-token step: per region, the longer of its memory time, including the region's start, and its
-    products at the in-cache rate, behind which the start is hidden.
+    """Time of a one-token step: per region, the longer of memory time and products at the in-cache rate.
+
+    The start of a region adds to the memory time, but is hidden behind products.
     """
     rows = step_time(spec, program, sizes).rows
     return sum(max(row.launch_s + max(row.memory_s.values()), row.compute_s) for row in rows)
@@ -273,8 +276,9 @@ def weights_of(load: Mapping[str, Any]) -> str:
 
 
 def kind_of(load: Mapping[str, Any]) -> str:
-    """The weight type, plus the activation type unless it is the default (float32, or int16 for packed weights): such
-    kernels have a rate of their own.
+    """The kind of kernels: the weight type, plus the activation type unless it is the default.
+
+    The default is float32, or int16 for packed weights; kernels for other types have a rate of their own.
     """
     weights, met = weights_of(load), load.get("activations", "float32")
     return weights if met == ("float32" if weights == "bf16" else "int16") else f"{weights} with {met} activations"

@@ -82,8 +82,9 @@ def published_s(spec: MachineSpec, program: Program, raw: Mapping[str, str]) -> 
 
 
 def by_specification(spec: MachineSpec) -> MachineSpec:
-    """The machine by the former rule, without carried-over kernels: shares measured on the machine itself are kept, the
-    others are 0.7 of peak arithmetic and 0.8 of peak bandwidth.
+    """The machine by the former rule, without carried-over kernels.
+
+    Shares measured on the machine itself are kept, the others are 0.7 of peak arithmetic and 0.8 of peak bandwidth.
     """
     found = spec.carried
     if found is None:

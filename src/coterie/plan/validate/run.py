@@ -53,9 +53,9 @@ UNKNOWN_SHAPE = "its result has a checkpoint's name and not its shape, so there 
 
 
 def validate(results: Path | None, shapes: Shapes) -> Outcome:
-    """Model every row. `results`: folder of benchmark results of this machine or its GPU, or None; `shapes`: config by
-    name.
+    """Model every row.
 
+    `results`: folder of benchmark results of this machine or its GPU, or None; `shapes`: config by name.
     Raises UsageError for a folder without the results needed for calibration.
     """
     own = _Own() if results is None else _own(results, shapes)  # first: it may be refused
