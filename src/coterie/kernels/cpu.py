@@ -1,5 +1,4 @@
-"""The native CPU kernels: opcodes and their operands, encoding of instruction rows, the team of threads that executes
-them.
+"""The native CPU kernels: opcodes and operands, encoding of instruction rows, the threads that execute them.
 
 Knows nothing about graphs, devices or files. Opcode numbers and operand positions come from the native module.
 """
@@ -38,13 +37,14 @@ READ_FIRST_BYTES: int = _cpu.READ_FIRST_BYTES  # bytes of long parts in flight a
 READ_LONG_BYTES: int = _cpu.READ_LONG_BYTES  # upper bound of these, approached as reads complete
 READS_AT_ONCE: int = _cpu.READS_AT_ONCE  # reads of any kind in flight at once
 GELU_FORMS = ("erf", "tanh", "sigmoid")  # indexed by their numbers in csrc/math.h
-MAX_THREADS = 1024  # per team; a larger number is surely a typing error
+MAX_THREADS = 1024  # per team; a larger number is surely a typo
 
 
 @dataclass(frozen=True, slots=True)
 class Opcode:
-    """An opcode's number, and the word of each operand in an instruction row. `reals` are stored as the bits of a
-    double.
+    """An opcode's number, and the word of each operand in an instruction row.
+
+    `reals` are stored as the bits of a double; `addresses` are pointers.
     """
 
     number: int
@@ -55,10 +55,10 @@ class Opcode:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a team did since it was created or reset. `stored_bytes` counts memory other than scratch: outputs and
-    pages.
+    """What a team did since it was created or reset.
 
-    `scratch_bytes` is the peak of any one thread; `calls` counts launches by the host, `instructions` executed rows.
+    `stored_bytes` counts memory other than scratch: outputs and pages. `scratch_bytes` is the peak of any one thread;
+    `calls` counts launches by the host, `instructions` executed rows.
     """
 
     stored_bytes: int
@@ -85,10 +85,10 @@ OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, 
 
 
 def dtype_number(dtype: DType, rounded: bool = False) -> int:
-    """The native number of a type of weights or pages; `rounded`: a packed type with 8-bit activations, or bfloat16
-    with bfloat16 activations.
+    """The native number of a type of weights or pages.
 
-    Raises KeyError for other types.
+    `rounded`: the variant with 8-bit activations (packed types) or bfloat16 ones (bfloat16). Raises KeyError for a type
+    that kernels do not have, or not with rounded activations.
     """
     met = "bf16" if dtype is DType.BF16 else "int8"
     return int(_cpu.DTYPES[f"{dtype.value}, {met}" if rounded else dtype.value])
@@ -142,16 +142,14 @@ class Reads:
         self._native = _cpu.Reads(piece_bytes, first_bytes, long_bytes)
 
     def add(self, tag: int, file: int, to: int, offset: int, there: int, parts: I64, scattered: bool) -> None:
-        """Queue parts [n, 2] (start, stop), relative to `offset` in an open file, each to be read to the address `to` +
-        start.
+        """Queue parts [n, 2] (start, stop), relative to `offset` in an open file; each is read to address `to` + start.
 
         The file has `there` bytes from `offset` on. Scattered parts all start at once, and long ones wait for them.
         """
         self._native.add(tag, file, to, offset, there, parts, scattered)
 
     def next(self) -> tuple[int, bool] | None:
-        """Wait, without the interpreter lock, until a range is complete; returns its tag, and whether all of it was
-        read.
+        """Wait, without the interpreter lock, for a range to complete; return its tag and whether all of it was read.
 
         None if nothing is in flight.
         """
@@ -160,9 +158,7 @@ class Reads:
 
     @property
     def under_way(self) -> tuple[int, int]:
-        """In flight: the number of scattered parts, and the bytes of long ones, as far as completions have been
-        collected.
-        """
+        """In flight, as far as completions have been collected: how many scattered parts, and bytes of long ones."""
         return int(self._native.scattered), int(self._native.long_bytes)
 
 
@@ -170,8 +166,9 @@ class Team:
     """Persistent threads that execute rows together; results do not depend on how many there are."""
 
     def __init__(self, threads: int, isa: str = ISAS[-1]) -> None:
-        """Start `threads` - 1 threads; the caller of `run` is one more. Raises ValueError for an unknown `isa`,
-        RuntimeError when the system gives fewer threads.
+        """Start `threads` - 1 threads; the caller of `run` is one more.
+
+        Raises ValueError for an unknown `isa`, RuntimeError when the system gives fewer threads.
         """
         self._native = _cpu.Team(threads, isa)
 
@@ -230,9 +227,8 @@ def read_seconds(
 
 
 def multiply_add_rate(rounds: int, threads: int, isa: str = ISAS[-1], bf16: bool = False) -> float:
-    """Flops per second of multiply-adds in registers: `rounds` rounds (some 400 cycles each) on each of `threads`
-    threads.
+    """Flops per second of multiply-adds in registers: `rounds` rounds on each of `threads` threads.
 
-    In float32, or in bfloat16 where the CPU has an instruction for it (VDPBF16PS).
+    A round takes some 400 cycles. In float32, or in bfloat16 where the CPU has an instruction for it (VDPBF16PS).
     """
     return float(_cpu.multiply_add_rate(rounds, threads, isa, bf16))

@@ -96,8 +96,10 @@ class Bound:
             self._put_ends(ends)
 
     def keep(self, steps: int) -> I32:
-        """Set the number of steps; returns the array that will receive the sampled tokens: [steps, R], or [steps, 0] if
-        the program draws none."""
+        """Set the number of steps; return the array that will receive the sampled tokens.
+
+        It is [steps, R], or [steps, 0] if the program draws none.
+        """
         kept = np.empty((steps, self._sizes.R if self._exe.drawn else 0), np.int32)
         self.feed[kernels.FEED["steps"]], self.feed[kernels.FEED["kept"]] = steps, kernels.address(kept)
         return kept

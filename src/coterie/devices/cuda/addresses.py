@@ -25,9 +25,7 @@ class AddressCache:
         self._found: dict[tuple[object, ...], tuple[tuple[object, ...], Addresses]] = {}
 
     def of(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
-        """Addresses of weights and pages: the same object until something moves. Raises ValueError for unaligned
-        addresses.
-        """
+        """Addresses of weights and pages; the same object until something moves. Raises ValueError if unaligned."""
         weights, shared, kv, variants = binding.weights, binding.shared, binding.kv, binding.variants
         extents = (weights, kv, *([shared.weights] if shared else []), *(variants.weights if variants else ()))
         versions = tuple([self._memory.version(at) for at in extents])

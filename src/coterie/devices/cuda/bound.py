@@ -142,8 +142,8 @@ class Bound:
         self._inputs = Grown(shared.driver, "a step's inputs")
         self._kept = Grown(shared.driver, "tokens drawn")
         self._input_layout: Inputs | None = None
-        self._written: MadeOf | None = None  # what the words to send were made from,
-        self._mixed: tuple[object, ...] = ()  # and those of shares
+        self._written: MadeOf | None = None  # what the words to send were made from
+        self._mixed: tuple[object, ...] = ()  # the same for the words of shares
         self._copies: _Copies | None = None
         self._is_new = True
         self._launches: list[list[Launch]] = []

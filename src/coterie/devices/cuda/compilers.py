@@ -1,6 +1,6 @@
 """Compiles many kernels at once, in the background; kernels that a step waits for come before those that may be needed.
 
-    ask(wanted)          -> a future per kernel    urgent ones first; no more in progress than there are processes
+    ask(wanted)          -> a future per kernel    urgent ones first; at most one in progress per process
     (first miss)         -> starts compiler.py, which compiles into Triton's disk cache
     (later, the launch)  -> finds them there
 
@@ -26,13 +26,14 @@ from coterie.kernels.triton.compile_ahead import Wanted, is_cached, wanted_by
 from coterie.spec.this_machine import allowed_cpus
 
 MIN_PARALLEL = 3  # kernels: starting the processes takes as long as compiling two or three
-MAX_S = 180.0  # that a step waits for its kernels
+MAX_S = 180.0  # longest time that a step waits for its kernels
 ENDED = "the compiler's processes have ended"
 
 
 class StepCompiler:
-    """Called with the launches of a new step: compiles those kernels that are missing, in parallel,
-    and waits for them.
+    """Called with the launches of a new step: compiles its missing kernels in parallel, and waits for them.
+
+    Fewer than MIN_PARALLEL are left to their launches.
     """
 
     def __init__(self, compilers: Compilers) -> None:

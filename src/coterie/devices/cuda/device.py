@@ -50,15 +50,15 @@ if TYPE_CHECKING:
     from coterie.devices.cuda.expected import Expected
 
 
-READ_BYTES = 16 * 2**20  # of rows copied up at once; logits of a prompt's tokens are hundreds of megabytes
+READ_BYTES = 16 * 2**20  # rows copied up at once; the logits of a prompt's tokens are hundreds of megabytes
 
 
 class CudaDevice(RealDevice):
     """An NVIDIA GPU and its host.
 
     `spec`: by default what is free now. `orchestration`: `device` queues whole steps as captured graphs, `persistent`
-    all steps of a run as one launch if sequences are few, `host` launches each kernel by a call. `driver`, `kernels`,
-    `read`, `staging_bytes`: for tests.
+    all steps of a run as one launch if sequences are few, `host` launches each kernel by a call. `driver`: by
+    default torch.cuda's first GPU; `kernels`: Triton's, with tiles for that GPU. `read`, `staging_bytes`: for tests.
     """
 
     def __init__(

@@ -77,9 +77,7 @@ class Driver(Protocol):
         """A new stream."""
 
     def on(self, stream: Stream) -> AbstractContextManager[None]:
-        """A context in which queueing on the stream costs less host time, as the stream is not
-        selected for each call.
-        """
+        """A context in which queueing on the stream costs less host time: the stream is selected once, not per call."""
 
     def copy(self, dst: Tensor, src: Tensor, stream: Stream) -> None:
         """Queue a copy of equal sizes. Host memory must be pinned, and unchanged until the copy is done."""
@@ -112,8 +110,9 @@ class Driver(Protocol):
         """Queue kernels."""
 
     def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
-        """Record kernels instead of queueing them. Each must have been launched before, as nothing may be compiled
-        meanwhile.
+        """Record kernels instead of queueing them.
+
+        Each must have been launched before, as nothing may be compiled meanwhile.
         """
 
     def replay(self, stream: Stream, captured: Captured, times: int = 1) -> None:

@@ -117,9 +117,7 @@ class NullDriver:
 
 
 class DryRun:
-    """The kernels that steps launch on a GPU of this capability; by default it has as many
-    multiprocessors as an H100.
-    """
+    """The kernels that steps launch on a GPU of this capability; by default with an H100's multiprocessors."""
 
     def __init__(self, capability: tuple[int, int], multiprocessors: int | None = None) -> None:
         self.capability, multiprocessors = capability, multiprocessors or H100.multiprocessors
@@ -159,8 +157,9 @@ class DryRun:
     def everything(
         self, exe: LoweredExecutable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
     ) -> dict[Wanted, None]:
-        """Kernels that any step within these limits needs; empty if steps cannot mix experts that
-        share these weights.
+        """Kernels that any step within these limits needs.
+
+        Empty if `shared` is given and steps cannot mix experts that share only these weights.
         """
         if shared is not None and not exe.mixes(shared):
             return {}
@@ -230,9 +229,9 @@ def launches_of(
     shared: Shared,
     shared_weights: Sequence[int] | None = None,
 ) -> Sequence[Launch]:
-    """The launches of a step in this bucket. `shared_weights`: indices of weights that all sequences share, where
-    others differ.
+    """The launches of a step in this bucket.
 
+    `shared_weights`: for a step whose sequences differ in weights, the indices of those that all of them share.
     `shared` must be on a NullDriver. Raises UnsupportedError for a row without a kernel.
     """
     run = _run(exe, bucket, block_bytes, shared_weights)

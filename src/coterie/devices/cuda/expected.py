@@ -2,8 +2,8 @@
 
     expect(program, limits)  ->  one bucket after another, decode first  ->  Compilers.ask(what is missing)
 
-A step that comes meanwhile asks for its own as urgent, which go first. A failure here only costs time: the step's
-launch then compiles, and raises what is wrong. Knows nothing about steps that run.
+A step that runs in the meantime asks for its own kernels as urgent; those go first. A failure here costs only time: the
+step's launch then compiles, and reports the error. Knows nothing about steps that run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Expectation:
 
 
 class Expected:
-    """Requests the likely kernels of what is expected, in order. Any thread may call it.
+    """Requests the kernels that expected steps are likely to launch, in order. Any thread may call it.
 
     `made` returns a dry run of the present GPU; the thread calls it when it is first needed.
     """

@@ -81,7 +81,6 @@ class StagedLane:
             if self._thread is None:
                 self._start(lane)
             event = self._lanes.new_event(lane, label)
-            # Earlier fetches of this lane need not be awaited: their blocks are copied first.
             self._pending.add(event.event_id)
             self._queue.append(_Fetch(event, awaited, dst, source, spans, len(spans)))
             self._changed.notify_all()
@@ -117,6 +116,7 @@ class StagedLane:
         """Start the read of each block, and queue its copy."""
         try:
             for event in fetch.after:
+                # Earlier fetches of this lane need not be awaited: their blocks are copied first.
                 if event.event_id not in self._pending:
                     failure = self._lanes.wait(event)
                     if failure is not None:

@@ -76,10 +76,10 @@ class Gpu:
 
 
 def ahead_of(device: str, capability: str, multiprocessors: int | None) -> DryRun:
-    """A dry run for a GPU of this capability, such as 9.0, and this many multiprocessors; by default, for the GPU
-    present.
+    """A dry run for a GPU of this capability, such as 9.0; an empty one means the GPU present, number `device`.
 
-    Raises UsageError without PyTorch or Triton, for a malformed capability, and if none is given and there is no GPU.
+    `multiprocessors` defaults to those of the GPU present, or to an H100's if a capability is given. Raises UsageError
+    without PyTorch or Triton, for a capability that is malformed or too old, and if none is given and there is no GPU.
     """
     for package, name in (("torch", "PyTorch"), ("triton", "Triton")):
         if find_spec(package) is None:

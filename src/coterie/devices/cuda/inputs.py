@@ -6,7 +6,7 @@
 
 Consecutive runs of a conversation differ in tokens and positions; sampling settings and end tokens are rewritten only
 when they change.
-Knows nothing about streams, packets or who asks for a run.
+Knows nothing about streams, packets or callers.
 """
 
 from __future__ import annotations
@@ -127,8 +127,7 @@ class Inputs:
 
     @staticmethod
     def key_of(rows: StepRows, state_blocks: int = 0) -> Key:
-        """What determines the layout: T, B, R, columns of block tables, number of end tokens, and which extra inputs
-        there are.
+        """What determines the layout: T, B, R, columns of block tables (state, tokens), end tokens, and extra inputs.
 
         A table begins with `state_blocks` columns of recurrent state. The number of other columns is rounded up to a
         power of two, so that a sequence that grows by a block rarely changes the layout.

@@ -46,9 +46,7 @@ class Kernels(Protocol):
         """The launch that ends a step; see kernels/triton/feed.py."""
 
     def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
-        """The plan of a walk; see kernels/triton/persistent.py. Raises UnsupportedError for rows that only launch
-        separately.
-        """
+        """The plan of a walk; see kernels/triton/persistent.py. Raises UnsupportedError for rows it cannot walk."""
 
 
 class TritonKernels:
@@ -72,9 +70,7 @@ class TritonKernels:
     def row(
         self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
     ) -> list[Launch]:
-        """Grids and constants are computed here, once, from a complete row. Raises ValueError for
-        unaligned addresses.
-        """
+        """Computes grids and constants once, from a complete row. Raises ValueError for unaligned addresses."""
         self._launch.check_aligned(host_rows[index : index + 1])
         found = self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles, self._descriptors)
         return [*found]

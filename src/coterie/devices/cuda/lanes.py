@@ -92,7 +92,7 @@ class StreamLane:
         self._threads: list[threading.Thread] = []
         self._stream: Stream = None
         self._free_s = 0.0
-        self._queueing = self._ending = False  # some thread is at it
+        self._queueing = self._ending = False  # a thread is queueing, or ending, work
         self._closed = False
 
     def submit(self, label: str, after: Iterable[Event], issue: Issue, here: bool = False) -> LaneEvent:
@@ -235,8 +235,9 @@ class StreamLane:
         return self._closed and not self._works and not self._queueing
 
     def _end_one(self, flight: _Flight) -> None:
-        """End one piece of work, as the only thread that does so now; if it is interrupted while it waits, another
-        thread will.
+        """End one piece of work, as the only thread that does so now.
+
+        If it is interrupted while it waits, another thread will end the work.
         """
         waited = False
         try:

@@ -18,8 +18,9 @@ READERS = ((4, 1 << 13), (8, 1 << 12), (16, 1 << 12))  # programs per multiproce
 
 
 class MachineLimits:
-    """Measurement loops on their own stream and memory. A GPU's caches hold some 50 MB, so the memory should be much
-    larger.
+    """Measurement loops on their own stream and memory.
+
+    A GPU's caches hold some 50 MB, so the memory should be much larger.
     """
 
     def __init__(self, driver: Driver, size_bytes: int = 2**30, edge: int = 8192) -> None:
@@ -54,9 +55,7 @@ class MachineLimits:
         return 2 * self._edge**3
 
     def read_loops(self) -> dict[str, Callable[[], float]]:
-        """Name -> a function that reads all of the memory once and returns seconds. The fastest of
-        them is the limit.
-        """
+        """Name -> a function that reads all of the memory once and returns seconds. The fastest is the limit."""
         return {f"read loop, {name}": partial(self._seconds, start) for name, start in self._reads.items()}
 
     def multiply_seconds(self) -> float:
@@ -70,8 +69,9 @@ class MachineLimits:
         return self._until(first)
 
     def _seconds(self, start: Launch) -> float:
-        """Seconds of the second of two launches, which the host queues while the first still runs: only GPU time is
-        measured.
+        """Seconds of the second of two launches.
+
+        The host queues it while the first still runs, so only GPU time is measured.
         """
         self._driver.launch(self._stream, [start])
         first = self._driver.mark(self._stream)

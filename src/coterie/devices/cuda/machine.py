@@ -1,5 +1,4 @@
-"""The spec of the machine that the CUDA device runs on: hbm, the host's dram and the disk. Speeds are not measured
-here.
+"""The spec of the machine that the CUDA device runs on: hbm, the host's dram and the disk.
 
 Knows nothing about kernels or benchmarks: every speed is 0, meaning unknown.
 """

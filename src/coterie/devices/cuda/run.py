@@ -37,9 +37,7 @@ Orchestration = Literal["host", "device", "persistent"]
 
 @dataclass(slots=True, eq=False)
 class _CurrentRun:
-    """A run that may be told to stop: the address of its stop word, and the mark after which its own words are in
-    place.
-    """
+    """A run that may be told to stop: its stop word, and the mark after which its own words are in place."""
 
     stop: torch.Tensor
     put: Mark
@@ -122,8 +120,9 @@ class Runs:
         return self._captures and not self._may_walk(run) and self.binder.is_captured(run)
 
     def queue(self, turn: Turn, run: Run, waits: Mapping[int, LaneEvent]) -> Finish:
-        """Queue all steps; rows in `waits` wait for their event on the stream. Returns the finish, which reads the
-        tokens.
+        """Queue all steps; returns the finish, which reads the tokens.
+
+        Rows in `waits` wait for their event on the stream.
         """
         bound = self.binder.bind(run, turn.stream)
         packet, current = self.interrupts.begin(bound, turn, bound.make_ready(run, turn.stream))
@@ -168,8 +167,9 @@ class Runs:
         return _values(run, host.numpy(), bound.stored)
 
     def read(self, turn: Turn, start: int, row_bytes: int, rows: Sequence[int]) -> Finish:
-        """Queue a copy of float32 rows of the workspace, `row_bytes` each from `start` on. Returns the finish, which
-        reads them.
+        """Queue a copy of float32 rows of the workspace; returns the finish, which reads them.
+
+        Row i has `row_bytes` bytes from offset `start` + i * `row_bytes` on.
         """
         packets, workspace = self._shared.packets, self._shared.workspace.at_least(1, turn.stream)
         packet = packets.take(0, row_bytes * len(rows))
@@ -203,8 +203,9 @@ class Runs:
         return self._walks and run.decodes and not run.mixes
 
     def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
-        """Queue a first step while its weights still arrive: each stage once its gate is queued, for which it waits on
-        the stream.
+        """Queue a first step while its weights still arrive.
+
+        Each stage is queued once its gate is, and waits for it on the stream.
         """
         for index in range(bound.count):
             if index in waits:
@@ -240,7 +241,7 @@ def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt
     return found
 
 
-MAX_BOUNDS = 64  # of each kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
+MAX_BOUNDS = 64  # per kind; on an H100, one of a 1.1B model takes some 0.5 MB of HBM (2.1 MB for four of its steps)
 
 
 class Binder:

@@ -86,8 +86,9 @@ class TorchDriver:
         return torch.from_numpy(memory)
 
     def unpin(self, memory: Bytes) -> None:
-        """Undo pin. Raises RuntimeError if CUDA refuses: the GPU then still reads these pages,
-        whatever is put there.
+        """Undo pin. Raises RuntimeError if CUDA refuses.
+
+        The GPU then still reads these pages, whatever is put there.
         """
         with torch.cuda.device(self._device):
             code = int(torch.cuda.cudart().cudaHostUnregister(kernels.address(memory)))

@@ -17,8 +17,9 @@ from coterie.devices.modelled.work import Flow, Parts, Phase
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """A clock implementation and the classes it works with, which cannot be mixed with another kit's. The native
-    classes have the interface of the Python ones. `draw` makes synthetic tokens.
+    """A clock implementation and its classes, which cannot be mixed with those of another kit.
+
+    The native classes have the interface of the Python ones. `draw` makes synthetic tokens.
     """
 
     name: str

@@ -159,8 +159,10 @@ class ModelledDevice(Device):
         steps: int = 1,
         after: Iterable[Event] = (),
     ) -> Event:
-        """Run up to `steps` steps on the compute lane, stalling at gates. Raises ValueError for arguments that do not
-        fit the executable."""
+        """Run up to `steps` steps on the compute lane, stalling at gates.
+
+        Raises ValueError for arguments that do not fit the executable.
+        """
         before = [as_own_event(event).work for event in after] if after else []
         awaited = {stage: as_own_event(gate).work for stage, gate in gates.items()} if gates else NO_GATES
         rows, weights, kv = binding.rows, binding.weights, binding.kv

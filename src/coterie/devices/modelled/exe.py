@@ -60,7 +60,7 @@ class StepPhases:
 
 
 class Prices:
-    """A cache of step prices, by sizes and tiers of weights and KV; `program` is what a single unit executes."""
+    """A cache of step prices, by sizes and tiers of weights and KV; `program` is what one unit executes."""
 
     def __init__(self, pricer: StepPricer) -> None:
         self.program = pricer.program

@@ -60,8 +60,10 @@ def _index(places: tuple[int, ...]) -> npt.NDArray[np.intp]:
 
 @dataclass(slots=True, eq=False)
 class Table:
-    """What parts draw from resources. `columns`: index in `resources` of each flow of each unique part; `sums`: per
-    resource, the total drawn by the first n parts, for n from 0.
+    """What parts draw from resources, as prefix sums.
+
+    `columns`: index in `resources` of each flow of each unique part; `sums`: per resource, the total drawn by the first
+    n parts, for n from 0.
     """
 
     places: tuple[int, ...]

@@ -133,8 +133,10 @@ class StepPricer:
 
 
 class _Order(NamedTuple):
-    """`kinds`: the distinct regions. `places`: which of them each region is. `headed`: the same, but with the first
-    region as one more kind at the end.
+    """The distinct regions of a program, and their order.
+
+    `kinds`: the distinct regions. `places`: which of them each region is. `headed`: the same, but with the first region
+    as one more kind at the end.
     """
 
     kinds: tuple[int, ...]
@@ -161,8 +163,9 @@ def floor_s(spec: MachineSpec, sizes: Sizes) -> float:
 
 
 def begins_s(spec: MachineSpec, orchestration: str) -> float:
-    """Extra seconds at the start of a run. With `device` orchestration that includes a host launch; with `host`, every
-    region has one anyway.
+    """Extra seconds at the start of a run.
+
+    With `device` orchestration that includes a host launch; with `host`, every region has one anyway.
     """
     return spec.run_start_s + (spec.launch_s("host") if orchestration == "device" else 0.0)
 

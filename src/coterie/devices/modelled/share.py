@@ -13,8 +13,10 @@ MAX_SHARED = 256  # cache entries: sets of flows; bounds memory, not use
 
 
 def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, float]) -> list[float]:
-    """Max-min fair rates by progressive filling. Each flow maps resources to the units of them that one unit of it
-    uses; `capacity` is per second. A flow that uses nothing has an infinite rate.
+    """Max-min fair rates by progressive filling.
+
+    Each flow maps resources to the units of them that one unit of it uses; `capacity` is per second. A flow that uses
+    nothing has an infinite rate.
     """
     rates = [0.0 if uses else inf for uses in flows]
     left = dict(capacity)
@@ -65,8 +67,9 @@ class Shared:
 
 
 class Shares:
-    """A cache of fair rates and left-over capacity by set of flows. Flows are compared by the identity of their `uses`,
-    so callers should reuse one object for equal `uses`.
+    """A cache of fair rates and left-over capacity by set of flows.
+
+    Flows are compared by the identity of their `uses`, so callers should reuse one object for equal `uses`.
     """
 
     def __init__(self, capacity: Mapping[str, float]) -> None:

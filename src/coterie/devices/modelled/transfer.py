@@ -76,8 +76,9 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
 
 
 class Transfers:
-    """A cache of one machine's transfers, by tiers and size. All transfers between two tiers share one `uses` object,
-    which Shares compares by identity.
+    """A cache of one machine's transfers, by tiers and size.
+
+    All transfers between two tiers share one `uses` object, which Shares compares by identity.
     """
 
     def __init__(self, spec: MachineSpec, kit: Kit = PLAIN) -> None:

@@ -110,7 +110,7 @@ def merged(parts: Sequence[Phase]) -> Phase:
 class Work:
     """A unit of work on a lane: phases executed in order. `failure`: how it ends (None: success); valid once finished.
 
-    `cuts`: numbers of phases after which it can be cut short; `pieces`: how many of these pieces were left if it was.
+    `cuts`: numbers of phases after which it can be cut short; `pieces`: how many pieces it then has, else None.
     Once finished it references no other work, and the clock does not reference it.
     """
 

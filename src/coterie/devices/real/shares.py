@@ -62,8 +62,10 @@ def _runs(numbers: I32) -> tuple[I32, I32]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kind:
-    """The switchable instructions over one kind of rows. For each: its row (`at`), the index of its weight, its opcode
-    in `plain` and `each` form, and the positions of the words (table of weights, share starts, number of shares).
+    """The switchable instructions over one kind of rows.
+
+    For each: its row (`at`), the index of its weight, its opcode in `plain` and `each` form, and the positions of the
+    words (table of weights, share starts, number of shares).
     """
 
     at: I64

@@ -121,9 +121,7 @@ def silu_of(x):
 
 @triton.jit
 def softplus_of(x):
-    """log(1 + exp(x)), accurate within a few bits even where it is close to exp(x): heads with slow
-    decay depend on it.
-    """
+    """log(1 + exp(x)), within a few bits even where it is close to exp(x): heads with slow decay depend on it."""
     e = tl.exp(-tl.abs(x))
     u = 1.0 + e
     return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))

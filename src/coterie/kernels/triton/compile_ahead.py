@@ -140,9 +140,7 @@ def _compile_start(compiled: Any) -> None:
 
 @cache
 def _binder(kernel: Any, capability: tuple[int, int]) -> Any:
-    """Triton's function that derives what to compile a kernel for from its arguments; made once per kernel, as in
-    Triton.
-    """
+    """Triton's function that derives from arguments what to compile a kernel for; one per kernel, as in Triton."""
     return create_function_from_signature(kernel.signature, kernel.params, make_backend(target_of(capability)))
 
 

@@ -77,8 +77,9 @@ def _map_some(
 
 
 def launch(call: Call) -> None:
-    """Programs in a loop over all values. The row's T may count sampled rows only, far fewer than
-    the bucket's tokens.
+    """Programs in a loop over all values.
+
+    The row's T may count sampled rows only, far fewer than the bucket's tokens.
     """
     opcode, N, step = OPCODES[call.name], call.integer("N"), call.tiles.elements
     ends = ("x", "x") if call.name in UNARY else ("a", "b")

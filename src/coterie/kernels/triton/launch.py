@@ -1,5 +1,4 @@
-"""From an instruction row to a launch: its opcode's kernel, with a grid for the bucket and constants from the host's
-row.
+"""From an instruction row to a launch: the opcode's kernel, its grid for the bucket, constants of the host's row.
 
 Knows nothing about streams, CUDA graphs or what the rows compute together.
 """
@@ -139,8 +138,9 @@ def launches(
 
 
 def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
-    """Most scratch that any row of a program needs. Raises UnsupportedError for rounded activations, and for a row
-    without a kernel.
+    """Most scratch that any row of a program needs.
+
+    Raises UnsupportedError for rounded activations, and for a row without a kernel.
     """
     none = torch.empty(0, dtype=torch.uint8)
     calls = (_call(host_rows, index, none, bucket, none, tiles, DescriptorMemory()) for index in range(len(host_rows)))
@@ -156,9 +156,7 @@ def _kernel(name: str) -> Kernel:
 
 
 def check_aligned(rows: I64) -> None:
-    """Raise ValueError naming an operand whose address is not a multiple of 16: the GPU would
-    fault, and not recover.
-    """
+    """Raise ValueError naming an operand that is not aligned to 16 bytes: the GPU would fault, and not recover."""
     for row in rows:
         name = name_of(row)
         for operand in sorted(OPCODES[name].addresses):

@@ -52,9 +52,7 @@ def scaled_and_shifted(values, norm, k, K: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
-    """1 / root mean square of K values. If they are a single step, the compiler reuses their
-    registers for later loads.
-    """
+    """1 / root mean square of K values. If they are one step, the compiler reuses their registers for later loads."""
     squares = tl.zeros([STEP], tl.float32)
     for first in tl.static_range(0, K, STEP):
         k = first + tl.arange(0, STEP)

@@ -193,8 +193,7 @@ class Walk:
         self._launch: Launch | None = None
 
     def __call__(self) -> None:
-        """Launch on the current stream; the first time with fewer programs if CUDA reports that not all can be
-        resident.
+        """Launch on the current stream; the first call tries fewer programs if CUDA refuses: not all can be resident.
 
         One place on the GPU stays free: programs that hold all registers until the run is over would leave no room for
         the kernel that copies a stop word, or rows of the next expert. The number of programs never changes later: the
@@ -222,10 +221,10 @@ class Walk:
 
 
 def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Plan:
-    """The launches of all rows as a sequence of phases. Raises UnsupportedError as `launches` does, and for many
-    tokens.
+    """The launches of all rows as a sequence of phases.
 
-    As with `launches`, rows and scratch must stay in place.
+    Raises UnsupportedError as `launches` does, and for many tokens. As with `launches`, rows and scratch must stay in
+    place.
     """
     kinds: list[tuple[object, ...]] = []
     phases = []
@@ -259,10 +258,10 @@ def _prefetches(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) 
 
 
 def _kind(launch: Launch) -> tuple[object, ...]:
-    """What a launch is compiled for, as units_of reads it; numbers among its arguments after row and scratch are
-    constants.
+    """What a launch is compiled for, as units_of reads it.
 
-    Raises UnsupportedError for a kernel that works in tiles.
+    Numbers among its arguments after row and scratch are constants. Raises UnsupportedError for a kernel that works in
+    tiles.
     """
     names, numbers = launch.kernel.arg_names, launch.args[2:]
     if names[-1] != UNIT:

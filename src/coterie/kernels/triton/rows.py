@@ -174,8 +174,7 @@ class Call:
     """One instruction to launch. `scratch` is memory that it may use until it ends, and pass on to the next one.
 
     `previous` and `next` are its neighbours in the program, `earlier_rows` and `later_rows` all host rows on either
-    side.
-    `launches` collects the result: decisions made on the host are made once for all steps of a bucket.
+    side. `launches` collects the result: decisions made on the host are made once for all steps of a bucket.
     """
 
     name: str
@@ -192,9 +191,7 @@ class Call:
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
-        """Add a kernel launch with its grid. If tiles.early, kernels with a WHEN parameter overlap with the previous
-        launch.
-        """
+        """Add a kernel launch with its grid. If tiles.early, kernels with a WHEN parameter begin early."""
         if WHEN in kernel.arg_names:
             early = self.tiles.early
             constants |= {WHEN: (EARLY if early else NOW).value, "launch_pdl": early}

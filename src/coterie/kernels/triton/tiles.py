@@ -250,9 +250,7 @@ class Tiles:
         return next((span, warps) for wide, span, warps in self.spans if channels <= wide)
 
     def delta_columns(self, values: int) -> int:
-        """State columns per program, given those of all heads; fewer where there would be few programs per
-        multiprocessor.
-        """
+        """State columns per program, given those of all heads; fewer where programs per multiprocessor would be few."""
         few = values // self.delta_width < 4 * self.multiprocessors
         return max(self.delta_width // (1 + few), 1)
 

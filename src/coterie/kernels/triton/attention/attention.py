@@ -105,8 +105,7 @@ def _pages_of(
 
 @triton.jit
 def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV_TYPE: tl.constexpr):
-    """One online-softmax step: queries [M, CHANNELS] with keys and values [STEP, CHANNELS] at positions that are
-    `seen`.
+    """One online-softmax step: queries [M, CHANNELS] with keys and values [STEP, CHANNELS] at `seen` positions.
 
     Returns the new maximum, total and sum of weighted values, in float32.
     """
@@ -234,8 +233,9 @@ def join(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """y of one query head of a lone token: its spans' partial results, combined in order. A program per (sequence,
-    head).
+    """y of one query head of a lone token: its spans' partial results, combined in order.
+
+    A program per (sequence, head).
     """
     launch_dependents(WHEN)
     i, head = unit_index(unit, 0), unit_index(unit, 1)
@@ -321,9 +321,7 @@ def launch(call: Call) -> None:
 
 
 def _check_biased(call: Call, C: int) -> None:
-    """Raise UnsupportedError where kernels would ignore biases by distance: those for wide heads,
-    and those for decode.
-    """
+    """Raise UnsupportedError for biases by distance that kernels would ignore: with wide heads, and in decode."""
     fact = ""
     if channels_of(C) > WIDE:
         fact = f"heads of {C} channels with biases by distance are not supported, {WIDE} are"

@@ -146,9 +146,7 @@ def _blocks(
 
 @triton.jit
 def _scaled(row, q, position_M, CAPPED: tl.constexpr, GROWS: tl.constexpr, KV_TYPE: tl.constexpr):
-    """Queries [M, CHANNELS] scaled and rounded to KV_TYPE, so that scores are exponents of two; and
-    the cap of these.
-    """
+    """Queries [M, CHANNELS] scaled and rounded to KV_TYPE, and their cap: scores are exponents of two."""
     scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
     if CAPPED:
         scale = real(row, SCALE) / real(row, CAP)
@@ -177,8 +175,9 @@ def _context(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Attend from the queries that are `mine` to their context: the maximum score, and sums of weights and weighted
-    values.
+    """Attend from the queries that are `mine` to their context.
+
+    Returns the maximum score, and the sums of weights and of weighted values.
     """
     slots = kv + (tl.arange(0, STEP) % Z)[:, None] * C + tl.arange(0, q.shape[1])[None, :]
     high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)

@@ -23,10 +23,9 @@ def first_seen(position, window):
 
 @triton.jit
 def own_position(sequence_at, t, sequence, last, tokens, here):
-    """Positions of tokens whose whole text, up to position `last`, is in the step: found from the distance to its last
-    token.
+    """Positions of tokens whose whole text, up to position `last`, is in the step.
 
-    The text's end is found by bisection over the tokens' sequences.
+    A position is `last` less the distance to the text's last token, found by bisection over the tokens' sequences.
     """
     inside, outside = t, tl.minimum(t + last + 1, tokens)
     for _ in range(31):  # bisection of an interval of up to 31 bits
@@ -55,8 +54,9 @@ def seen_of(window, sequence_at, t, sequence_M, position_M, tokens, here, BOTH: 
 
 @triton.jit
 def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, BIAS: tl.constexpr):
-    """The first argument of bias_of for tokens t, tensors only: Triton functions cannot return a tuple that contains
-    None.
+    """The first argument of bias_of for tokens t.
+
+    Tensors only: Triton functions cannot return a tuple that contains None.
     """
     own_M = own_position(sequence_at, t, sequence_M, last_M, tokens.to(tl.int32), here)
     biases_M, buckets = pointer(row, TABLE, BIAS) + head_M, pointer(row, BUCKETS, tl.float32)
@@ -65,9 +65,10 @@ def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, BIAS:
 
 @triton.jit
 def bias_of(near, j, SLOPES: tl.constexpr):
-    """Biases added to the scores of keys j. `near`: query positions, pointers to their heads' biases in the table's
-    first row, buckets of distances, the largest distance in these, and the table's row length. SLOPES: one row of
-    slopes (ALiBi).
+    """Biases added to the scores of keys j.
+
+    `near`: query positions, pointers to their heads' biases in the table's first row, buckets of distances, the largest
+    distance in these, and the table's row length. SLOPES: the table is one row of slopes (ALiBi).
     """
     own_M, biases_M, buckets, reach, heads = near
     behind = j[None, :] - own_M[:, None]

@@ -51,9 +51,7 @@ def _heads(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Channel pairs [HEADS, HALF] of token t's heads, normed over WIDTH channels each, and rotated: first and second
-    channels.
-    """
+    """First and second channels of pairs [HEADS, HALF] of token t's heads, normed over WIDTH channels, then rotated."""
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
     first, apart = h * C + pair_first(i, C, ROTATED, INTERLEAVED), pair_apart(i, C, ROTATED, INTERLEAVED)

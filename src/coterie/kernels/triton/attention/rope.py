@@ -1,7 +1,7 @@
-"""rope: rotate pairs of each head's first channels, halves or neighbours, by position * inv_freq; the others pass
-through.
+"""rope: rotate pairs of each head's first channels by position * inv_freq; the other channels pass through.
 
-x and y are [T, H, C] in float32. Knows nothing about queries or keys.
+A pair's two channels are in the two halves, or neighbours. x and y are [T, H, C] in float32.
+Knows nothing about queries or keys.
 """
 
 from __future__ import annotations

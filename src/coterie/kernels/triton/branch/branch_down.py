@@ -141,8 +141,9 @@ def _many(
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """A program has a tile of ROWS rows x TOKENS pairs of one branch, on tensor cores: parts [T x A, N] = weight *
-    product.
+    """A program has a tile of ROWS rows x TOKENS pairs of one branch, on tensor cores.
+
+    parts [T x A, N] = weight * product.
     """
     launch_dependents(WHEN)
     wait_for_previous(WHEN)
@@ -222,8 +223,9 @@ def launch(call: Call) -> None:
 
 
 def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:
-    """Where the products of pairs begin in scratch: after the lists and the activations, whichever
-    launch staged these.
+    """Where the products of pairs begin in scratch: after the lists and the staged activations.
+
+    The latter were staged by this row's launches or by the previous row's.
     """
     staged = sizes.pairs * matrix.K * TORCH[matrix.dot_type].itemsize
     return staged_ahead_end(call) or sizes.list_bytes + aligned(staged)

@@ -60,9 +60,7 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """A program has ROWS / 2 rows of gate and of up of the branch in one slot (branches.py), and all tokens, in
-    float32.
-    """
+    """A program has ROWS / 2 rows of gate and of up of the branch in one slot, and all tokens, in float32."""
     launch_dependents(WHEN)
     wait_for_previous(WHEN)
     weights, counts, count = slots_of(row, as_int32(ids), E, TAKEN, M, WIDE)
@@ -145,9 +143,7 @@ def _many(
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 for few tokens; else list the (token, branch) pairs by branch, then
-    multiply on tensor cores.
-    """
+    """Multiply in float32 for few tokens; else list the pairs by branch, then multiply on tensor cores."""
     sizes, F, matrix = Sizes.of(call), call.integer("F"), call.matrix("branches", call.integer("D"))
     shared = {**sizes.constants, "F": F, **biases_of(call), **matrix.constants()}
     if sizes.tokens <= call.tiles.few_tokens:

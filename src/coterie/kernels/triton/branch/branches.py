@@ -58,8 +58,7 @@ def slots_of(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, M: tl.constexpr, WI
 
 @triton.jit
 def slot_of(row, weights, counts, slot, M: tl.constexpr, WIDE: tl.constexpr):
-    """The `slot`-th branch that is taken; each token's weight for it and its place among the token's branches, both
-    [M].
+    """The `slot`-th branch that is taken; each token's weight for it and its place among the token's branches [M].
 
     The weight is 0 for tokens that do not take it.
     """

@@ -17,7 +17,7 @@ from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 MAX_WEIGHTS = 8192  # weights of a program with few tokens, in float32: 64 per thread
 WARPS, STAGES = 4, 3
 MANY_TOKENS = 64  # per tile: rows of a product on Hopper's tensor cores
-OUTPUTS, STEP = 128, 64  # tiles of many tokens: outputs per token, and products inner at once
+OUTPUTS, STEP = 128, 64  # tiles of many tokens: outputs per token, and products that each adds at once
 OUTPUTS_FLOAT32, STEP_FLOAT32 = 32, 32  # without tensor cores: operands stay in registers
 
 

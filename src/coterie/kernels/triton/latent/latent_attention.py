@@ -1,8 +1,8 @@
-"""latent_attention: attention of all heads to one latent row per position, whose first LATENT values serve as values
-too.
+"""latent_attention: attention of all heads to one latent row per position, which serves as key and as value.
 
-For lone tokens this is as in attention.py: a program has some query heads and one span of the context, and a second
-launch combines spans. But the products are transposed, so that page rows are the left operand:
+The first LATENT values of a row are the value. For lone tokens this is as in attention.py: a program has some query
+heads and one span of the context, and a second launch combines spans. But the products are transposed, so that page
+rows are the left operand:
 
     scores [STEP, QUERIES] = rows [STEP, LATENT | P] @ q.T        sums [LATENT, QUERIES] += rows.T @ weights.T
 

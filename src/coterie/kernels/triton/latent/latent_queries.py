@@ -1,5 +1,6 @@
-"""latent_queries: queries for latent rows. A head's first N channels are multiplied by its key rows of the weight
-("absorbed"); the other P channels follow, rotated.
+"""latent_queries: queries for latent rows, by weight absorption.
+
+A head's first N channels are multiplied by its key rows of the weight; the other P channels follow, rotated.
 
     x [T, H, N | P]  ->  y [T, H, LATENT | P]      weight: per head N rows of LATENT values, then V rows for its values
 
@@ -124,8 +125,9 @@ def _absorb_many(
 
 
 def launch(call: Call) -> None:
-    """A program per head and tile of columns, and one per head that rotates; with many tokens, per tile of these as
-    well.
+    """A program per head and tile of columns, and one per head that rotates.
+
+    With many tokens, also per tile of tokens.
     """
     H, N, latent = call.integer("H"), call.integer("N"), call.integer("latent")
     rotated_channels = call.integer("rotated")

@@ -95,9 +95,7 @@ def int8_to_float(q):
 
 @triton.jit
 def biased_halves(both, TYPE: tl.constexpr):
-    """Weights from the lower and from the upper halves of bytes, divided by `unit_of`, plus 1.5;
-    Q4Z as if it were Q4.
-    """
+    """Weights from the lower and the upper halves of bytes, divided by `unit_of`, plus 1.5; Q4Z as if it were Q4."""
     if INTERPRETED:
         unit: tl.constexpr = unit_of(TYPE, 16)
         wide = both.to(tl.int32)

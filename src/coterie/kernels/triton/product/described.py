@@ -51,9 +51,7 @@ def described_both(one, other, COUNT, K: tl.constexpr, HEIGHT: tl.constexpr, STE
 
 @triton.jit
 def described_pair(x, both, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr):
-    """Products of tokens with the same rows of two weights, [TOKENS, ROWS] each: computed as one product of twice the
-    rows.
-    """
+    """Products of tokens with the same rows of two weights, [TOKENS, ROWS] each: one product of twice the rows."""
     acc = tl.zeros([TOKENS, 2 * ROWS], tl.float32)
     for k in tl.range(0, K, STEP):
         rows = tl.reshape(both.load([0, n, k]), [2 * ROWS, STEP])
@@ -84,8 +82,9 @@ def piece_at(i, whole, n_tiles, m_tiles, PIECES: tl.constexpr, GROUP: tl.constex
 
 
 def takes(matrices: Sequence[Matrix]) -> bool:
-    """Whether descriptors can load these weights, and tokens staged for them: one 16-bit type, rows
-    of whole 16 bytes.
+    """Whether descriptors can load these weights and the tokens staged for them.
+
+    They must be of one 16-bit type, with rows of a multiple of 16 bytes.
     """
     one = matrices[0]
     alike = all(other.TYPE == one.TYPE for other in matrices)

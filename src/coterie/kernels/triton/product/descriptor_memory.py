@@ -5,7 +5,7 @@ when all programs of the previous one have begun, and these are resident on the 
 again once there are as many later places as the GPU has room for programs.
 
     | k in use | k+1 waits | ... | k+n waits | k+n+1 makes its own |  ->  from the front again
-               |<--- at most MAX_PROGRAMS --->|
+               |<--------- resident -------->|     at most MAX_PROGRAMS programs per multiprocessor
 
 Knows nothing about kernels.
 """

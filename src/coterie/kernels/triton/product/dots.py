@@ -157,8 +157,7 @@ def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
 
 @triton.jit
 def work_of(i, n_tiles, m_tiles, TOKENS: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr, WAVE: tl.constexpr):
-    """The work of program i: row tile, first token, and whether it is a whole tile, a piece of one, or (neither)
-    nothing.
+    """The work of program i: row tile, first token, and whether it is a whole tile, a piece of one, or nothing.
 
     Tiles are whole for as many full waves as there are; each of the others is split among PIECES programs.
     """
@@ -269,9 +268,7 @@ def stage(
 def staging(
     call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False, start: int = 0, each: int = 1
 ) -> tuple[torch.Tensor, int, dict[str, object]]:
-    """Scratch to stage activations in, their largest number, and the compile-time parameters of `stage_row`, except
-    words.
-    """
+    """Scratch for staged activations, their largest number, and constants of `stage_row` except operand words."""
     rows = each * (call.bucket.sampled if gathered else call.bucket.tokens)
     K, TYPE = matrices[0].K, staged_type(matrices)
     step, warps = call.tiles.row(K)

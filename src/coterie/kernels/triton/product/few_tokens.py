@@ -37,8 +37,9 @@ MAX_AHEAD = tl.constexpr(3)  # steps whose weights are loaded to registers befor
 
 @triton.jit
 def prefetch_rows(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOLE: tl.constexpr = True):
-    """Prefetch weight rows to L2 before their activations are ready: LINES cache lines of each row at a time; the whole
-    row if WHOLE, else only the first LINES. Never past the weight's end, where memory may not be mapped.
+    """Prefetch weight rows to L2 before their activations are ready: LINES cache lines of each row at a time.
+
+    The whole row if WHOLE, else only the first LINES. Never past the weight's end, where memory may not be mapped.
     """
     if not INTERPRETED:
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth

@@ -30,8 +30,7 @@ def gate_up_epilogue(
     ahead,
     AHEAD: tl.constexpr,
 ):
-    """Store activation(gate) * up at `to`, each with its bias if it has one; and rounded at `ahead` for the next
-    launch.
+    """Store activation(gate) * up at `to`, each with its bias if any; and, rounded, at `ahead` for the next launch.
 
     GELU is the form of gelu; without one the activation is silu.
     """

@@ -1,5 +1,4 @@
-"""The row order of norm_qkv_rope_append, and what follows its products: bias, head norm, rotation, stores to q and
-pages.
+"""The row order of norm_qkv_rope_append, and what follows its products: bias, head norm, rotation, stores.
 
 Weight rows are renumbered so that STRIPE first channels of rotated pairs alternate with STRIPE second ones; with few
 tokens STRIPE is 1: 0, C/2, 1, C/2 + 1 ... Heads are padded to a power of two. Where only the first ROTATED channels are
@@ -234,8 +233,9 @@ def finish_heads(
     M: tl.constexpr,
     STRIPE: tl.constexpr,
 ):
-    """Products [ROWS, M] to q or pages: bias, head norm, rotation by staged angles, C / 2 cosines per token and as many
-    sines.
+    """Products [ROWS, M] to q or pages: bias, head norm, rotation.
+
+    `angles` are staged: C / 2 cosines per token and as many sines.
     """
     y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, ROTATED, INTERLEAVED, PADDED, ROWS, M, STRIPE)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)

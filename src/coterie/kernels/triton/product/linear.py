@@ -165,8 +165,7 @@ def _described(
     WAVE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """As _many, with weights and tokens loaded by tensor descriptors: WAVE programs walk tiles, then pieces of fewer
-    rows.
+    """As _many, with operands loaded by tensor descriptors: WAVE programs walk tiles, then pieces of fewer rows.
 
     `most` is the height of `staged`.
     """

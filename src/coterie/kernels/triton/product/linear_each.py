@@ -55,8 +55,9 @@ def tile_of(
 
 @triton.jit
 def weight_of(row, share, there, WEIGHT: tl.constexpr, EACH: tl.constexpr, TYPE: tl.constexpr):
-    """The weight of a share, from the table of addresses at EACH; without a table, the one weight. `there`: whether it
-    exists.
+    """The weight of a share, from the table of addresses at EACH; without a table, the one weight.
+
+    `there`: whether the share exists.
     """
     if EACH is None:
         weight = pointer(row, WEIGHT, TYPE)

@@ -84,10 +84,10 @@ def few(
     ROWS: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr, LINES: tl.constexpr, ONE: tl.constexpr,
     WHEN: tl.constexpr, unit=None,
 ):  # fmt: skip
-    """y [T, N]: products with the N rows of one weight or, where N is None, with the weights of up to four instruction
-    rows in sequence: the second one's programs begin at END_1, and so on.
+    """y [T, N]: products with the N rows of one weight or, where N is None, with those of up to four weights.
 
-    A program has ROWS weight rows and up to M tokens, in float32.
+    Their instruction rows are consecutive; the second one's programs begin at END_1, and so on. A program has ROWS
+    weight rows and up to M tokens, in float32.
     """
     launch_dependents(WHEN)
     row, place, count = _own_of(row, unit_index(unit, 0), N, N_AT, END_1, END_2, END_3)

@@ -43,8 +43,9 @@ class Neighbours:
         return sum(-(-count // self.few.rows) for count in self.counts)
 
     def constants(self, word: int) -> dict[str, int | None]:
-        """Compile-time parameters that assign programs to weights; `word`: where an instruction row holds its weight's
-        rows.
+        """Compile-time parameters that assign programs to weights.
+
+        `word`: where an instruction row holds the number of its weight's rows.
         """
         if len(self.counts) == 1:
             return {"N": self.counts[0], "N_AT": None, **dict.fromkeys(_ENDS)}

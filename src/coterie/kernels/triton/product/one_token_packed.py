@@ -50,8 +50,9 @@ def bytes_ahead(
     rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr,
     NORM: tl.constexpr,
 ):  # fmt: skip
-    """The first bytes and scales of packed rows, as many as registers hold next to M tokens: loaded before the tokens
-    are.
+    """The first bytes and scales of packed rows, loaded before the tokens are ready.
+
+    As many as registers hold next to M tokens.
     """
     N: tl.constexpr = len(rows)
     MOST: tl.constexpr = SIX_AHEAD if bytes_per_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MAX_AHEAD
@@ -67,8 +68,9 @@ def _bytes(
     row, there, first, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     NORM: tl.constexpr,
 ):  # fmt: skip
-    """One step of a row: bytes [STEP], a scale for each OWN of them, and Q4Z's zero points; for Q6, what own_bytes
-    returns.
+    """One step of a row: bytes [STEP], a scale for each OWN of them, and Q4Z's zero points.
+
+    For Q6, what own_bytes returns.
     """
     OWN: tl.constexpr = bytes_per_thread(STRIDE, row.dtype.element_ty, NORM)
     if bytes_per_block(row.dtype.element_ty, K, COLUMNS) == SIX_BITS:

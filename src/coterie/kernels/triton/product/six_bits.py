@@ -118,9 +118,7 @@ def own_bytes(
     row, there, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, OWN: tl.constexpr,
     EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """One step of a row: upper bits [STEP], both bytes of lower bits, two scale bytes for each OWN columns, and block
-    scales.
-    """
+    """One step of a row: bytes of upper bits [STEP], both of lower bits, scale bytes per OWN columns, block scales."""
     row = _bytes_of(row, STRIDE)
     c = first + tl.arange(0, STEP)
     mask = there & (c < COLUMNS)

@@ -45,8 +45,10 @@ INT8_TO_BF16 = tl.constexpr("""{
 
 
 def _halves(first: str, given: tuple[str, str, str], selectors: tuple[str, str], *then: str) -> str:
-    """PTX for one half of each of four bytes, the lower where `by` is 0, the upper where it is 4. `first` moves it into
-    place, bytes of `beside` complete it; each two bfloat16 are multiplied by `times`, and `less` is added (`given`).
+    """PTX for one half of each of four bytes: the lower half where `by` is 0, the upper where it is 4.
+
+    `given`: the constants `beside`, `times` and `less`. `first` shifts halves into place in `word`; each selector takes
+    bytes of `word` and `beside` for two bfloat16, which after `then` are multiplied by `times`, plus `less`.
     """
     lines = [f"mov.b32 {name}, {value}" for name, value in zip(("beside", "times", "less"), given, strict=True)]
     lines += ["and.b32 by, $3, 4", first]
@@ -55,7 +57,7 @@ def _halves(first: str, given: tuple[str, str, str], selectors: tuple[str, str],
     return "{ .reg .b32 by, word, at, rest, beside, times, less;\n" + "".join(f"{line};\n" for line in lines) + "}"
 
 
-# Q4: 128 + code - 136.
+# Q4: 128 + code, minus 128 + 8.
 CODES = tl.constexpr(
     _halves(
         "shr.u32 word, $2, by", ("0x43434343", "0x3F803F80", "0xC308C308"), ("0x4140", "0x4342"),
@@ -94,9 +96,7 @@ def int8_to_bf16(q):
 
 @triton.jit
 def halves_by(both, by, TYPE: tl.constexpr):
-    """Weights in the lower halves of bytes (`by` 0) or in the upper ones (`by` 4), in units of their scale; Q4Z as if
-    it were Q4.
-    """
+    """Weights in the lower (`by` 0) or upper (`by` 4) halves of bytes, in units of their scale; Q4Z as if Q4."""
     if INTERPRETED:
         wide = both.to(tl.int32)
         y = tl.where(by == 0, low_half(wide, 1.0, None, TYPE), high_half(wide, 1.0, None, TYPE))
@@ -113,8 +113,9 @@ def _scales(
     rows_N, mask_N, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, S: tl.constexpr, SLICE: tl.constexpr,
     GROUP: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """[S, N] scales of the slices of a step, and zero points where there are any; 0 outside the row, whatever its bytes
-    are. GROUP is in weights.
+    """[S, N] scales of the slices of a step, and zero points where there are any. GROUP is in weights.
+
+    They are 0 outside the row, whatever its bytes are.
     """
     g = (first + tl.arange(0, S) * SLICE) // GROUP
     at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)[None, :] + g[:, None]

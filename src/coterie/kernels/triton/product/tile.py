@@ -38,8 +38,9 @@ class CudaCoreTile:
         return {**tile, "LINES": ahead, "ONE": self.is_one(tokens, group), "num_warps": self.warps, **limit}
 
     def is_one(self, tokens: int, group: int) -> bool:
-        """Whether each thread owns columns of one token, or of each of several (one_token.py): not where a column is
-        four 2-bit weights, nor with many rows.
+        """Whether each thread owns columns of one token, or of each of several (one_token.py).
+
+        Not where a column is four 2-bit weights, nor with many rows.
         """
         most = MAX_ONE_ROWS if group == 1 else MAX_PACKED_ROWS
         return (tokens == 1 or self.several) and group != Q2_GROUP and self.rows <= most
@@ -85,8 +86,9 @@ class TensorCoreTile:
         return tiles if self.pieces == 1 else tiles // wave * wave
 
     def for_heads(self, least_rows: int, group: int) -> TensorCoreTile:
-        """The tile for whole heads of `least_rows` rows. With more rows, a step has fewer columns, to fit shared
-        memory.
+        """The tile for whole heads of `least_rows` rows.
+
+        With more rows, a step has fewer columns, to fit shared memory.
         """
         rows = max(self.rows, least_rows)
         pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces

@@ -92,8 +92,9 @@ def _first_tokens(
 
 @triton.jit
 def _update_state(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr):
-    """Update the state to the last inputs. A barrier before each store: it may overwrite what other threads still have
-    to read.
+    """Update the state to the last inputs.
+
+    A barrier before each store: it may overwrite what other threads still have to read.
     """
     PAST: tl.constexpr = TAPS - 1
     x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
@@ -142,8 +143,9 @@ def _conv(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """Program (block of STEP channels, i): sequence i or, from SEQUENCES on, a tile of TILE tokens;
-    sums are float32.
+    """Program (block of STEP channels, i): sequence i or, from SEQUENCES on, a tile of TILE tokens.
+
+    Sums are float32.
     """
     launch_dependents(WHEN)
     EACH: tl.constexpr = UNIT_BYTES // 4 // (TAPS - 1)

@@ -1,5 +1,4 @@
-"""net_parts: rearrange the two projections of a gated delta net, which are grouped by key head, for the ops that
-follow.
+"""net_parts: rearrange a gated delta net's two projections, grouped by key head, for the ops that follow.
 
     qkvz   per key head: q and k of K channels, then v and z of its value heads   ->  x: all q, all k, all v;  z
     ba     per key head: b, then a, with a value for each of its value heads      ->  a;  b

@@ -27,9 +27,7 @@ MAX_LOOKED = tl.constexpr(1024)  # tokens examined at once in the search for tho
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """Compile-time parameters: bytes of a block and of a unit, most tokens of a step, and whether it has a SINGLE
-    sequence.
-    """
+    """Compile-time parameters: bytes of a block and of a unit, most tokens of a step; SINGLE: it has one sequence."""
 
     BLOCK_BYTES: int
     UNIT_BYTES: int

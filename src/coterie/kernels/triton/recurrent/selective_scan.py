@@ -78,9 +78,7 @@ def _scan(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """Program (tile, head, sequence): COLUMNS columns of the head's matrix, over all of the sequence's tokens in the
-    step.
-    """
+    """Program (tile, head, sequence): COLUMNS columns of the head's matrix, over all tokens of the sequence."""
     launch_dependents(WHEN)
     h, sequence = unit_index(unit, 1), unit_index(unit, 2)
     first, count = tokens_of(row, STATE, sequence, integer(row, T), TOKENS, SINGLE)
