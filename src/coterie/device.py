@@ -112,8 +112,9 @@ def prompt_rows(ids: Ints, num_blocks: int, first: int = 0, scored: bool = False
 
 @value
 class Shared:
-    """An extent with weights that several experts share. `indices`: positions, in the program's weight order, of the
-    weights that are in it; all others are in the expert's own extent.
+    """An extent with weights that several experts share.
+
+    `indices`: positions, in the program's order, of the weights in it; all others are in the expert's own extent.
     """
 
     weights: Buffer

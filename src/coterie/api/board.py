@@ -84,8 +84,9 @@ class Board:
         self._watch(flight.member.post(lambda coterie: coterie.take(ready, request_id)), flight.member, request_id)
 
     def hand_over(self, request_id: str, ready: Ready, asked_s: float) -> bool:
-        """A member has run the router's model for a query, asked `asked_s` ago; returns whether another member goes on
-        with it. Called on the first one's thread.
+        """Place a query again, now that its member has run the router's model; returns whether it goes to another one.
+
+        `asked_s`: seconds since it was asked. Called on the first member's thread.
         """
         with self.lock:
             flight = self.flights.get(request_id)
@@ -102,8 +103,9 @@ class Board:
             return flight.member is not was
 
     def _ask_again(self, end: Chunk, failure: Failure | None = None) -> None:
-        """A query's member has broken or failed it: retry it on another if it has no chunk yet and one can serve it;
-        otherwise end it. `failure`: the failed step, of a member that goes on.
+        """Retry a query whose member has broken or failed it, if it has no chunk yet and another member can serve it.
+
+        Otherwise it ends with `end`. `failure`: the failed step, of a member that goes on.
         """
         flight = self.flights[end.request_id]
         if flight.blamed is not None:
@@ -159,8 +161,9 @@ class Board:
                 self._end(request_id).member.post(partial(_abandon, request_id))
 
     def deliver(self, member: Member, chunks: Sequence[Chunk]) -> None:
-        """Take in the chunks of a member's step, ignoring those of queries it no longer has. Queries that it failed are
-        retried on another member.
+        """Take in the chunks of a member's step, ignoring those of queries it no longer has.
+
+        Queries that it failed are retried on another member, or end.
         """
         with self.lock:
             failure = None
@@ -181,8 +184,10 @@ class Board:
             self.lock.notify_all()
 
     def look(self) -> None:
-        """Find members whose step hangs. Their queries without output move to a member that does not hang, if one can
-        serve them, and their loads fail. Queries with output wait until the member is given up.
+        """Find members whose step hangs.
+
+        Their queries without output move to a member that does not hang, if one can serve them, and their loads fail.
+        Queries with output wait until the member is given up.
         """
         with self.lock:
             for member, error in self.avoiding.look(self.members):

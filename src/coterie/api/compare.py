@@ -86,8 +86,10 @@ class Row:
 def open_one(
     ref: str, expert: str, prompt: str, activations: str = FLOAT32, device: str = "cpu"
 ) -> tuple[Model, tuple[int, ...]]:
-    """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError if several experts match, and
-    for activations that apply to none of its weights.
+    """The model that `ref` and `expert` name, and the prompt's tokens.
+
+    Raises UsageError if several experts match, if it has no weights, and for activations that apply to none of them;
+    RequestError if the prompt is empty or longer than the model's context.
     """
     composition = load_composition(ref)
     if not expert and len(composition.experts) > 1:

@@ -140,7 +140,7 @@ class Coterie(Serving, Controlled):
     def take(self, ready: Ready, request_id: str, asked_s: float | None = None) -> None:
         """Queue a ready query under a unique id, regardless of the queue's limit. Raises what `submit` does.
 
-        `asked_s`: seconds since another device was asked it first.
+        `asked_s`: seconds since it was submitted, if another device had it first.
         """
         with self._opened():
             if not ready.is_current(self.texts, self.composition.names):  # its expert was replaced or removed

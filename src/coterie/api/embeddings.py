@@ -18,9 +18,9 @@ from coterie.device import F32
 
 
 def embedder(texts: Mapping[str, Text], composition: Composition, model: str) -> str:
-    """The expert whose vectors are meant: the named one; for the composition's name the only one that gives vectors
-    alone, or the only expert.
+    """The expert whose vectors are meant.
 
+    That is the named one; for the composition's name, the only one that gives vectors alone, or the only expert.
     Raises NotFoundError for an unknown name, RequestError if there are several candidates.
     """
     if model and model != composition.name:

@@ -204,8 +204,10 @@ class Fleet(FleetExperts, Serving):
         return self._lead.coterie.look_again()
 
     def rescan(self, looked: Look | None = None) -> Rescan:
-        """Serve what `look_again` found on every device: first on the one that looked, then on the others, with any
-        differences left by earlier rescans. `kept` includes experts that stay as they are on any device.
+        """Serve what `look_again` found, on every device.
+
+        First on the one that looked, then on the others, with any differences left by earlier rescans. `kept` includes
+        experts that stay as they are on any device.
         """
         self._check_open()
         looked, lead = looked or self.look_again(), self._lead

@@ -68,8 +68,9 @@ class FleetExperts(ExpertCommands):
         self._of_all(name, lambda coterie: coterie.unload(name))
 
     def pin(self, expert: str) -> None:
-        """Never evict an expert from the devices that have it, or, if none has, from the one that would load it; draft
-        experts from any. If one device refuses, no pin is set.
+        """Never evict an expert from the devices that have it, or, if none has, from the one that would load it.
+
+        Draft experts are pinned on all devices. If one device refuses, no pin is set.
         """
         self._check_open()
         name = self.composition.expert(expert).name

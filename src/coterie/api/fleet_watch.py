@@ -37,8 +37,9 @@ class FleetWatch:
     def observe(
         self, sink: Sink, since: Since
     ) -> tuple[list[tuple[Member, Status]], dict[str, float], list[dict[str, Any]]]:
-        """As Serving.observe: the status of each member and, as in `known_of`, the age of outdated ones. A member that
-        hangs reports events only from when it responds again.
+        """As Serving.observe, but with the status of each member and, as in `known_of`, the age of outdated ones.
+
+        A member that hangs reports events only from when it responds again.
         """
 
         def begin(coterie: Coterie) -> tuple[Status, list[dict[str, Any]]]:

@@ -24,7 +24,8 @@ SHARE_OF_KV = 8  # by default an answer may use at most this fraction (1 in 8) o
 class InFlight:
     """A query in flight and its answer so far. `route` is None while a model is asked for it.
 
-    `asked_s`: when it was asked; None if the router asks no model.
+    `asked_s`: when it was submitted, on the device's clock, if its request may arrive at the engine later: because a
+    model is asked for the route, or because another device had it first. Else None.
     """
 
     query: Query
@@ -130,8 +131,9 @@ def tokens_to_draw(query: Query, room: int, chats: bool = True) -> int:
 
 
 def capped_by_kv(request: Request, query: Query, holds: int) -> Request:
-    """The request; if its limit is the default, reduced to a share of the KV cache, which `holds` so many of the
-    expert's tokens, and to what fits. The last token is never fed back and needs no place there.
+    """The request, with a limit that the user did not set reduced to a share of the KV cache, and to what fits.
+
+    `holds`: how many of the expert's tokens the KV cache holds. The last token is never fed back and needs no place.
     """
     if query.max_tokens is not None:
         return request

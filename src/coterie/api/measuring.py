@@ -55,8 +55,7 @@ class Measuring(ABC):
         top_n: int | None = None,
         priority: int = 0,
     ) -> list[Ranked]:
-        """The documents that best answer a query, best first, with scores; by a reranking expert, named or the only
-        one.
+        """The documents that best answer a query, best first, with scores; by a named or the only reranking expert.
 
         `use`: the name of the prompt to put before the query, as the expert names them. `top_n`: at most this many.
         `priority`: lower goes first, as for queries.

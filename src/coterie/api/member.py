@@ -205,8 +205,9 @@ def names_of(devices: Sequence[str]) -> tuple[str, ...]:
 
 
 def each_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[tuple[Member, T]]:
-    """The results of a function from each responsive member, run concurrently; members that break or hang meanwhile are
-    left out. Raises the first other error.
+    """The results of a function from each responsive member, run concurrently.
+
+    Members that break or hang meanwhile are left out. Raises the first other error.
     """
     asked = [(member, member.change(function)) for member in members if member.broken is None and not member.hangs()]
     found = []
@@ -220,8 +221,10 @@ def each_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list
 
 
 def known_of(members: Sequence[Member]) -> tuple[list[tuple[Member, Status]], dict[str, float]]:
-    """The status of each working member, requested concurrently. For members in a long step it is the last known one;
-    these are also returned by name, with its age in seconds. Raises the first error other than a member's breaking.
+    """The status of each working member, requested concurrently.
+
+    For members in a long step it is the last known one; these are also returned by name, with its age in seconds.
+    Raises the first error other than a member's breaking.
     """
     asked = [(member, member.post(Coterie.status)) for member in members if member.broken is None]
     found, late = list[tuple[Member, Status]](), dict[str, float]()

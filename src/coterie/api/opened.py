@@ -34,8 +34,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class MemberSetup:
-    """What a Coterie gets as one of several: the shared opened experts, its device's memory plan, the shared counter of
-    query ids, and the routing that another one has been taught; None: it must be taught.
+    """What a Coterie gets as one of several.
+
+    The shared opened experts, its device's memory plan, the shared counter of query ids, and the routing that another
+    one has been taught; None: it must be taught.
     """
 
     opened: Opened
@@ -45,8 +47,9 @@ class MemberSetup:
 
 
 def open_all(composition: Composition, options: Options) -> Opened:
-    """Open every expert, except those that may be left out and cannot be opened. Raises what `open_models`,
-    `open_texts` and `without` do. On a synthetic device sampling defaults are greedy.
+    """Open every expert, except those that may be left out and cannot be opened.
+
+    On a synthetic device sampling defaults are greedy. Raises what `open_models`, `open_texts` and `without` do.
     """
     whose = GREEDY if is_synthetic(options.device) else options.sampling
     if not composition.skips_unservable:

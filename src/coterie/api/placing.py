@@ -35,9 +35,10 @@ class Placing:
         self.avoiding.join(member)
 
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """The member to answer a request; `able`: choose among these. A member that is due for a trial is chosen
-        whatever the cost: otherwise one that offers nothing the others lack would never be tried. Raises DeviceError,
-        or the error that all members have stopped with.
+        """The member to answer a request; `able`: choose among these.
+
+        A member that is due for a trial is chosen whatever the cost: otherwise one that offers nothing the others lack
+        would never be tried. Raises DeviceError, or the error that all members have stopped with.
         """
         due = next((one for one in self.members if _serves(one, able) and self.avoiding.is_due(one)), None)
         found = due or self.cheapest(expert, prompt_ids, able)

@@ -89,11 +89,12 @@ def request_for(
 def route_that_fits(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Text, Model, tuple[int, ...]]:
-    """A route; if the prompt is too long for its expert, one to the next expert for which it is not: a runner-up, or
-    else one of the `others`. If it is too long for all, the route stays, and its expert will refuse the prompt.
+    """The route, or, if the prompt is too long for its expert, one to the next expert for which it is not.
 
-    Returned with the expert's Text and model and the prompt's tokens. Raises RequestError, UnsupportedError;
-    ContextError if the text is so long that it was not tokenised.
+    That is a runner-up, or else one of the `others`. If the prompt is too long for all of them, the route stays, and
+    its expert will refuse it. Returned with the expert's Text and model and the prompt's tokens.
+
+    Raises RequestError, UnsupportedError; ContextError if the text is so long that it was not tokenised.
     """
     first, read, refusals = route.expert, dict[str, tuple[Text, Model, tuple[int, ...]]](), dict[str, ContextError]()
 

@@ -31,12 +31,12 @@ from coterie.models.model import Model, with_kv_type
 
 @dataclass(frozen=True, slots=True)
 class Rescan:
-    """What a rescan changed: experts added; renewed, because their weights, the files beside them or their entry in the
-    composition changed; and removed.
+    """What a rescan changed: the experts added, renewed and removed.
 
-    `kept`: experts that should have changed but stay as they are, with the reason. Under ROUTER's name it may hold the
-    router, and `renewed` its model.
-    `left_out`: what is not served, likewise.
+    renewed: their weights, the files next to these, or their entry in the composition changed.
+    kept: experts that should have changed but stay as they are, with the reason. Under ROUTER's name it may hold the
+        router, and `renewed` its model.
+    left_out: what is not served, likewise.
     """
 
     added: tuple[str, ...]

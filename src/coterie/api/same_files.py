@@ -41,8 +41,9 @@ def _weights(model: Model | None) -> object:
 
 
 def seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:
-    """The look as this member would have taken it: what it serves now, with its routing, plus what differs here from
-    the lead since earlier rescans.
+    """The look as this member would have taken it.
+
+    It has what this member serves now, its routing, and what differs here from the lead since earlier rescans.
     """
     names = coterie.composition.names
     apart = {

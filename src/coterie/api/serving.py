@@ -83,8 +83,9 @@ class Serving(Measuring, ExpertCommands):
         return {}
 
     def on_break(self, callback: Callable[[str, CoterieError, BaseException], None]) -> None:
-        """Register a callback for a device, of several, that breaks, with the error and its cause. It runs in any
-        thread and must return at once.
+        """Register a callback for a device, of several, that breaks, with the error and its cause.
+
+        It runs in any thread and must return at once.
         """
 
     @property
@@ -93,14 +94,16 @@ class Serving(Measuring, ExpertCommands):
         return {}
 
     def on_avoid(self, callback: Callable[[str, CoterieError | None], None]) -> None:
-        """Register a callback for a device, of several, that becomes avoided, with the reason, or, with None, no longer
-        is. It runs in any thread and must return at once.
+        """Register a callback for a device, of several, that becomes avoided, with the reason, or no longer is (None).
+
+        It runs in any thread and must return at once.
         """
 
     def on_repin(self, callback: Callable[[str, str, CoterieError | None], None]) -> None:
-        """Register a callback for each expert that only a broken device had pinned: with the name of the device where
-        it is pinned now, or of the broken one and the error if it is pinned nowhere. It runs in any thread and must
-        return at once.
+        """Register a callback for each expert that only a broken device had pinned.
+
+        It gets the name of the device where the expert is pinned now, or that of the broken one and the error if it is
+        pinned nowhere. It runs in any thread and must return at once.
         """
 
     @abstractmethod

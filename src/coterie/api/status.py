@@ -56,9 +56,9 @@ class ExpertStatus:
 
 @dataclass(frozen=True, slots=True)
 class TierStatus:
-    """The part of a tier that holds weights: `of` the experts, the bases that adapters share, or the router's own
-    model.
-    `experts`: how many it holds.
+    """The part of a tier that holds weights.
+
+    `of`: whose weights: the experts, the bases that adapters share, or the router's own model. `experts`: how many.
     """
 
     tier: str

@@ -144,7 +144,8 @@ _COUNTED = (
 class Answer:
     """A finished answer. Times are seconds on the device's clock.
 
-    hit: the expert was resident when the answer was scheduled; switch_s: else how long loading it took; 0 on a hit.
+    hit: the expert was resident when the request reached the engine; switch_s: else how long loading it took; 0 on a
+        hit.
     ttft_s: from submission to the first token. Of this, `routed_s` was spent on a model asked for the route (0: none),
         and then `queued_s` in the queue.
     tokens_per_s: rate after the first token, 0 for a single token.

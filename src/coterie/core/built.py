@@ -29,8 +29,9 @@ _BUILD_OF_TESTS = re.compile(rb"^if\(COTERIE_TESTS\)$.*?^endif\(\)$", re.MULTILI
 
 
 def digest(module: str, sources: Path = SOURCES) -> str:
-    """A digest of the code in csrc/ that a module is built from, and of CMakeLists.txt; ignores comments and white
-    space.
+    """A digest of the code in csrc/ that a module is built from, and of CMakeLists.txt.
+
+    Comments and white space are ignored.
     """
     built = _BUILD_OF_TESTS.sub(b"", (sources.parent / "CMakeLists.txt").read_bytes())
     made = blake2b(b" ".join(_BUILD_COMMENT.sub(b"", built).split()), digest_size=16)

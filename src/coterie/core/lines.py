@@ -15,10 +15,10 @@ from coterie.core.errors import NotFoundError, UsageError
 
 
 def read_text(path: Path, what: str, error: type[UsageError] = UsageError, must_end: bool = False) -> str:
-    """A file's text. `what`: its contents in one word, for messages; `must_end`: the last line must be terminated, else
-    the file may be truncated.
+    """A file's text.
 
-    Raises NotFoundError (no such file), or `error`: unreadable, or an unterminated last line.
+    `what`: its contents in one word, for messages. `must_end`: the last line must be terminated, else the file may be
+    truncated. Raises NotFoundError (no such file), or `error`: unreadable, or an unterminated last line.
     """
     if not path.is_file():
         raise NotFoundError(str(path), f"there is no such file of {what}", f"give a file of {what}")
@@ -33,7 +33,10 @@ def read_text(path: Path, what: str, error: type[UsageError] = UsageError, must_
 
 
 def csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, cells) of each row. Raises UsageError for a cell that is unterminated or too long."""
+    """(number of its last line, cells) of each row.
+
+    Raises UsageError for a cell that is unterminated or longer than csv.field_size_limit() (128 Ki characters).
+    """
     reader = csv.reader(lines)
     try:
         for row in reader:

@@ -68,8 +68,9 @@ def pairs_of(grouped: F32, known: Pair | None = None) -> Pair:
 
 
 def _alike(grouped: F32) -> tuple[F32, F32]:
-    """Normalise each group by the power of two above its largest magnitude, so that squares neither overflow nor
-    underflow; returns the groups and the powers. Exact except for the smallest numbers.
+    """Divide each group by the power of two above its largest magnitude; returns the groups and the powers.
+
+    So squares neither overflow nor underflow. Exact except for the smallest numbers.
     """
     largest = np.abs(grouped).max(axis=-1)
     powers = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -126, 126)).astype(np.float32)

@@ -48,8 +48,9 @@ def two_scales(scales_NG: F32) -> tuple[Whole, F32]:
 
 
 def join_six(q_NK: Whole, scales_NG: Whole, blocks_NB: F32) -> U8:
-    """Pack integers, -32 to 31, with their group and block scales. Raises ValueError for a block scale that is not a
-    finite bfloat16 number.
+    """Pack integers, -32 to 31, with their group and block scales.
+
+    Raises ValueError for a block scale that is not a finite bfloat16 number.
     """
     if odd := int(np.count_nonzero((in_bf16(blocks_NB) != blocks_NB) | ~np.isfinite(blocks_NB))):
         raise ValueError(f"{odd} of {blocks_NB.size} scales are not finite numbers in bfloat16")

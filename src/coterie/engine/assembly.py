@@ -250,8 +250,9 @@ def served_of(name: str, model: Model, exe: Executable, base: Base | None) -> Se
 
 @dataclass(frozen=True, slots=True)
 class ExpectedSteps:
-    """What a program may be asked to run: its architecture key, and the limits of a step. `shared`: for steps of
-    several experts, the weights (by index) that they have in common; None: steps of one expert.
+    """What a program may be asked to run: its architecture key, and the limits of a step.
+
+    `shared`: for steps of several experts, the weights (by index) that they have in common; None: steps of one expert.
     """
 
     key: str

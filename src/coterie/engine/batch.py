@@ -84,10 +84,10 @@ class Batch:
 
 
 def cut(sequences: Seq[Sequence], max_tokens: int, max_rows: int) -> tuple[Part, ...]:
-    """Share out `max_tokens` tokens: one to each decoding sequence, the rest to prompts, first come, first served. Only
-    prompts of the best priority are served, so that their first tokens wait for no other prompt.
+    """Share out `max_tokens` tokens: one to each decoding sequence, the rest to prompts, first come, first served.
 
-    Each sequence gets one of the `max_rows` rows of logits; the others go to prompts that need a row for each token.
+    Only prompts of the best priority are served, so that their first tokens wait for no other prompt. Each
+    sequence gets one of the `max_rows` rows of logits; the others go to prompts that need a row for each token.
     """
     parts: list[Part] = []
     left, rows = max_tokens, max(max_rows - len(sequences), 0)

@@ -1,7 +1,7 @@
 r"""Expert control: what an operator requests directly: load, unload, pin and unpin an expert.
 
-    load -> open --next--> Fetch, as for a request -> under way -> resident     the caller is told, or why not
-                   \---> not now: some must stay, or there is no room yet
+    load -> pending_loads --next_load--> Fetch, as for a request -> under way -> resident     its callback is called
+                               \---> not now: some must stay, or there is no room yet         (refuse: with an error)
 
 A load may displace an expert that does not run, or whose turn is over. All of it happens between two steps.
 Knows nothing about prompts or threads.

@@ -1,6 +1,6 @@
 """Loads: which experts are loading, how much of them has arrived, and how long they took.
 
-    absent -> bring -> arriving -> started (first stage there) -> ready          a failed load: absent again
+    absent --start--> arriving -> started (first stage there) -> ready           a failed load: absent again
 
 Knows nothing about requests or schedules; the cache decides what is evicted.
 """

@@ -17,11 +17,15 @@ MAX_ENTRIES = 1 << 18  # bounds memory; the oldest entries are dropped
 
 
 class DecisionLog:
-    """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
-    ("pause", request) when it gives up its KV blocks and waits again, ("raise", request) to a better priority,
-    ("reuse", request, tokens found in the prefix cache), ("run", expert, tokens, sampled rows), ("draft", expert,
-    tokens, sampled rows) when it drafts for another expert, ("finish", request, reason), ("fail", expert), ("refuse",
-    expert), and explicit commands: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
+    """The decisions, as tuples.
+
+    Requests:  ("submit", request, expert), ("admit", request), ("reuse", request, tokens found in the prefix cache),
+               ("pause", request) when it gives up its KV blocks and waits again, ("raise", request) to a better
+               priority, ("finish", request, reason)
+    Experts:   ("fetch", expert), ("evict", expert, tier), ("fail", expert), ("refuse", expert)
+    Steps:     ("run", expert, tokens, sampled rows, and the names of other experts that share the step),
+               ("draft", expert, tokens, sampled rows) when it drafts for another expert
+    Commands:  ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert)
 
     `follower`, if set, is called with each entry as it is added (except fetches and evictions, which the cache reports
     itself, and runs), and with events that are not decisions: ("loaded", expert, seconds), ("failed", expert, why). It

@@ -54,8 +54,9 @@ class Histogram:
 
 @dataclass(slots=True)
 class PriorityMetrics:
-    """For requests of one priority class: time in the queue, time to first token, and how often a started request gave
-    up its KV state to one of better priority.
+    """For requests of one priority class: time in the queue, time to first token, and preemptions.
+
+    `pauses`: how often a started request gave up its KV state to one of better priority.
     """
 
     queued: Histogram = field(default_factory=Histogram)

@@ -35,9 +35,9 @@ class Policy:
 
     schedule: a name in scheduler.SCHEDULES.
     overdue_factor: a request that has waited for more arrivals than this times the requests present goes before all
-        weights.
-        The grouped schedule answers more requests per arrival than first come first served; above that gain (about 1.4
-        with 32 in flight) the slowest first tokens come later than under it.
+        others, whatever their weights. The grouped schedule answers more requests per arrival than first come first
+        served; with a factor above that gain (about 1.4 with 32 in flight) the slowest first tokens come later than
+        under it.
     age_bound: at most this many later requests overtake a waiting one.
     max_batch, max_step_tokens: sequences and tokens of one step.
     turn_steps: steps for which an expert with work keeps its memory after it was loaded.

@@ -86,8 +86,9 @@ class Queue:
             _leave(self.running, sequence.request.expert_id, sequence)
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
-        """The first waiting sequences of the `count` experts whose first one is oldest, in order of arrival; `count` of
-        them for each priority that leads some expert's line.
+        """The first waiting sequences of the `count` experts whose first one is oldest, in order of arrival.
+
+        With several priorities: `count` of them for each priority that leads some expert's line, the best first.
         """
         if self.has_several_priorities:
             first = {next(iter(line.values())).priority: dict[str, Sequence]() for line in self.waiting.values()}

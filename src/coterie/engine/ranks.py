@@ -21,10 +21,11 @@ from coterie.engine.speculate.draft import Drafts
 
 
 class Ranks:
-    """No effect while all requests have one priority. The policy says how many sequences of an expert share a step, and
-    how long (`turn_steps`) better ones run before another is raised.
+    """Makes room for requests of better priority, and raises those passed over for long.
 
-    Methods that change something return the experts whose requests changed.
+    No effect while all requests have one priority. The policy says how many sequences of an expert share a step, and
+    for how many steps (`turn_steps`) better ones run before another is raised. Methods that change something return the
+    experts whose requests changed.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class _Subject:
 
 
 class Recording:
-    """Remembers the last `max_works` pieces of work, and as many requests and switches; `use`, all totals per lane."""
+    """Remembers the last `max_works` pieces of work, and as many requests. `use`: each lane's totals since the start."""
 
     def __init__(self, max_works: int = MAX_WORKS) -> None:
         self.use: dict[str, LaneUse] = {}
@@ -167,7 +167,7 @@ class Recording:
 
     @property
     def dropped(self) -> int:
-        """How many pieces of work, requests and switches were dropped, oldest first."""
+        """How many pieces of work and requests were dropped, the oldest first."""
         return self._seen_works - len(self._works) + self._seen_asyncs - len(self._asyncs)
 
     def durations(self) -> dict[str, list[float]]:

@@ -24,9 +24,10 @@ class Reuse:
         self._kv, self._max_step_tokens, self._log, self._metrics = kv, max_step_tokens, log, metrics
 
     def admit(self, expert: ServedExpert, sequence: Sequence) -> None:
-        """Allocate a sequence's blocks, or only reserve them if it may share some. Sharing is impossible with recurrent
-        state, which fits one length only, and with bidirectional attention, where a prefix's state depends on what
-        follows.
+        """Allocate a sequence's blocks, or only reserve them if it may share some.
+
+        Sharing is impossible with recurrent state, which fits one length only, and with bidirectional attention, where
+        a prefix's state depends on what follows.
         """
         if self._kv.reuses and sequence.request.reuse and expert.keeps_state:
             self._kv.reserve(sequence.number, sequence.blocks)

@@ -250,13 +250,13 @@ def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
 
 
 class Weight:
-    """The value of running or fetching an expert: its requests times the square of the oldest one's age, counted in
-    arrivals. The best priority among its requests comes first.
+    """The value of running or fetching an expert: its requests times the square of the oldest one's age in arrivals.
 
-    The number of requests alone would save the most switches but leave single requests to the age bound; age alone is
-    first come first served. A request that has waited for more arrivals than `overdue_factor` times the requests
-    present (under first come first served: once) beats all weights, oldest first, which keeps the longest waits close
-    to that baseline.
+    Among experts of different priorities (the best of their requests) the better one comes first. The number of
+    requests alone would save the most switches but leave single requests to the age bound; age alone is first come
+    first served. A request that has waited for more arrivals than `overdue_factor` times the requests present beats all
+    weights, oldest first. Under first come first served it would wait for about as many arrivals as there are requests
+    present, so this keeps the longest waits close to that baseline.
     """
 
     __slots__ = ("_limit", "_policy", "_view")

@@ -80,8 +80,9 @@ class Group:
         )
 
     def places(self, max_batch: int) -> int:
-        """How many more requests of its first waiting one's priority may be admitted; running ones of worse priority
-        are not counted, because they sit out when the batch is full.
+        """How many more requests of its first waiting one's priority may be admitted.
+
+        Running ones of worse priority are not counted, because they sit out when the batch is full.
         """
         first = self.waiting[0].priority
         return max_batch - self.running + sum([rank > first for rank in self.running_priorities])

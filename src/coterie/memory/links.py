@@ -13,8 +13,10 @@ from coterie.spec.machine import MachineSpec
 
 
 def managed_tiers(spec: MachineSpec, tiers: Mapping[str, int]) -> tuple[str, ...]:
-    """The tiers that have a budget, nearest first. Raises UsageError unless they are the run tier and those directly
-    below it, CapacityError for a budget below one block.
+    """The tiers that have a budget, nearest first.
+
+    Raises UsageError unless they are the run tier and those directly below it, CapacityError for a budget below one
+    block.
     """
     names = tuple(name for name in spec.weight_tiers if name in tiers)
     if len(names) != len(tiers) or names != spec.weight_tiers[: len(names)] or not names:

@@ -49,8 +49,9 @@ def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
 
 
 def _merged(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Whole blocks, (offset, size), that cover `spans` [start, stop), which are sorted by both. Bridges a gap where
-    reading it costs no more than one more part.
+    """Whole blocks, (offset, size), that cover `spans` [start, stop), which are sorted by both.
+
+    Bridges a gap where reading it costs no more than one more part.
     """
     merged: list[tuple[int, int]] = []
     first = spans[0][0] // BLOCK_BYTES * BLOCK_BYTES

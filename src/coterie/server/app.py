@@ -250,8 +250,9 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _near(app: Starlette, method: str, path: str) -> str:
-    """Suggestions of routes similar to this path, best first, else the chat endpoints; with the same method if the
-    route has it, so that a typo is not answered with a suggestion to delete.
+    """Suggestions of routes similar to this path, best first; if there are none, the chat endpoint and the model list.
+
+    With the same method if the route has it, so that a typo is not answered with a suggestion to delete.
     """
     methods = {
         route.path_format: method if method in route.methods else max(route.methods - {"HEAD"})

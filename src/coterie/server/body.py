@@ -1,6 +1,7 @@
-"""The JSON of bodies: a request's decoded, without values that JSON or Unicode cannot represent, so that it can be
-echoed; an answer's encoded in pieces, so that other threads run meanwhile.
+"""The JSON of bodies: decodes requests, and encodes answers.
 
+A request has no values that JSON or Unicode cannot represent, so that it can be echoed. An answer is encoded in pieces,
+so that other threads run meanwhile.
 Knows nothing about fields.
 """
 
@@ -47,8 +48,10 @@ def parsed(body: bytes | bytearray | str, where: str = BODY) -> Any:
 
 
 def written(found: Mapping[str, Any], run: int, within: int = 0) -> bytes:
-    """An answer as JSON, in UTF-8. Long lists are encoded `run` items at a time; lists of lists item by item, `within`
-    levels deep. An iterator is encoded as a list whose items are created on the way.
+    """An answer as JSON, in UTF-8.
+
+    Long lists are encoded `run` items at a time; lists of lists item by item, `within` levels deep. An iterator is
+    encoded as a list whose items are created on the way.
 
     The library encodes a list without releasing the GIL, which for millions of numbers takes seconds.
     """

@@ -1,6 +1,6 @@
 """GET /v1/events: events of experts and requests, as server-sent events; a snapshot first.
 
-    engine thread: EngineEvent -> Hub.tell -> one bounded Reader each -> HTTP task        slow readers lose the oldest
+    engine thread: EngineEvent -> Hub -> one bounded Reader each -> HTTP task        slow readers lose the oldest
 
 Knows nothing about what the facts mean. Source of the format: the HTML standard, "Server-sent events".
 """

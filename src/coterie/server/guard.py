@@ -102,9 +102,10 @@ def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
 
 
 def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
-    """`Retry-After`, if a retry may succeed: after the time in which as many requests as now run have been replaced.
+    """`Retry-After`, for a status after which a retry may succeed; else empty.
 
-    That is one answer's mean time so far, from its first token on; at least one second.
+    It is the mean duration of an answer so far, from its first token on (1 to 60 seconds): by then as many requests can
+    start as are running now.
     """
     if status not in RETRY_LATER:
         return {}

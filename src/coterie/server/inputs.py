@@ -65,8 +65,10 @@ _PLAIN: Mapping[str, Any] = {"type": "function", "strict": False, "parameters": 
 
 @dataclass(frozen=True, slots=True)
 class ResponseBody:
-    """A validated request body; `echoed`: fields that the response repeats. `given`: its input items if they are to be
-    stored, else None; `earlier`: the turns before them. `truncates`: a prompt that is too long is shortened.
+    """A validated request body.
+
+    `echoed`: fields that the response repeats. `given`: its input items if they are to be stored, else None; `earlier`:
+    the turns before them. `truncates`: a prompt that is too long is shortened.
     """
 
     query: Query
@@ -91,8 +93,9 @@ def count_input(body: object, coterie: Serving, mine: ClientStore = NONE_KEPT) -
 
 
 def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
-    """Turn a decoded JSON body into a Query, including the client's stored turns that it continues. Raises RequestError
-    naming the field and what to change.
+    """Turn a decoded JSON body into a Query, including the client's stored turns that it continues.
+
+    Raises RequestError naming the field and what to change.
     """
     given = fields.as_object(body, "model and input")
     _check(given)

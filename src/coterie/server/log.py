@@ -50,8 +50,9 @@ def log_refusal(asked: str, status: int, error: CoterieError) -> None:
 
 
 def log_avoided(device: str, error: CoterieError | None) -> None:
-    """Log that one of several devices is avoided from now on, with the reason, or no longer is. Its failures that
-    others made good are logged nowhere else.
+    """Log that one of several devices is avoided from now on, with the reason, or no longer is.
+
+    Its failed attempts at requests that other devices then answered are logged nowhere else.
     """
     if error is None:
         LOG.info("the device %s answers again", device)

@@ -1,6 +1,6 @@
-"""The composition and its experts, in the model lists of OpenAI and Anthropic, each with its state; and commands on
-one: load, unload, pin, unpin.
+"""/v1/models: the composition and its experts, each with its state, in the formats of OpenAI and Anthropic.
 
+Also the commands on an expert (load, unload, pin, unpin), the rescan, and /v1/status.
 Knows nothing about how experts are loaded, or about threads beyond `Worker`.
 """
 

@@ -78,8 +78,9 @@ class ResponseStore:
         return len(self._stored)
 
     def put(self, owner: str, response: Mapping[str, Any], given: bytes, earlier: tuple[Turn, ...]) -> None:
-        """Store a response to the input items `given`, which continues earlier turns. Evicts others for it; a response
-        larger than the whole store is evicted at once.
+        """Store a response to the input items `given`, which continues the `earlier` turns.
+
+        Evicts others to make room for it; a response larger than the whole store is evicted at once.
         """
         about = {name: value for name, value in response.items() if name != "output"}
         turn = Turn(given, _TO_JSON(response["output"]).encode())

@@ -59,8 +59,10 @@ def _holds(text: Text, query: Query, limit: int) -> bool:
 
 
 def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
-    """The query without as few of its oldest exchanges, at least one, as leave room in the context for the answer, or
-    failing that for one token; None if not even the last exchange leaves that.
+    """The query without its oldest exchanges: as few as possible, but at least one.
+
+    What remains leaves room in the context for the answer, or, if not even the last exchange does, for one token. None
+    if the last exchange leaves not even that.
     """
     text, model = coterie.texts.get(expert), coterie.models.get(expert)
     messages = query.messages

@@ -50,9 +50,9 @@ _LOG = logging.getLogger("uvicorn.error")
 
 
 class Server(uvicorn.Server):
-    """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace period, a third cuts
-    connections, a fourth kills.
+    """Serves an application of `make_app` until SIGINT or SIGTERM.
 
+    A second signal ends the grace period, a third cuts connections, a fourth kills.
     SIGHUP, which a closing terminal sends twice, counts once. If it is ignored (nohup), it stays ignored.
     """
 

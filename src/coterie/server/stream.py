@@ -48,8 +48,9 @@ class Stream:
             self._taker.set_result(None)
 
     def news(self) -> asyncio.Future[None]:
-        """A future that is done when there is something to take, or a failure. Until then all calls return the same
-        one.
+        """A future that is done when there is something to take, or a failure.
+
+        Until then all calls return the same one.
         """
         if self._taker is None or self._taker.done():
             self._taker = self.loop.create_future()
@@ -90,8 +91,9 @@ class Stream:
 
 
 def distribute(chunks: Sequence[Chunk], streams: dict[str, Stream]) -> None:
-    """Distribute a step's chunks to their streams, and forget the streams that end. Each loop is woken once: that costs
-    as much for one chunk as for a whole batch.
+    """Distribute a step's chunks to their streams, and forget the streams that end.
+
+    Each loop is woken once: that costs as much for one chunk as for a whole batch.
     """
     parcels: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Chunk]]] = {}
     for chunk in chunks:

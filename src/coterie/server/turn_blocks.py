@@ -149,8 +149,10 @@ class TurnAnswers(Streamed):
         return self._blocks
 
     def _stopped(self, answer: Answer, blocks: Blocks) -> dict[str, Any]:
-        """Why it ended: at a stop string, if there are any, the last token is no end token, and no constraint was
-        completed, which would have ended it too.
+        """Why it ended.
+
+        At a stop string, if there are any, the last token is no end token, and no constraint was completed, which would
+        have ended it too.
         """
         if answer.finish_reason != "stop":
             return {"stop_reason": "max_tokens", "stop_sequence": None}

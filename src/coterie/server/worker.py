@@ -101,8 +101,9 @@ class Worker:
         return stream
 
     async def call(self, function: Callable[[Serving], T]) -> T:
-        """Run a function between two steps, in order, and return its result or raise its error: on the engine's thread,
-        or, if devices step themselves, on one that may wait for them.
+        """Run a function between two steps, in order, and return its result or raise its error.
+
+        On the engine's thread, or, if devices step themselves, on one that may wait for them.
         """
 
         def change(coterie: Serving) -> T:
@@ -133,8 +134,9 @@ class Worker:
         return asked.result()
 
     async def turn(self) -> None:
-        """Return once the engine has taken a turn, and at least one of the devices that step themselves; others may
-        hang. Raises the error they ended with.
+        """Return once the engine, and at least one of the devices that step themselves, has taken a turn.
+
+        Other devices may hang. Raises the error that the engine has ended with.
         """
         await self._call(lambda _: None)
         turns = {asyncio.wrap_future(one) for one in self._coterie.next_turns()}

@@ -64,9 +64,7 @@ class AcceptanceRate:
 
 @dataclass(slots=True)
 class Draft:
-    """A small expert's counterpart of a sequence: `own` has the same tokens up to `agreed`, followed by what it
-    drafted. The `guessed` tokens from `base` on were submitted for verification.
-    """
+    """A draft of a sequence: `own` agrees up to `agreed`; its `guessed` tokens from `base` on await verification."""
 
     expert_id: str
     own: Sequence
@@ -160,8 +158,9 @@ class Drafts:
     # ---- guessing
 
     def ready(self, expert: ServedExpert, start_fetch: Callable[[Fetch], bool]) -> bool:
-        """Whether the draft expert is resident, for an expert that runs alone. If it is absent, it is fetched where
-        `start_fetch` finds unused room.
+        """Whether the draft expert is resident, for an expert that runs alone.
+
+        If it is absent, it is fetched where `start_fetch` finds unused room.
         """
         small = self._drafter(expert)
         if small is None:

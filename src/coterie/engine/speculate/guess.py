@@ -24,7 +24,9 @@ from coterie.engine.speculate.prediction import Prediction
 from coterie.engine.speculate.price import BETWEEN_RUNS_BYTES, MIN_GAIN, Price
 from coterie.engine.speculate.propose import Proposal, propose
 
-TOGETHER = 4  # a step has one guess, or all certain ones, or a multiple of so many rows: devices keep few sizes ready
+# A step of one sequence has a multiple of this many rows, unless it has one guess or exactly the certain ones: devices
+# keep few sizes ready.
+TOGETHER = 4
 NOTHING = Proposal([], [])
 MAX_SLOWER = 1.5  # bound on how much longer a step may take while some sequences gain nothing from it
 
@@ -150,8 +152,9 @@ def _sources(sequence: Sequence, tally: Tally) -> Seq[Lookup | Prediction]:
 
 
 def keep_guesses(batch: Batch, by_row: list[list[int]]) -> tuple[int, int]:
-    """Append to each sequence's drawn token those drawn after correct guesses; returns how many tokens were guessed,
-    and how many of them accepted.
+    """Append to each sequence's drawn token those drawn after correct guesses.
+
+    Returns how many tokens were guessed, and how many of them accepted.
     """
     guessed = right = 0
     for guess in batch.guessed:

@@ -21,9 +21,10 @@ MIN_GAIN = 1.1  # required tokens per price relative to plain steps, as a margin
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a step of an expert costs, in bytes read in the same time: its first row, each further row (`few`: among the
-    first FEW_ROWS), each position that a row attends to, and the KV state of each position, which is read once for all
-    rows of a sequence.
+    """What a step of an expert costs, in bytes that could be read in the same time.
+
+    `first`: its first row; `row`: each further one, `few`: those among the first FEW_ROWS; `seen`: each position that a
+    row attends to; `kv`: the KV state of each position, which is read once for all rows of a sequence.
     """
 
     first: float

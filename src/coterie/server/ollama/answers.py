@@ -153,8 +153,10 @@ class Calls:
 
 
 def _ended(answer: Answer) -> dict[str, Any]:
-    """Why an answer ended, and its timings, in nanoseconds. Loading the expert and reading the prompt may overlap,
-    because its first layers run while others arrive; generation is timed from the first token on.
+    """Why an answer ended, and its timings, in nanoseconds.
+
+    Loading the expert and reading the prompt may overlap, because its first layers run while others arrive; generation
+    is timed from the first token on.
     """
     took = {
         "total_duration": answer.total_s,

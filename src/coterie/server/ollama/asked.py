@@ -154,8 +154,10 @@ def _check_images(given: Mapping[str, Any], where: str) -> None:
 
 
 def conversation(turns: list[Any]) -> tuple[Message, ...]:
-    """The messages of a chat. In this API calls and results may have no ids; they are matched by the tool's name and by
-    order. Raises RequestError that names the message and what to change.
+    """The messages of a chat.
+
+    In this API calls and results may have no ids; they are matched by the tool's name and by order. Raises RequestError
+    that names the message and what to change.
     """
     made: list[tuple[str, str]] = []  # calls without a result so far: the id and the tool
     ids = iter(range(10**5))
