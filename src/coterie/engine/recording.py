@@ -69,7 +69,7 @@ class _Subject:
 
 
 class Recording:
-    """Remembers the last `max_works` pieces of work, and as many requests. `use`: each lane's totals since the start."""
+    """Remembers the last `max_works` pieces of work, and as many requests. `use`: totals per lane since the start."""
 
     def __init__(self, max_works: int = MAX_WORKS) -> None:
         self.use: dict[str, LaneUse] = {}
