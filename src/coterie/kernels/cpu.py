@@ -144,7 +144,8 @@ class Reads:
     def add(self, tag: int, file: int, to: int, offset: int, there: int, parts: I64, scattered: bool) -> None:
         """Queue parts [n, 2] (start, stop), relative to `offset` in an open file; each is read to address `to` + start.
 
-        The file has `there` bytes from `offset` on. Scattered parts all start at once, and long ones wait for them.
+        `there` bytes of the range are in the file, whose last block may be partial. Scattered parts all start at once,
+        and long ones wait for them.
         """
         self._native.add(tag, file, to, offset, there, parts, scattered)
 

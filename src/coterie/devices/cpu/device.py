@@ -164,7 +164,7 @@ class CpuDevice(RealDevice):
         return event
 
     def changes_logits(self) -> bool:
-        """True."""
+        """True: the sampler applies penalties and biases."""
         return True
 
     def interrupt(self) -> None:

@@ -207,7 +207,7 @@ def buckets_within(limits: Limits, samples_tokens: bool = True) -> list[Bucket]:
 
 
 def likely_buckets(limits: Limits) -> list[Bucket]:
-    """Decode of one sequence up to the most, and prompts of all lengths, alone and together with another sequence."""
+    """Buckets of decode, and of prompts alone or with another sequence, of all sizes, with the shortest context."""
     decodes = [Sizes(B, B, B, 0, 0) for B in _doublings(1, limits.sequences)]
     alone = [Sizes(T, 1, 1, 0, 0) for T in _doublings(2, limits.tokens)]
     in_pairs = [Sizes(T, 2, 2, 0, 0) for T in _doublings(4, limits.tokens)] if limits.sequences > 1 else []

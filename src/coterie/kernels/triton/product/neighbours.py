@@ -92,7 +92,7 @@ def staged_by_neighbour(call: Call, matrix: Matrix) -> torch.Tensor | None:
 
 
 def _run(call: Call, alike: Callable[[I64, I64], bool]) -> tuple[Sequence[I64], int]:
-    """Consecutive rows around the call's, each alike the one before it, and the call's index among them."""
+    """Consecutive rows around the call's, each `alike` to the row before it, and the call's index among them."""
     earlier, later = (() if rows is None else [*rows] for rows in (call.earlier_rows, call.later_rows))
     before: list[I64] = []
     for row in reversed(earlier):
