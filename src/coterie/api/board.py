@@ -84,7 +84,7 @@ class Board:
         self._watch(flight.member.post(lambda coterie: coterie.take(ready, request_id)), flight.member, request_id)
 
     def hand_over(self, request_id: str, ready: Ready, asked_s: float) -> bool:
-        """Place a query again, now that its member has run the router's model; returns whether it goes to another one.
+        """Place a query again, now that its member has run the router's model; returns whether another takes over.
 
         `asked_s`: seconds since it was asked. Called on the first member's thread.
         """

@@ -144,7 +144,10 @@ class Text:
         return "has no chat template for several messages" if self.template is None and len(query.messages) > 1 else ""
 
     def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
-        """How an answer's tokens are chosen, including its grammar. Raises RequestError for invalid constraints."""
+        """How an answer's tokens are chosen, including its grammar.
+
+        Raises RequestError for invalid constraints, UnsupportedError for any without a tokenizer.
+        """
         held = is_constrained(query.tools, query.calling)
         if not (query.form or held):
             return query.choice

@@ -209,7 +209,10 @@ def _blocks(model: Model, block: int, tokens: int) -> int:
 
 
 def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: Device) -> Parts:
-    """Compile and wire everything on a given device. Raises CapacityError, UnsupportedError."""
+    """Compile and wire everything on a given device.
+
+    Raises CapacityError, UnsupportedError; UsageError for `pool_bytes` without a memory between run tier and disk.
+    """
     recording = Recording(settings.record) if settings.record else None
     device = Timeline(device, recording)
     spec = device.spec

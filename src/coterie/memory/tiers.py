@@ -107,7 +107,8 @@ class TierLedger:
     def admit(self, expert_id: str, layout: Layout, at: int | None = None) -> Copy:
         """Allocate an extent for an expert, at offset `at` if given; the caller fills it.
 
-        Raises SlabFullError: capacity is checked again here, whatever the eviction policy promised.
+        Raises SlabFullError: capacity is checked again here, whatever the eviction policy promised. ValueError if the
+        tier has a copy of it already.
         """
         if expert_id in self.copies:
             raise ValueError(f"{expert_id} is in {self.tier} already")

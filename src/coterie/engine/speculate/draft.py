@@ -152,7 +152,7 @@ class Drafts:
         self._drop_all(expert_id)
 
     def loaded(self, expert_id: str) -> None:
-        """An expert was loaded successfully, on whoever's behalf."""
+        """An expert was loaded successfully, for drafting or for its own requests."""
         self._failed.discard(expert_id)
 
     # ---- guessing
