@@ -16,13 +16,13 @@ from coterie.composition.toml import to_toml
 from coterie.core.errors import CompositionError
 
 HEAD = """\
-# What begins with "# " is said to you; what begins with "#" alone is a setting, which counts once its mark is off.
-# docs/composition.md has all of them.
+# Lines that begin with "# " explain; those that begin with "#" alone are settings: remove the "#" to use one.
+# docs/composition.md lists all of them.
 """
 ROUTER = """
-# Without a router clients name their expert. With this one, questions that are asked of {name!r} go to the expert whose
-# examples are most like them, and to the fallback where none is: take the marks off, and write examples (five to twenty
-# an expert, as your users ask) in the place of those below. `coterie route FILE "A QUESTION"` tells who would answer.
+# Without a router, clients name the expert. With this one, a question to {name!r} goes to the expert whose examples are
+# most similar, or to the fallback where none is similar. Uncomment these lines, and replace the examples below with
+# five to twenty questions per expert, worded as your users ask. `coterie route FILE "QUESTION"` shows who would answer.
 #[router]
 #kind = "knn"
 #fallback = {fallback}
@@ -38,7 +38,7 @@ def initial_file(composition: Composition, answering: Collection[str], folder: P
     name = composition.name
     while name in composition.names:  # a request names a composition and an expert in the same field
         name += "-experts"
-    parts = [HEAD, "\n", to_toml({"name": name}), '#description = "what all of it is for"\n']
+    parts = [HEAD, "\n", to_toml({"name": name}), '#description = "what this composition is for"\n']
     fallback = next((one for one in composition.names if one in answering), "")
     if fallback:
         parts.append(ROUTER.format(name=name, fallback=_text(fallback)))
@@ -53,7 +53,7 @@ def initial_file(composition: Composition, answering: Collection[str], folder: P
     except UnicodeEncodeError as error:
         odd = whole[error.start - 20 : error.start].rpartition("\n")[2]
         fact = f"a path is not UTF-8, after {odd!r}, and a composition file is"
-        raise CompositionError(composition.name, fact, "rename what is called so") from error
+        raise CompositionError(composition.name, fact, "rename that file or folder") from error
     return whole
 
 
@@ -68,7 +68,7 @@ def _expert(expert: Expert, answers: bool, folder: Path | None) -> list[str]:
     lines.append(f"#aliases = [{_text(f'{expert.name}:latest')}]  # other names by which clients ask for it\n")
     if answers:
         lines.append(f"#examples = [{_text(f'a question for {expert.name}')}, {_text(f'ask {expert.name}')}]\n")
-        lines.append("#sampling = { temperature = 0.7, top_p = 0.9 }  # where a request does not say\n")
+        lines.append("#sampling = { temperature = 0.7, top_p = 0.9 }  # unless a request sets its own\n")
     return lines
 
 
