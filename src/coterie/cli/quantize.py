@@ -66,7 +66,7 @@ def quantize(
     With --bits 16 they are bfloat16, embedding and head too, which suits encoders: most were released in float32.
     A checkpoint that is already quantised keeps its integers and zero points if a packed type can hold them; if none
     can, --bits says how to quantise those weights again, and the error is relative to them. In unquantised gpt-oss
-    folders the matrices are stored transposed: without --bits they are only turned round.
+    folders the matrices are stored transposed: without --bits they are only transposed back.
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:

@@ -38,7 +38,7 @@ def mxfp4_method(section: Fields) -> Method:
 class _Mxfp4(IntegerMatrix):
     """Codes are the 4-bit floats themselves; zero points are all 0."""
 
-    least, most = 0, 15
+    min_code, max_code = 0, 15
 
     def __init__(self, tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> None:
         groups = -(-columns // _GROUP)
