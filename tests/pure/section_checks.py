@@ -21,7 +21,7 @@ def check_run(ran, mapped):
     for channel in ran.channels:
         assert channel.put == channel.taken == channel.tokens
         assert not channel.tiles
-        assert channel.most <= channel.depth
+        assert channel.peak <= channel.depth
     counts = [0 if nest.is_view else 1 for nest in mapped.walk.nests]
     assert {at for at, _ in ran.order} == {at for at, fires in enumerate(counts) if fires}
     assert len(set(ran.order)) == len(ran.order), "each tile of each op once"
