@@ -187,6 +187,7 @@ class Team:
         """Execute rows [n, ROW_WORDS] in order, without the interpreter lock; returns how many were executed.
 
         Fewer than n means that the next row's gate failed. Addresses in the rows must be valid until this returns.
+        Raises ValueError for an unknown opcode, RuntimeError while another call is in progress.
         """
         return int(self._native.run(rows))
 
@@ -230,6 +231,6 @@ def read_seconds(
 def multiply_add_rate(rounds: int, threads: int, isa: str = ISAS[-1], bf16: bool = False) -> float:
     """Flops per second of multiply-adds in registers: `rounds` rounds on each of `threads` threads.
 
-    A round takes some 400 cycles. In float32, or in bfloat16 where the CPU has an instruction for it (VDPBF16PS).
+    A round takes some 400 cycles. In float32 or, with `bf16`, in bfloat16 if the CPU can (VDPBF16PS) and `isa` has it.
     """
     return float(_cpu.multiply_add_rate(rounds, threads, isa, bf16))
