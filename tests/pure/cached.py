@@ -25,7 +25,7 @@ def settle(device, cache):
 
 
 def load(device, cache, name, layout):
-    residency = cache.acquire(name, layout)
+    residency = cache.want(name, layout)
     settle(device, cache)
     return residency
 

@@ -127,7 +127,7 @@ class Chaos:
         """Another caller of the cache brings an expert in, and lets go whom it likes."""
         name = self.rng.choice(self.names)
         with suppress(Busy, CoterieError):
-            self.world.cache.acquire(name, self.world.experts[name].layout, uses=0)
+            self.world.cache.want(name, self.world.experts[name].layout, uses=0)
 
     def work(self) -> None:
         """Something ends between two steps."""

@@ -101,23 +101,23 @@ def test_a_switch_lasts_from_before_its_transfers_are_issued() -> None:
 def preloading(first: str, after: str) -> SimpleNamespace:
     """A full world, x and y in it, that is asked for a. Just before, and just after, another caller loads others."""
     w = world(dict.fromkeys("abxy", 6), 12)
-    acquire = w.cache.acquire
+    want = w.cache.want
     for name in "xy":
-        acquire(name, w.experts[name].layout)
+        want(name, w.experts[name].layout)
     while w.device.open:
         w.device.finish(w.device.runnable()[0])
     w.cache.poll()
     others = {"before": first, "after": after}
 
-    def acquire_among_others(expert_id: str, layout: Layout, *args: object) -> Residency:
+    def want_among_others(expert_id: str, layout: Layout, *args: object) -> Residency:
         for name in others.pop("before", ""):
-            acquire(name, w.experts[name].layout)
-        got = acquire(expert_id, layout, *args)
+            want(name, w.experts[name].layout)
+        got = want(expert_id, layout, *args)
         for name in others.pop("after", ""):
-            acquire(name, w.experts[name].layout)
+            want(name, w.experts[name].layout)
         return got
 
-    w.cache.acquire = acquire_among_others
+    w.cache.want = want_among_others
     w.engine.submit(ask("r", "a"))
     assert run_all(w)["r"].last.finish_reason == "length"
     return w
@@ -143,7 +143,7 @@ def test_what_was_decided_for_several_steps_is_not_done_once_another_caller_evic
     w.engine.submit(ask("r", "a", max_tokens=20))
     while not kinds(w, "run") or w.cache.loading():
         w.engine.step()
-    w.cache.acquire("b", w.experts["b"].layout)
+    w.cache.want("b", w.experts["b"].layout)
     w.device.stalled.add("b")
     for _ in range(3):
         w.engine.step(until=w.device.now())

@@ -18,7 +18,7 @@ from coterie.memory.victims import Busy
 
 def test_a_miss_brings_the_bytes_and_a_gate_for_each_stage():
     device, cache = make(4)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     assert (got.hit, got.is_loading) == (False, True)
     assert list(got.gates) == ["layers.0", "layers.1"]
     assert got.ready == got.gates["layers.1"]
@@ -27,13 +27,13 @@ def test_a_miss_brings_the_bytes_and_a_gate_for_each_stage():
     assert device.content(got.weights)[1] == "torn"
     settle(device, cache)
     assert device.content(got.weights) == expected(A)
-    again = cache.acquire("a", A)
+    again = cache.want("a", A)
     assert (again.hit, again.ready, dict(again.gates)) == (True, None, {})
 
 
 def test_two_wants_share_one_load():
     device, cache = make(4)
-    first, second = cache.acquire("a", A), cache.acquire("a", A)
+    first, second = cache.want("a", A), cache.want("a", A)
     assert (second.hit, second.is_loading) == (True, True)
     assert (second.weights, second.gates) == (first.weights, first.gates)
     assert [lane for lane, _ in device.log] == ["disk->dram"] * 2
@@ -44,11 +44,11 @@ def test_what_is_remembered_of_many_requests_takes_less_than_a_megabyte():
     """An expert is wanted several times for each request: bytes count, of the newest decisions that are kept."""
     device, cache = make(4)
     load(device, cache, "a", A)
-    cache.acquire("a", A)
+    cache.want("a", A)
     tracemalloc.start()
     try:
         for _ in range(20_000):
-            cache.acquire("a", A)
+            cache.want("a", A)
         gc.collect()
         kept_bytes, _ = tracemalloc.get_traced_memory()
     finally:
@@ -61,7 +61,7 @@ def test_lru_evicts_and_copies_nothing_back():
     device, cache = make(4)
     for name, layout in (("a", A), ("b", B)):
         load(device, cache, name, layout)
-    cache.acquire("a", A)
+    cache.want("a", A)
     load(device, cache, "c", C)
     assert cache.resident() == ("a", "c")
     assert list(cache.decisions) == [
@@ -85,13 +85,13 @@ def test_a_held_expert_stays_until_the_event_is_finished_and_polled():
     reading = device.read_weights(got.weights)
     cache.hold("a", reading)
     with pytest.raises(Busy) as busy:
-        cache.acquire("b", B)
+        cache.want("b", B)
     assert busy.value.events == (reading,)
     device.finish(reading)
     with pytest.raises(Busy):
-        cache.acquire("b", B)
+        cache.want("b", B)
     cache.poll()
-    assert not cache.acquire("b", B).hit
+    assert not cache.want("b", B).hit
 
 
 def test_what_is_released_need_not_be_polled():
@@ -104,11 +104,11 @@ def test_what_is_released_need_not_be_polled():
     cache.release("a", first)
     assert cache.pending() == (second,)
     with pytest.raises(Busy):
-        cache.acquire("b", B)
+        cache.want("b", B)
     cache.release("a", second)
     cache.release("a", second)  # again, or after the expert went, it changes nothing
     cache.check_integrity()
-    assert not cache.acquire("b", B).hit
+    assert not cache.want("b", B).hit
     cache.release("a", second)
 
 
@@ -130,10 +130,10 @@ def test_residents_are_those_that_are_told_in_order():
     device, cache = make(6)
     for name, layout in (("b", B), ("a", A), ("c", C)):
         load(device, cache, name, layout)
-    cache.acquire("b", B)
+    cache.want("b", B)
     assert cache.resident() == ("a", "c", "b")
     assert cache.residents == {"a", "b", "c"}
-    cache.hold("a", device.read_weights(cache.acquire("a", A).weights))
+    cache.hold("a", device.read_weights(cache.want("a", A).weights))
     cache.forget("a")
     assert cache.residents == {"b", "c"}
 
@@ -141,17 +141,17 @@ def test_residents_are_those_that_are_told_in_order():
 def test_hold_of_an_absent_expert_is_our_bug():
     _, cache = make(2)
     with pytest.raises(KeyError):
-        cache.hold("a", cache.acquire("b", B).ready)
+        cache.hold("a", cache.want("b", B).ready)
 
 
 def test_a_loading_expert_is_busy():
     device, cache = make(2)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     with pytest.raises(Busy) as busy:
-        cache.acquire("b", B)
+        cache.want("b", B)
     assert busy.value.events == (got.ready,)
     settle(device, cache)
-    assert not cache.acquire("b", B).hit
+    assert not cache.want("b", B).hit
 
 
 def test_a_pinned_expert_is_refused_for_ever_with_levers():
@@ -159,11 +159,11 @@ def test_a_pinned_expert_is_refused_for_ever_with_levers():
     cache.pin("a")
     load(device, cache, "a", A)
     with pytest.raises(CapacityError) as refusal:
-        cache.acquire("b", B)
+        cache.want("b", B)
     assert (refusal.value.demand_bytes, refusal.value.bound_bytes) == (2 * BLOCK_BYTES, BLOCK_BYTES)
     assert refusal.value.levers == ("raise --near by 4.00 KiB", "unpin a", "use a smaller expert")
     cache.unpin("a")
-    assert not cache.acquire("b", B).hit
+    assert not cache.want("b", B).hit
     assert cache.resident() == ("b",)
 
 
@@ -171,14 +171,14 @@ def test_larger_than_the_budget_is_refused_without_harm():
     device, cache = make(3)
     load(device, cache, "a", A)
     with pytest.raises(CapacityError, match=r"expert big.*16\.00 KiB but 12\.00 KiB.*--near"):
-        cache.acquire("big", fake_layout("big", 4))
+        cache.want("big", fake_layout("big", 4))
     assert cache.resident() == ("a",)
 
 
 def test_a_failed_fetch_is_dropped_and_the_next_want_starts_afresh():
     device, cache = make(4)
     load(device, cache, "b", B)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     device.fail(got.gates["layers.0"])
     assert isinstance(device.failure(got.ready), TransferError)
     cache.poll()
@@ -193,27 +193,27 @@ def test_a_failed_fetch_is_dropped_and_the_next_want_starts_afresh():
 
 def test_a_failed_expert_that_is_still_read_is_not_joined():
     device, cache = make(4)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     reading = device.read_weights(got.weights)
     cache.hold("a", reading)
     device.fail(got.gates["layers.0"])
     cache.poll()
     with pytest.raises(Busy) as busy:
-        cache.acquire("a", A)
+        cache.want("a", A)
     assert busy.value.events == (reading,)
     assert cache.resident() == ()
     device.finish(reading)
     cache.poll()
-    assert not cache.acquire("a", A).hit
+    assert not cache.want("a", A).hit
 
 
 def test_a_device_that_refuses_halfway_leaves_no_extent_behind():
     device, cache = make(4)
     device.refuse_after = 1
     with pytest.raises(TransferError):
-        cache.acquire("a", A)
+        cache.want("a", A)
     with pytest.raises(Busy):
-        cache.acquire("a", A)
+        cache.want("a", A)
     settle(device, cache)
     assert cache.ledgers[0].used_bytes == 0
     assert device.content(load(device, cache, "a", A).weights) == expected(A)
@@ -224,23 +224,23 @@ def test_a_want_never_evicts_the_protected_and_says_whom_it_evicted():
     load(device, cache, "a", A)
     load(device, cache, "b", B)
     with pytest.raises(CapacityError):
-        cache.acquire("c", C, protected={"a", "b"})
+        cache.want("c", C, protected={"a", "b"})
     assert cache.resident() == ("a", "b")
-    got = cache.acquire("c", C, protected={"a"})
+    got = cache.want("c", C, protected={"a"})
     assert (got.hit, got.evicted) == (False, (("b", "dram"),))
     with pytest.raises(Busy):
-        cache.acquire("b", B, protected={"a"})
+        cache.want("b", B, protected={"a"})
     assert cache.loading() == ("c",)
     settle(device, cache)
-    again = cache.acquire("c", C)
+    again = cache.want("c", C)
     assert (again.hit, again.evicted) == (True, ())
-    assert cache.acquire("a", A, protected={"a", "c"}).hit
+    assert cache.want("a", A, protected={"a", "c"}).hit
     assert load(device, cache, "big", fake_layout("big", 4)).evicted == (("a", "dram"), ("c", "dram"))
 
 
 def test_each_end_of_a_load_is_told_once():
     device, cache = make(4)
-    a, b = cache.acquire("a", A), cache.acquire("b", B)
+    a, b = cache.want("a", A), cache.want("b", B)
     assert cache.poll() == ()
     device.finish(a.gates["layers.0"])
     assert cache.poll() == ()
@@ -252,11 +252,11 @@ def test_each_end_of_a_load_is_told_once():
 
 def test_the_end_of_a_forgotten_load_is_told_and_that_of_a_refused_one_is_not():
     device, cache = make(4)
-    ready = cache.acquire("a", A).ready
+    ready = cache.want("a", A).ready
     cache.forget("a")
     device.refuse_after = 1
     with pytest.raises(TransferError):
-        cache.acquire("b", B)
+        cache.want("b", B)
     while device.open:
         device.finish(device.runnable()[0])
     assert device.failure(ready) is None
@@ -292,7 +292,7 @@ def test_experts_of_different_sizes_open_one_hole():
     device, cache = make(8)
     for index in range(4):
         load(device, cache, f"small{index}", fake_layout(f"small{index}", 2))
-    cache.acquire("small1", fake_layout("small1", 2))
+    cache.want("small1", fake_layout("small1", 2))
     got = load(device, cache, "big", fake_layout("big", 4))
     assert cache.resident() == ("small0", "small1", "big")
     assert got.weights.size_bytes == 4 * BLOCK_BYTES

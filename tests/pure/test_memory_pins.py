@@ -92,12 +92,12 @@ def test_whoever_lies_in_the_place_of_a_pinned_expert_is_waited_for_or_spared() 
     cache.forget("big")
     late = fake_layout("late", 2)
     with pytest.raises(Busy) as busy:
-        cache.acquire("late", late)
+        cache.want("late", late)
     assert busy.value.events == (reading,)
     settle(device, cache)
     with pytest.raises(CapacityError):
-        cache.acquire("late", late, protected=frozenset("a"))
-    assert cache.acquire("late", late).evicted == (("a", "dram"),)
+        cache.want("late", late, protected=frozenset("a"))
+    assert cache.want("late", late).evicted == (("a", "dram"),)
 
 
 def test_a_pinned_expert_whose_load_failed_comes_in_where_it_would_have_been() -> None:
@@ -105,7 +105,7 @@ def test_a_pinned_expert_whose_load_failed_comes_in_where_it_would_have_been() -
     device, cache = make(6)
     for name in ("a", "late"):
         pin(cache, name, blocks | {"big": 2})
-        cache.acquire(name, fake_layout(name, 2))
+        cache.want(name, fake_layout(name, 2))
     places = {name: copy.extent for name, copy in cache.ledgers[0].copies.items()}
     device.fail(device.runnable()[0])
     settle(device, cache)
@@ -116,7 +116,7 @@ def test_a_pinned_expert_whose_load_failed_comes_in_where_it_would_have_been() -
 
 
 NAMES = "abcdef"
-deed = st.tuples(st.sampled_from(["acquire", "acquire", "pin", "unpin", "unload", "grow"]), st.sampled_from(NAMES))
+deed = st.tuples(st.sampled_from(["want", "want", "pin", "unpin", "unload", "grow"]), st.sampled_from(NAMES))
 
 
 @settings(max_examples=300, deadline=None)
@@ -125,9 +125,9 @@ deed = st.tuples(st.sampled_from(["acquire", "acquire", "pin", "unpin", "unload"
     st.integers(8, 20),
     st.lists(deed, max_size=30),
 )
-@example([2, 2, 2, 2, 1, 1], 8, [("pin", "a"), ("grow", "d"), ("acquire", "a"), ("acquire", "d")])
-@example([2, 2, 2, 4, 1, 1], 8, [("pin", "a"), ("acquire", "b"), ("acquire", "a"), ("grow", "d"), ("acquire", "d")])
-@example([2, 2, 2, 8, 1, 1], 10, [("pin", "c"), ("acquire", "a"), ("acquire", "b"), ("acquire", "c"), ("acquire", "d")])
+@example([2, 2, 2, 2, 1, 1], 8, [("pin", "a"), ("grow", "d"), ("want", "a"), ("want", "d")])
+@example([2, 2, 2, 4, 1, 1], 8, [("pin", "a"), ("want", "b"), ("want", "a"), ("grow", "d"), ("want", "d")])
+@example([2, 2, 2, 8, 1, 1], 10, [("pin", "c"), ("want", "a"), ("want", "b"), ("want", "c"), ("want", "d")])
 def test_beside_pins_whoever_is_wanted_has_room(counts, capacity, deeds) -> None:
     """Whenever pins were granted, and wherever others lie, of whatever size they have become since; and without one in
     the middle all that fits is granted.
@@ -136,7 +136,7 @@ def test_beside_pins_whoever_is_wanted_has_room(counts, capacity, deeds) -> None
     device, cache = make(capacity)
     for what, name in deeds:
         copies = cache.ledgers[0].copies
-        if what == "acquire":
+        if what == "want":
             load(device, cache, name, fake_layout(name, blocks[name]))
             assert cache.pinned & copies.keys() <= set(cache.resident())
         elif what == "unpin":

@@ -1,7 +1,7 @@
 """Random operations on an ExpertCache over a fake device, checked against what must be true whatever happens.
 
 The fake device holds the contents of every block and refuses to overwrite memory that is in use; the machine adds an
-oracle for what each acquire and each poll must answer.
+oracle for what each want and each poll must answer.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.held = []  # (expert, event) of holds that were not released
         self.loads = {}
 
-    # ---- what must come out of an acquire
+    # ---- what must come out of a want
 
     def forecast(self, index, protected=frozenset()):
         """One of hit, load, busy, never: computed from the ledgers alone, without policies."""
@@ -93,11 +93,11 @@ class CacheMachine(RuleBasedStateMachine):
         return answer
 
     def attempt(self, index, protected=frozenset()):
-        """acquire, compared with the forecast; the residency, or None when it was refused."""
+        """want, compared with the forecast; the residency, or None when it was refused."""
         forecast, before, moves = self.forecast(index, protected), self.kept(protected), len(self.device.log)
         decided = len(self.cache.decisions)
         try:
-            got = self.cache.acquire(f"e{index}", self.layouts[index], protected=protected)
+            got = self.cache.want(f"e{index}", self.layouts[index], protected=protected)
         except Busy as busy:
             got, refused = None, "busy" if busy.events else "busy with nothing to wait for"
         except CapacityError as refusal:
@@ -134,7 +134,7 @@ class CacheMachine(RuleBasedStateMachine):
     # ---- operations
 
     @rule(index=EXPERTS)
-    def acquire(self, index):
+    def want(self, index):
         self.attempt(index)
 
     @rule(index=EXPERTS)

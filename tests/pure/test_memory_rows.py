@@ -80,7 +80,7 @@ def test_rows_come_first_only_where_that_takes_less_than_half_of_the_table():
 def test_the_order_and_the_gates(tied):
     device, cache = make()
     placed = layout(tied=tied)
-    got = cache.acquire("a", placed, {3, 500})
+    got = cache.want("a", placed, {3, 500})
     lane = [device.work[event.event_id] for event in cache._near.copies["a"].arrivals]
     table = placed.ranges[placed.table.range_index].source
     others = [r.source for r in placed.ranges if r.source != table]
@@ -98,32 +98,32 @@ def test_the_order_and_the_gates(tied):
         block = (placed.table.offset + row * ROW_BYTES) // BLOCK_BYTES
         assert held[block] == ("file", block)
     assert held[PART_COST_BYTES // BLOCK_BYTES] == "torn"
-    assert cache.acquire("a", placed).early == got.early
+    assert cache.want("a", placed).early == got.early
     while device.open:
         device.finish(device.runnable()[0])
     cache.poll()
     assert device.content(got.weights) == [("file", block) for block in range(placed.size_bytes // BLOCK_BYTES)]
-    again = cache.acquire("a", placed, {9})
+    again = cache.want("a", placed, {9})
     assert (again.early, again.first, dict(again.gates)) == (None, None, {})
 
 
 def test_a_failed_row_fails_the_load_once():
     device, cache = make()
-    got = cache.acquire("a", layout(), {3})
+    got = cache.want("a", layout(), {3})
     device.fail(got.first)
     assert all(device.done(gate) for gate in got.gates.values())
     cache.poll()
     assert (cache.resident(), cache.stats.failures) == ((), 1)
-    assert not cache.acquire("a", layout()).hit
+    assert not cache.want("a", layout()).hit
 
 
 def test_a_prefetch_takes_rows_and_a_tier_between_takes_none():
     _, cache = make()
-    assert not cache.acquire("a", layout(), rows={3}).hit
-    assert cache.acquire("a", layout()).early.rows == {3}
+    assert not cache.want("a", layout(), rows={3}).hit
+    assert cache.want("a", layout()).early.rows == {3}
     assert cache.stats.moved_bytes["disk->dram"] > layout().size_bytes
     _, cache = make("hbm", "ddr")
-    got = cache.acquire("a", layout(), {3})
+    got = cache.want("a", layout(), {3})
     assert got.early is None
     assert got.first == got.gates["embed"]
 
@@ -132,12 +132,12 @@ def test_rows_come_first_from_a_copy_below_too():
     device, placed = FakeDevice(fake_spec("hbm", "ddr", "disk")), layout()
     cache = ExpertCache(device, {"hbm": placed.size_bytes, "ddr": 2 * placed.size_bytes})
     for name in ("a", "b"):  # in ddr there is room for both
-        cache.acquire(name, placed)
+        cache.want(name, placed)
         while device.open:
             device.finish(device.runnable()[0])
         cache.poll()
     assert cache.resident() == ("b",)
-    got = cache.acquire("a", placed, {3, 500})
+    got = cache.want("a", placed, {3, 500})
     lane = [device.work[event.event_id] for event in cache._near.copies["a"].arrivals]
     assert [work.parts is None for work in lane] == [False, True, True, True]
     rows, layer, head, whole = (work.event for work in lane)

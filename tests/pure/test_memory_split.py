@@ -30,27 +30,27 @@ def drain(device, cache):
 
 def test_neither_side_evicts_the_other(device):
     cache = split(device, 4, 4)
-    cache.acquire("r", fake_layout("r", 4))
+    cache.want("r", fake_layout("r", 4))
     drain(device, cache)
     for name in "abcd":
-        got = cache.acquire(name, fake_layout(name, 2))
+        got = cache.want(name, fake_layout(name, 2))
         assert all(gone != "r" for gone, _ in got.evicted)
         drain(device, cache)
     assert set(cache.resident()) == {"c", "d", "r"}
-    assert cache.acquire("r", fake_layout("r", 4)).hit
+    assert cache.want("r", fake_layout("r", 4)).hit
     cache.check_integrity()
 
 
 def test_each_side_has_its_own_bound(device):
     cache = split(device, 8, 2)
     with pytest.raises(CapacityError, match="expert r"):
-        cache.acquire("r", fake_layout("r", 4))
-    assert not cache.acquire("a", fake_layout("a", 8)).hit
+        cache.want("r", fake_layout("r", 4))
+    assert not cache.want("a", fake_layout("a", 8)).hit
 
 
 def test_ends_loads_and_what_is_pending_are_of_both(device):
     cache = split(device, 4, 4)
-    first, second = cache.acquire("a", fake_layout("a", 2)), cache.acquire("r", fake_layout("r", 2))
+    first, second = cache.want("a", fake_layout("a", 2)), cache.want("r", fake_layout("r", 2))
     assert set(cache.loading()) == {"a", "r"}
     assert {e.event_id for e in cache.pending()} == {first.ready.event_id, second.ready.event_id}
     assert {name for name, failure in drain(device, cache)} == {"a", "r"}
@@ -61,12 +61,12 @@ def test_ends_loads_and_what_is_pending_are_of_both(device):
 def test_bases_stay_whoever_comes_and_are_nobody_elses(device):
     bases = ExpertCache(device, {"dram": 3 * BLOCK_BYTES})
     cache = SplitCache(ExpertCache(device, {"dram": 2 * BLOCK_BYTES}), {"bases": (bases, {"big"})})
-    assert not cache.acquire("big", fake_layout("big", 3)).hit
+    assert not cache.want("big", fake_layout("big", 3)).hit
     for name in "abc":
-        cache.acquire(name, fake_layout(name, 2))
+        cache.want(name, fake_layout(name, 2))
         drain(device, cache)
     assert cache.resident() == ("c", "big")
-    assert cache.acquire("big", fake_layout("big", 3)).hit
+    assert cache.want("big", fake_layout("big", 3)).hit
     assert [stays(cache, name) for name in ("big", "c")] == [True, False]
     assert not stays(cache.experts, "big")
     assert side_of(cache, "big") is bases is sides_of(cache)["bases"]

@@ -13,7 +13,7 @@ from coterie.memory.victims import Busy
 
 def test_a_cold_expert_passes_through_both_and_each_copy_waits_for_its_range():
     device, cache = make(4, 8)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     assert device.log == [("disk->ddr", "a")] * 2 + [("ddr->hbm", "copy")] * 2
     device.finish(device.runnable()[0])
     assert got.gates["layers.0"] in device.runnable()
@@ -40,23 +40,23 @@ def test_a_refusal_below_leaves_the_tier_above_as_it_was():
     device, cache = make(2, 2)
     load(device, cache, "a", A)
     with pytest.raises(CapacityError, match="raise --near"):
-        cache.acquire("big", fake_layout("big", 3))
+        cache.want("big", fake_layout("big", 3))
     device, cache = make(4, 2)
     load(device, cache, "a", A)
     with pytest.raises(CapacityError, match="raise the budget of ddr"):
-        cache.acquire("big", fake_layout("big", 4))
+        cache.want("big", fake_layout("big", 4))
     assert cache.resident() == ("a",)
 
 
 def test_a_failed_copy_keeps_what_arrived_below():
     device, cache = make(2, 4)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     device.finish(device.runnable()[0])
     device.fail(got.gates["layers.0"])
     cache.poll()
     assert cache.resident() == ()
     device.log.clear()
-    again = cache.acquire("a", A)
+    again = cache.want("a", A)
     assert device.log == [("ddr->hbm", "copy")] * 2
     settle(device, cache)
     assert device.content(again.weights) == expected(A)
@@ -64,22 +64,22 @@ def test_a_failed_copy_keeps_what_arrived_below():
 
 def test_a_copy_that_is_being_read_upwards_is_not_evicted_below():
     device, cache = make(4, 2)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     device.finish(device.runnable()[0])
     device.fail(got.gates["layers.0"])
     settle(device, cache)
-    again = cache.acquire("a", A)
+    again = cache.want("a", A)
     with pytest.raises(Busy) as busy:
-        cache.acquire("b", B)
+        cache.want("b", B)
     assert busy.value.tier == "ddr"
     settle(device, cache)
     assert device.content(again.weights) == expected(A)
-    assert not cache.acquire("b", B).hit
+    assert not cache.want("b", B).hit
 
 
 def test_a_failed_fetch_waits_for_a_copy_that_still_runs():
     device, cache = make(2, 4)
-    got = cache.acquire("a", A)
+    got = cache.want("a", A)
     device.finish(device.runnable()[0])
     second_fetch = next(event for event in device.runnable() if event.lane == "disk->ddr")
     device.fail(second_fetch)
@@ -87,7 +87,7 @@ def test_a_failed_fetch_waits_for_a_copy_that_still_runs():
     assert cache.poll() == (("a", device.failure(got.ready)),)
     assert cache.poll() == ()
     with pytest.raises(Busy) as busy:
-        cache.acquire("b", B)
+        cache.want("b", B)
     assert busy.value.events == (got.gates["layers.0"],)
     device.finish(got.gates["layers.0"])
     assert cache.poll() == ()

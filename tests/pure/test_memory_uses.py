@@ -16,7 +16,7 @@ def evicted(evict, *wants, blocks=2, sizes=None):
     device = FakeDevice(fake_spec("dram", "disk"))
     cache = ExpertCache(device, {"dram": blocks * BLOCK_BYTES}, evict)
     for name, uses in wants:
-        got = cache.acquire(name, fake_layout(name, (sizes or {}).get(name, 1)), uses=uses)
+        got = cache.want(name, fake_layout(name, (sizes or {}).get(name, 1)), uses=uses)
         while device.open:
             device.finish(device.runnable()[0])
         cache.poll()
@@ -55,7 +55,7 @@ def test_to_be_brought_in_ahead_is_no_use_but_is_the_latest():
     assert (uses.known("b").uses, uses.recent(uses.known("b"))) == (0, 0)
     assert uses.known("b").last_used > uses.known("a").last_used
     assert uses.recent(uses.known("a")) == pytest.approx(3, rel=0.2)
-    assert (uses.acquires, uses.requests) == (2, 3)
+    assert (uses.wants, uses.requests) == (2, 3)
 
 
 def test_an_old_favourite_fades():

@@ -1,6 +1,6 @@
 """Switching between experts on a GPU: cold from the pinned pool to the first token, compared with a plain copy.
 
-    cold      hbm budget of one expert, all in the pool: acquire -> copy of layer 0, 1, ... -> first token
+    cold      hbm budget of one expert, all in the pool: want -> copy of layer 0, 1, ... -> first token
     ideal     the stages of the warm prefill in order, each started when its bytes have arrived at the copy's rate
 
 Knows nothing about routers or text: prompts are token ids.

@@ -1,6 +1,6 @@
 """Switching between experts: cold, from disk to the first token; and resident, from a step to another expert's step.
 
-    cold      near budget of one expert; page cache dropped; acquire -> fetch ... -> first token
+    cold      near budget of one expert; page cache dropped; want -> fetch ... -> first token
     resident  near budget of all; turns of two steps each:   A A B B A A ...     gap(A,B) minus gap(A,A)
 
 Knows nothing about routers or text: prompts are token ids.
@@ -52,8 +52,8 @@ RECORD = 1 << 12  # pieces of work in a trace, enough for the last switches
 
 # What each cold round measures, in seconds, bytes per second or flops per second.
 COLD = (
-    "cold_ttft_s",  # from acquire to first token
-    "cold_arrival_s",  # from acquire to the last byte, while the first layers already run
+    "cold_ttft_s",  # from want to first token
+    "cold_arrival_s",  # from want to the last byte, while the first layers already run
     "warm_ttft_s",  # the same prompt once resident
     "fetch_s",  # the same ranges fetched with nothing else running
     "fetch_bytes_per_s",

@@ -1,6 +1,6 @@
 """Switching compared with other engines: cold, from disk to the first token; warm, between two models used before.
 
-    cold    page cache dropped; ours: acquire -> first token         theirs: open -> prefill -> first token
+    cold    page cache dropped; ours: want -> first token         theirs: open -> prefill -> first token
     warm    ours: both resident, first token of the other         theirs: open from the page cache; or both held open
 
 Knows nothing about any engine in particular.

@@ -298,7 +298,7 @@ def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> 
     """
     device, start_s = parts.device, parts.device.now()
     for name in order:
-        ready = parts.all_weights.acquire(name, models[name].layout).ready
+        ready = parts.all_weights.want(name, models[name].layout).ready
         if ready is not None:
             wait_for(device, ready)
         failed = [failure for _, failure in parts.all_weights.poll() if failure is not None]

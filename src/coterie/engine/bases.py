@@ -49,7 +49,7 @@ def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache,
     cache = ExpertCache(device, {device.spec.run_tier: size_of(bases)})
     found = {}
     for name, base in bases.items():
-        residency = cache.acquire(name, base.layout, uses=0)
+        residency = cache.want(name, base.layout, uses=0)
         if residency.ready is not None:
             wait_for(device, residency.ready)
         for _, failure in cache.poll():

@@ -151,7 +151,7 @@ class Loads:
         return taken
 
     def take_durations(self) -> Sequence[tuple[str, float]]:
-        """Loads that ended since the last call: the expert, and seconds from acquire to ready."""
+        """Loads that ended since the last call: the expert, and seconds from want to ready."""
         if not self._durations_s:
             return ()
         taken, self._durations_s = self._durations_s, []
@@ -186,7 +186,7 @@ class Loads:
         self, expert_id: str, protected: Set[str] = NO_EXPERTS, rows: Collection[int] = (), uses: int = 0
     ) -> Residency:
         want_s = self._device.now()  # before issuing the transfers, whose time is a part of the wait
-        residency = self._cache.acquire(expert_id, self._experts[expert_id].layout, rows, protected, uses)
+        residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows, protected, uses)
         self._residencies[expert_id] = residency
         first, ready = residency.first, residency.ready
         if first is not None and ready is not None and expert_id not in self._under_way:

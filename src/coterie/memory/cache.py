@@ -1,6 +1,6 @@
 """ExpertCache: loads experts up the tiers within byte budgets, one load per expert at a time; eviction writes nothing.
 
-        acquire - resident? ---- yes: a hit; if the load is still in flight, the caller joins it (same gates)
+        want - resident? ---- yes: a hit; if the load is still in flight, the caller joins it (same gates)
                      | no: choose victims in every tier above the nearest copy, before evicting any of them
                      `---> evict -> allocate extents -> fetch from disk, copy upwards -> one gate per stage
 
@@ -68,7 +68,7 @@ class ExpertCache:
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
         self.follower: Callable[[Decision], None] | None = None  # called on each decision; must return at once
 
-    def acquire(
+    def want(
         self,
         expert_id: str,
         layout: Layout,
@@ -158,7 +158,7 @@ class ExpertCache:
     def changes(self) -> int:
         """A version number: while it is unchanged, so are `loading` and, but for its order, `resident`.
 
-        While `pending` is unchanged too, an `acquire` that was refused would be refused again.
+        While `pending` is unchanged too, a `want` that was refused would be refused again.
         """
         return self._changes.count
 

@@ -27,7 +27,7 @@ from coterie.core.values import value
 class Entry:
     """An expert's copy in a tier, as a policy sees it.
 
-    `last_used`: sequence number of its latest `acquire`. `uses`: requests for it so far; `recent`: the same with
+    `last_used`: sequence number of its latest `want`. `uses`: requests for it so far; `recent`: the same with
     exponential decay. `refetch_cost`: cost of loading it again, in bytes over the fastest link. A `pinned` copy is
     never evicted; a `busy` one cannot be until its events have finished.
     """
@@ -46,7 +46,7 @@ class Entry:
 Window: TypeAlias = tuple[Entry, ...]
 Score: TypeAlias = tuple[float, ...]
 Policy: TypeAlias = Callable[[Sequence[Entry], int, int, int], Window]
-"""(entries, capacity_bytes, need_bytes, now) -> victims. `now` is the number of acquires so far. Raises HoleError."""
+"""(entries, capacity_bytes, need_bytes, now) -> victims. `now` is the number of wants so far. Raises HoleError."""
 
 
 class HoleError(Exception):
@@ -93,11 +93,11 @@ to two of the same popularity.
 """
 
 cost: Policy = partial(_best, lambda window, now: (sum(e.refetch_cost / (now - e.last_used + 1) for e in window),))
-"""Cost-aware: the window with the smallest sum of (refetch cost / acquires since the last use)."""
+"""Cost-aware: the window with the smallest sum of (refetch cost / wants since the last use)."""
 
 
 def belady(order: Sequence[str]) -> Policy:
-    """Belady's rule, given the order of all acquires: the window whose soonest next use is furthest in the future.
+    """Belady's rule, given the order of all wants: the window whose soonest next use is furthest in the future.
 
     Optimal (fewest misses) where sizes are equal; with mixed sizes a heuristic, not a bound.
     Source: L. A. Belady, IBM Systems Journal 5(2), 1966.

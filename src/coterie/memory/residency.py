@@ -32,9 +32,9 @@ class Early:
 class Residency:
     """An expert in the run tier. `gates`: stage -> event; `ready`: the last event, None once a poll saw the load end.
 
-    `hit` is False only for the `acquire` that started the load; joining a load in flight gives hit and is_loading.
+    `hit` is False only for the `want` that started the load; joining a load in flight gives hit and is_loading.
     `evicted`: the copies evicted for this load; empty for a hit.
-    Valid until the next `acquire` or `forget`; beyond that only while a `hold` protects it.
+    Valid until the next `want` or `forget`; beyond that only while a `hold` protects it.
     """
 
     expert_id: str

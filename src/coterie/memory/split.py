@@ -39,7 +39,7 @@ class SplitCache:
         """The cache that this id belongs to."""
         return self.sides[self.name_of_side(expert_id)]
 
-    def acquire(
+    def want(
         self,
         expert_id: str,
         layout: Layout,
@@ -47,8 +47,8 @@ class SplitCache:
         protected: Set[str] = NO_EXPERTS,
         uses: int = 1,
     ) -> Residency:
-        """As ExpertCache.acquire."""
-        return self.side(expert_id).acquire(expert_id, layout, rows, protected, uses)
+        """As ExpertCache.want."""
+        return self.side(expert_id).want(expert_id, layout, rows, protected, uses)
 
     def hold(self, expert_id: str, event: Event) -> None:
         """As ExpertCache.hold."""

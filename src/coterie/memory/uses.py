@@ -17,7 +17,7 @@ MEMORY_USES = 8
 
 @dataclass(slots=True)
 class Use:
-    """One expert's counts. `last_used`: number of its last acquire; `decayed`: its decayed count at request `as_of`."""
+    """One expert's counts. `last_used`: number of its last want; `decayed`: its decayed count at request `as_of`."""
 
     last_used: int = 0
     uses: int = 0
@@ -26,10 +26,10 @@ class Use:
 
 
 class Uses:
-    """Counts per expert ever acquired, resident or not. `acquires` and `requests`: totals over all experts so far."""
+    """Counts per expert ever acquired, resident or not. `wants` and `requests`: totals over all experts so far."""
 
     def __init__(self) -> None:
-        self.acquires = self.requests = 0
+        self.wants = self.requests = 0
         self._of: dict[str, Use] = {}
         self._memory = MEMORY_USES
 
@@ -47,10 +47,10 @@ class Uses:
             self._memory = MEMORY_USES * max(len(self._of), 1)
 
     def add(self, expert_id: str, count: int) -> None:
-        """Record an `acquire` for `count` consecutive requests; 0 is a prefetch, which updates only `last_used`."""
+        """Record a `want` for `count` consecutive requests; 0 is a prefetch, which updates only `last_used`."""
         use = self.known(expert_id)
-        use.last_used, use.uses = self.acquires, use.uses + count
-        self.acquires += 1
+        use.last_used, use.uses = self.wants, use.uses + count
+        self.wants += 1
         if count:
             # Each request decays the ones before it by one step: a geometric series.
             one, all_ = exp(-1 / self._memory), exp(-count / self._memory)

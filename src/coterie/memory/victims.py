@@ -50,7 +50,7 @@ class Victims:
         try:
             if offset is not None:
                 return overlapping(entries, offset, need)
-            return self._policy(entries, ledger.capacity_bytes, need, self._uses.acquires)
+            return self._policy(entries, ledger.capacity_bytes, need, self._uses.wants)
         except HoleError as hole:
             if hole.waiting_helps:
                 busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)
