@@ -80,7 +80,10 @@ def test_what_fails_is_told_and_the_next_round_is_right(
                     looked_over(coterie)
                     if lazy.driver.has_failed:
                         break
-                assert asked(coterie) == answers
+                had_failed, last = lazy.driver.has_failed, asked(coterie)
+                if lazy.driver.has_failed and not had_failed:  # how often calls are made varies: this one came only now
+                    last = asked(coterie)
+                assert last == answers
                 looked_over(coterie)
         except CoterieError as error:  # it could not be opened, which is a sentence too
             if not is_sentence(str(error)):
