@@ -49,6 +49,7 @@ CAVEATS = (
     "Errors of calibration rows say how well the model fits, not how well it predicts.",
 )
 
+NO_CPU_RESULTS = ("this CPU: no results were given, so nothing is said about it",)
 UNKNOWN_SHAPE = "its result has a checkpoint's name and not its shape, so there is no model of it"
 
 
@@ -70,7 +71,7 @@ class _Own:
 
     rows: list[Row] = field(default_factory=list)
     dropped: tuple[Dropped, ...] = ()
-    caveats: tuple[str, ...] = ("this CPU: no results were given, so nothing is said about it",)
+    caveats: tuple[str, ...] = NO_CPU_RESULTS
 
 
 def _own(results: Path, shapes: Shapes) -> _Own:
@@ -80,7 +81,7 @@ def _own(results: Path, shapes: Shapes) -> _Own:
     gpus = {name: raw for name, raw in found.items() if of_gpu(raw)}
     rows, on_gpu = gpu_rows({name: raw for name, raw in gpus.items() if name not in unknown}, results, shapes)
     if found and len(gpus) == len(found):
-        return _Own(rows, dropped, (*_Own().caveats, *on_gpu))
+        return _Own(rows, dropped, (*NO_CPU_RESULTS, *on_gpu))
     on_cpu, caveats = cpu_rows(results, shapes)
     return _Own([*rows, *on_cpu], dropped, (*caveats, *on_gpu))
 
